@@ -1,0 +1,76 @@
+"""Fixtures: tiny random models in openai-whisper's layout, made sounds, and real recordings where they are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import whisper
+from whisper.model import ModelDimensions
+
+from whisper_at.heads import make_head
+from whisper_at.model import WhisperAT
+
+ROOT = Path(__file__).parents[1]
+SAMPLE_RATE = 16000
+
+
+def random_whisper(kind: type, n_vocab: int, seed: int = 0, n_mels: int = 80, **options):
+    """A small Whisper of class ``kind`` with weights large enough to say different things."""
+    torch.manual_seed(seed)
+    model = kind(ModelDimensions(n_mels, 1500, 64, 4, 2, n_vocab, 448, 64, 4, 2), **options)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.5 if "positional" in name else 0.2)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def upstream_en():
+    return random_whisper(whisper.Whisper, 51864)
+
+
+@pytest.fixture(scope="session")
+def upstream_multilingual():
+    return random_whisper(whisper.Whisper, 51865, seed=1)
+
+
+@pytest.fixture
+def model_en():
+    model = random_whisper(WhisperAT, 51864)
+    model.set_head(make_head("tl_tr_1_8", n_layer=2, rep_dim=64))
+    return model
+
+
+@pytest.fixture
+def model_multilingual():
+    model = random_whisper(WhisperAT, 51865, seed=1)
+    model.set_head(make_head("tl_tr_1_8", n_layer=2, rep_dim=64))
+    return model
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory, upstream_en) -> Path:
+    """A checkpoint file in openai-whisper's layout."""
+    path = tmp_path_factory.mktemp("checkpoints") / "random.pt"
+    torch.save({"dims": vars(upstream_en.dims), "model_state_dict": upstream_en.state_dict()}, path)
+    return path
+
+
+def noise(seconds: float, seed: int = 0) -> np.ndarray:
+    """Noise that swells and fades: float32 ``(samples,)`` at 16 kHz."""
+    n = round(seconds * SAMPLE_RATE)
+    envelope = np.sin(np.arange(n) / SAMPLE_RATE * 0.7 + seed) ** 2
+    return (np.random.default_rng(seed).standard_normal(n) * envelope * 0.1).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Folder of real recordings, which are not part of the project."""
+    path = Path(os.environ.get("WHISPER_AT_DATA", ROOT.parent / "shared" / "data"))
+    if not path.is_dir():
+        pytest.skip("real recordings are not here; WHISPER_AT_DATA names their folder")
+    return path

@@ -1,0 +1,233 @@
+"""Decoding files: the same samples as openai-whisper, no set-up, nothing but local files."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import whisper.audio as upstream
+
+from whisper_at import audio
+
+
+def tone(seconds: float = 1.0, rate: int = 16000, channels: int = 1) -> np.ndarray:
+    """A quiet chord with some noise, (samples, channels)."""
+    t = np.arange(round(seconds * rate)) / rate
+    noise = np.random.default_rng(0).normal(0, 0.02, (len(t), channels))
+    return 0.3 * np.sin(2 * np.pi * np.outer(t, [220 * (c + 1) for c in range(channels)])) + noise
+
+
+@pytest.fixture
+def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def ffmpeg_on_path(tmp_path_factory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the ffmpeg that we would use on PATH, under the name that upstream calls."""
+    folder = tmp_path_factory.mktemp("bin")
+    (folder / ("ffmpeg.exe" if os.name == "nt" else "ffmpeg")).symlink_to(audio.ffmpeg_binary())
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+def convert(source: str, target: str) -> None:
+    subprocess.run([audio.ffmpeg_binary(), "-v", "error", "-y", "-i", source, target], check=True)
+
+
+def test_every_public_name_of_upstream_is_here():
+    names = {name for name in vars(upstream) if not name.startswith("_")}
+    assert names <= set(vars(audio))
+    assert audio.SAMPLE_RATE == 16000 and audio.mel_filters is upstream.mel_filters
+
+
+@pytest.mark.parametrize("name", ["load_audio", "log_mel_spectrogram", "pad_or_trim"])
+def test_signatures_are_upstreams(name):
+    def shape(function):
+        parameters = inspect.signature(function).parameters.values()
+        return [(p.name, p.kind, p.default) for p in parameters]
+
+    assert shape(getattr(audio, name)) == shape(getattr(upstream, name))
+
+
+@pytest.mark.parametrize("rate, channels", [(16000, 1), (44100, 2), (8000, 1), (48000, 3)])
+@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "ogg", "m4a"])
+def test_same_samples_as_upstream(in_tmp, ffmpeg_on_path, rate, channels, suffix):
+    soundfile.write("source.wav", tone(1.3, rate, channels), rate)
+    name = f"copy.{suffix}"
+    convert("source.wav", name)
+    for sr in (16000, 22050):
+        expected = upstream.load_audio(name, sr)
+        actual = audio.load_audio(name, sr)
+        assert actual.dtype == np.float32 and actual.shape == expected.shape
+        np.testing.assert_array_equal(actual, expected)
+        assert actual.flags.writeable
+
+
+def test_sixteen_bit_samples_come_back_exactly(in_tmp):
+    samples = np.array([0, 1, -1, 32767, -32768, 12345], np.int16)
+    soundfile.write("exact.wav", samples, 16000)
+    np.testing.assert_array_equal(audio.load_audio("exact.wav"), samples / np.float32(32768))
+
+
+def test_works_where_no_ffmpeg_is_on_the_path(in_tmp, monkeypatch):
+    soundfile.write("a.wav", tone(), 16000)
+    monkeypatch.setenv("PATH", str(in_tmp))
+    import imageio_ffmpeg
+
+    assert audio.ffmpeg_binary() == imageio_ffmpeg.get_ffmpeg_exe()
+    assert len(audio.load_audio("a.wav")) == 16000
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a script stands in for ffmpeg")
+def test_ffmpeg_on_the_path_comes_first(in_tmp, monkeypatch):
+    script = in_tmp / "ffmpeg"
+    script.write_text("#!/bin/sh\nprintf '\\001\\000\\377\\177'\n")
+    script.chmod(0o755)
+    soundfile.write("a.wav", tone(), 16000)
+    monkeypatch.setenv("PATH", f"{in_tmp}{os.pathsep}{os.environ['PATH']}")
+    assert audio.ffmpeg_binary() == str(script)
+    np.testing.assert_array_equal(audio.load_audio("a.wav"), np.array([1, 32767]) / np.float32(32768))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names that Windows does not allow")
+@pytest.mark.parametrize(
+    "name", ["-x.wav", "concat:a.wav|b.wav", "http:x.wav", "file:a.wav", "a%d.wav", "ü b\n.wav", "-"]
+)
+def test_a_name_is_only_ever_a_local_file(in_tmp, name):
+    """Whatever ffmpeg would make of such a name, it opens the file called so, or nothing."""
+    soundfile.write("a.wav", tone(1), 16000)
+    soundfile.write("b.wav", tone(1), 16000)
+    soundfile.write("a1.wav", tone(1), 16000)
+    with pytest.raises(FileNotFoundError) as caught:
+        audio.load_audio(name)
+    assert name in str(caught.value)
+    soundfile.write("odd.wav", tone(0.5), 16000)
+    os.rename("odd.wav", name)
+    assert len(audio.load_audio(name)) == 8000
+
+
+@pytest.mark.parametrize(
+    "name", ["http://127.0.0.1:9/x.wav", "missing.wav", "", "tcp://127.0.0.1:9", "a\0.wav"]
+)
+def test_what_is_not_there_is_file_not_found(in_tmp, name):
+    with pytest.raises(FileNotFoundError) as caught:
+        audio.load_audio(name)
+    assert name in str(caught.value)
+
+
+def test_a_playlist_cannot_reach_the_network(in_tmp, monkeypatch):
+    import socket
+
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(1)
+        server.setblocking(False)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/a.ts"
+        Path("list.m3u8").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{url}\n#EXT-X-ENDLIST\n")
+        with pytest.raises(RuntimeError):
+            audio.load_audio("list.m3u8")
+        with pytest.raises(BlockingIOError):  # nobody called
+            server.accept()
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("empty.wav", b""),
+        ("text.wav", b"not a sound at all\n" * 20),
+        ("text.txt", b"not a sound at all\n" * 20),
+        ("random.mp3", bytes(np.random.default_rng(1).integers(0, 256, 4000, np.uint8))),
+        ("header.flac", b"fLaC"),
+    ],
+)
+def test_what_cannot_be_decoded_says_so_in_one_line(in_tmp, name, content):
+    Path(name).write_bytes(content)
+    with pytest.raises(RuntimeError) as caught:
+        audio.load_audio(name)
+    message = str(caught.value)
+    assert message.startswith(f"Failed to load audio: {name}: ")
+    assert "\n" not in message and len(message) < 200 and "libavcodec" not in message
+
+
+def test_a_directory_is_not_audio(in_tmp):
+    Path("folder.wav").mkdir()
+    with pytest.raises(RuntimeError, match="^Failed to load audio: folder.wav: .*directory"):
+        audio.load_audio("folder.wav")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a script stands in for ffmpeg")
+def test_many_complaints_do_not_block_and_only_the_last_is_told(in_tmp, monkeypatch):
+    """More on stderr than a pipe holds, before any sample: a reader of one pipe at a time would hang here."""
+    script = in_tmp / "ffmpeg"
+    script.write_text(
+        f"#!{sys.executable}\nimport sys\n"
+        "sys.stderr.write('[mp3 @ 0x55d0] bad frame\\n' * 20000 + '[in#0 @ 0x7f] the last word\\n')\n"
+        "sys.exit(1)\n"
+    )
+    script.chmod(0o755)
+    Path("a.wav").write_bytes(b"x")
+    monkeypatch.setenv("PATH", f"{in_tmp}{os.pathsep}{os.environ['PATH']}")
+    with pytest.raises(RuntimeError, match="^Failed to load audio: a.wav: the last word$"):
+        audio.load_audio("a.wav")
+
+
+@pytest.mark.parametrize("suffix, shortest", [("wav", 2.3), ("flac", 1.5), ("mp3", 2.2), ("aac", 2.2)])
+def test_a_truncated_file_gives_what_it_holds(in_tmp, suffix, shortest):
+    soundfile.write("source.wav", tone(4), 16000)
+    convert("source.wav", f"whole.{suffix}")
+    data = Path(f"whole.{suffix}").read_bytes()
+    Path(f"cut.{suffix}").write_bytes(data[: int(len(data) * 0.6)])
+    whole, cut = audio.load_audio(f"whole.{suffix}"), audio.load_audio(f"cut.{suffix}")
+    assert shortest * 16000 < len(cut) < 2.7 * 16000
+    np.testing.assert_array_equal(cut[:16000], whole[:16000])
+
+
+@pytest.mark.parametrize("seconds", [0.01, 0.4, 0.7, 30.0])
+def test_blocks_join_to_the_whole(in_tmp, seconds):
+    soundfile.write("a.wav", tone(2.5, 44100, 2), 44100)
+    whole = audio.load_audio("a.wav")
+    blocks = list(audio.stream_audio("a.wav", seconds=seconds))
+    assert all(len(block) == round(seconds * 16000) for block in blocks[:-1])
+    assert all(block.dtype == np.float32 and len(block) for block in blocks)
+    np.testing.assert_array_equal(np.concatenate(blocks), whole)
+
+
+def test_a_stream_that_is_dropped_ends_its_ffmpeg(in_tmp, monkeypatch):
+    processes = []
+    popen = subprocess.Popen
+
+    def remember(*args, **kwargs):
+        processes.append(popen(*args, **kwargs))
+        return processes[-1]
+
+    soundfile.write("long.wav", np.zeros(16000 * 120, np.int16), 16000)
+    monkeypatch.setattr(audio.subprocess, "Popen", remember)
+    blocks = audio.stream_audio("long.wav", seconds=0.1)
+    next(blocks)
+    blocks.close()
+    assert len(processes) == 1 and processes[0].poll() is not None
+
+
+def test_blocks_must_have_a_length():
+    with pytest.raises(ValueError, match="seconds must be positive"):
+        next(audio.stream_audio("a.wav", seconds=0))
+
+
+def test_mel_of_a_path_needs_no_ffmpeg_on_the_path(in_tmp, monkeypatch):
+    soundfile.write("a.wav", tone(1.5, 22050), 22050)
+    monkeypatch.setenv("PATH", str(in_tmp))
+    samples = audio.load_audio("a.wav")
+    for n_mels, padding in ((80, 0), (128, 480000)):
+        expected = upstream.log_mel_spectrogram(samples, n_mels, padding)
+        assert torch.equal(audio.log_mel_spectrogram("a.wav", n_mels, padding), expected)
+        assert torch.equal(
+            audio.log_mel_spectrogram(torch.from_numpy(samples), n_mels, padding, "cpu"), expected
+        )

@@ -1,0 +1,68 @@
+"""`import whisper_at as whisper`: every public name, every submodule, the same signatures."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+import whisper
+
+import whisper_at
+
+SUBMODULES = [m.name for m in pkgutil.walk_packages(whisper.__path__, "whisper.") if "__main__" not in m.name]
+
+
+def public(module) -> set[str]:
+    return {name for name in vars(module) if not name.startswith("_")}
+
+
+def test_every_public_name():
+    assert public(whisper) - public(whisper_at) == set()
+    assert callable(whisper_at.transcribe) and callable(whisper_at.decode)
+    assert isinstance(whisper_at.__version__, str)
+
+
+@pytest.mark.parametrize("name", SUBMODULES)
+def test_every_submodule(name):
+    ours = name.replace("whisper.", "whisper_at.", 1)
+    try:
+        theirs = importlib.import_module(name)
+    except RuntimeError as error:  # triton_ops without triton
+        with pytest.raises(RuntimeError, match=str(error)[:20]):
+            importlib.import_module(ours)
+        return
+    # whisper.transcribe imports much and defines two; its command line is whisper_at.cli's here
+    wanted = {"transcribe"} if name == "whisper.transcribe" else public(theirs)
+    assert wanted - public(importlib.import_module(ours)) == set()
+
+
+@pytest.mark.parametrize("name", sorted(n for n in public(whisper) if inspect.isroutine(getattr(whisper, n))))
+def test_same_parameters_first_and_same_defaults(name):
+    """New keyword arguments come after upstream's, and none is required."""
+    theirs = inspect.signature(getattr(whisper, name)).parameters
+    ours = inspect.signature(getattr(whisper_at, name)).parameters
+    for parameter in theirs.values():
+        assert parameter.name in ours
+        assert ours[parameter.name].default == parameter.default
+        assert ours[parameter.name].kind == parameter.kind
+    for extra in ours.keys() - theirs.keys():
+        assert ours[extra].default is not inspect.Parameter.empty
+
+
+def test_methods_of_the_model():
+    assert public(whisper.Whisper) <= public(whisper_at.WhisperAT) | public(whisper.Whisper)
+    parameters = inspect.signature(whisper_at.WhisperAT.transcribe).parameters
+    assert list(parameters)[:3] == ["model", "audio", "verbose"]
+
+
+def test_available_models():
+    assert whisper_at.available_models() == [*whisper.available_models(), "nano.en"]
+
+
+def test_it_does_not_touch_whisper():
+    """D23: the earlier package installed a command called `whisper`; nothing of upstream's is replaced."""
+    assert whisper.transcribe.__module__ == "whisper.transcribe"
+    assert whisper.load_audio.__module__ == "whisper.audio"
+    assert whisper.load_model.__module__ == "whisper"

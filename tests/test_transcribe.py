@@ -1,0 +1,368 @@
+"""Transcripts against the installed openai-whisper, tags beside them, and passes counted by a hook."""
+
+from __future__ import annotations
+
+import math
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import whisper
+from conftest import SAMPLE_RATE, noise
+
+import whisper_at
+from whisper_at.timeline import pool_steps
+
+FLOATS = ("avg_logprob", "no_speech_prob", "compression_ratio")
+
+
+def assert_same(theirs: dict, ours: dict) -> None:
+    """Equal tokens, texts and times; scores to float rounding, since upstream's own vary in the last bit."""
+    assert ours["text"] == theirs["text"]
+    assert ours["language"] == theirs["language"]
+    assert len(ours["segments"]) == len(theirs["segments"])
+    for mine, other in zip(ours["segments"], theirs["segments"]):
+        assert list(mine) == list(other)
+        for key, value in other.items():
+            if key in FLOATS:
+                assert mine[key] == pytest.approx(value, rel=1e-3, abs=1e-5, nan_ok=True)
+            elif key == "words":
+                assert [(w["word"], w["start"], w["end"]) for w in mine[key]] == [
+                    (w["word"], w["start"], w["end"]) for w in value
+                ]
+            else:
+                assert mine[key] == value, key
+
+
+def both(upstream, model, audio, at_time_res=10, **options) -> dict:
+    """Run the installed `whisper.transcribe` and ours with the same seed; return ours after comparing."""
+    torch.manual_seed(0)
+    theirs = whisper.transcribe(upstream, audio, **options)
+    torch.manual_seed(0)
+    ours = model.transcribe(audio, at_time_res=at_time_res, **options)
+    assert_same(theirs, ours)
+    return ours
+
+
+OPTIONS = {
+    "greedy": dict(temperature=0.0),
+    "fallback": dict(temperature=(0.0, 0.4, 0.8), compression_ratio_threshold=1.2),
+    "beam": dict(temperature=0.0, beam_size=3, patience=1.5),
+    "beam, then best of": dict(temperature=(0.0, 1.0), beam_size=2, best_of=3, logprob_threshold=-0.5),
+    "length penalty": dict(temperature=0.0, beam_size=3, length_penalty=0.4),
+    "no previous text": dict(temperature=0.0, condition_on_previous_text=False, initial_prompt="Digits."),
+    "prompt": dict(temperature=0.0, initial_prompt="One two three."),
+    "carried prompt": dict(temperature=0.0, initial_prompt="One two three.", carry_initial_prompt=True),
+    "prefix": dict(temperature=0.0, prefix="Well"),
+    "clips": dict(temperature=0.0, clip_timestamps="1.5,17.3,20,47.21"),
+    "clips out of order": dict(temperature=0.0, clip_timestamps=[30.0, 41.0, 3.33, 12.0]),
+    "words": dict(temperature=0.0, word_timestamps=True),
+    "hallucinations": dict(temperature=0.0, word_timestamps=True, hallucination_silence_threshold=0.5),
+    "no thresholds": dict(
+        temperature=0.4, compression_ratio_threshold=None, logprob_threshold=None, no_speech_threshold=None
+    ),
+    "silence": dict(temperature=0.0, no_speech_threshold=0.0, logprob_threshold=1.0),
+    "without timestamps": dict(temperature=0.0, without_timestamps=True),
+    "suppress": dict(temperature=0.0, suppress_tokens="11,12,13", suppress_blank=False),
+    "later first timestamp": dict(temperature=0.0, max_initial_timestamp=None),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_english(name, upstream_en, model_en):
+    """D18: text is today's Whisper text, whatever is asked for."""
+    audio = noise(48 if "clip" in name else 34, len(name))
+    result = both(upstream_en, model_en, audio, sample_len=12, **OPTIONS[name])
+    assert result["audio_tag"].shape == (math.ceil(result["duration"] / 10), 527)
+
+
+@pytest.mark.parametrize("seconds", [4.7, 30.0, 41.3])
+@pytest.mark.parametrize("options", [{}, dict(task="translate"), dict(language="de"), dict(clip_timestamps="2,20")])
+def test_multilingual(seconds, options, upstream_multilingual, model_multilingual):
+    audio = noise(seconds, 3)
+    result = both(upstream_multilingual, model_multilingual, audio, temperature=0.0, sample_len=12, **options)
+    assert result["task"] == options.get("task", "transcribe")
+
+
+@pytest.mark.parametrize("samples", [0, 1, 100, 160, 1600, 8000])
+def test_empty_and_sub_second_audio(samples, upstream_en, model_en):
+    result = both(upstream_en, model_en, noise(1)[:samples], at_time_res=0.4, temperature=0.0, sample_len=8)
+    assert len(result["audio_tag"]) == math.ceil(samples // 160 / 40)
+    if samples >= 320:  # one encoder position, the least that can be heard
+        assert not result["audio_tag"].isnan().any() and result["audio_tag_coverage"].min() == 1
+
+
+def test_path_array_and_tensor(upstream_en, model_en, tmp_path):
+    soundfile = pytest.importorskip("soundfile")
+    audio = np.round(noise(3) * 32767) / 32768
+    soundfile.write(tmp_path / "a.wav", audio, SAMPLE_RATE, subtype="PCM_16")
+    from_array = both(upstream_en, model_en, audio.astype(np.float32), temperature=0.0, sample_len=12)
+    from_tensor = model_en.transcribe(torch.from_numpy(audio.astype(np.float32)), temperature=0.0, sample_len=12)
+    from_path = model_en.transcribe(str(tmp_path / "a.wav"), temperature=0.0, sample_len=12)
+    for other in (from_tensor, from_path):
+        assert_same(from_array, other)
+        torch.testing.assert_close(other["audio_tag"], from_array["audio_tag"])
+
+
+def test_verbose_prints_what_upstream_prints(upstream_multilingual, model_multilingual, capsys):
+    audio = noise(3)
+    whisper.transcribe(upstream_multilingual, audio, temperature=0.0, sample_len=12, verbose=True)
+    theirs = capsys.readouterr().out
+    model_multilingual.transcribe(audio, temperature=0.0, sample_len=12, verbose=True)
+    assert capsys.readouterr().out == theirs != ""
+
+
+def random_options(rng: random.Random) -> dict:
+    """Any combination of upstream's options that upstream accepts."""
+    options: dict = {"sample_len": rng.choice([6, 16, 40])}
+    if rng.random() < 0.5:
+        options["temperature"] = rng.choice([0.0, (0.0, 0.6), (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), 0.7])
+    else:
+        options["temperature"] = 0.0
+    if rng.random() < 0.3:
+        options["beam_size"] = rng.choice([1, 2, 4])
+        if rng.random() < 0.4:
+            options["patience"] = rng.choice([0.5, 1.0, 2.0])
+    if options["temperature"] != 0.0 and rng.random() < 0.3:
+        options["best_of"] = rng.choice([1, 2, 3])
+    chance = {
+        "length_penalty": lambda: rng.choice([0.0, 0.5, 1.0]),
+        "compression_ratio_threshold": lambda: rng.choice([None, 1.0, 1.5]),
+        "logprob_threshold": lambda: rng.choice([None, -5.0, -0.5]),
+        "no_speech_threshold": lambda: rng.choice([None, 0.0, 1e-6, 0.1]),
+        "condition_on_previous_text": lambda: False,
+        "initial_prompt": lambda: rng.choice(["", "Seven eight.", "a " * 300]),
+        "carry_initial_prompt": lambda: True,
+        "prefix": lambda: "It was",
+        "word_timestamps": lambda: True,
+        "without_timestamps": lambda: True,
+        "suppress_blank": lambda: False,
+        "max_initial_timestamp": lambda: rng.choice([None, 0.2, 20.0]),
+        "clip_timestamps": lambda: rng.choice(["", "0.37", "1,2.5", "0,1.2,2.4,9", [0.5, 3.3, 0.0, 1.0]]),
+    }
+    for name, value in chance.items():
+        if rng.random() < 0.2:
+            options[name] = value()
+    if options.get("word_timestamps") and rng.random() < 0.5:
+        options["hallucination_silence_threshold"] = rng.choice([0.1, 1.0, 3.0])
+    return options
+
+
+@pytest.fixture(scope="module")
+def nano_pair():
+    """The embedded model twice: opened by the installed openai-whisper, and by us with its head."""
+    path = whisper_at.checkpoints.find_whisper("nano.en")
+    return whisper.load_model(str(path), device="cpu"), whisper_at.load_model("nano.en", device="cpu")
+
+
+SPEECH = sorted((whisper_at.checkpoints.Path(__file__).parents[1] / "sample").glob("*.flac"))
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_random_cases(seed, nano_pair):
+    """200 seeded cases on speech in noise, sounds and mixtures, with any options: equal tokens and times."""
+    rng = random.Random(seed)
+    source = whisper_at.load_audio(str(rng.choice(SPEECH)))
+    seconds = rng.choice([0.3, 1, 2, 4, 7, 12]) if seed % 10 else rng.choice([31, 45])
+    start = rng.randrange(max(1, len(source) - round(seconds * SAMPLE_RATE)))
+    audio = source[start : start + round(seconds * SAMPLE_RATE)] * rng.choice([0.1, 1.0])
+    if rng.random() < 0.5:
+        audio = audio + noise(len(audio) / SAMPLE_RATE, seed)[: len(audio)] * rng.choice([0.05, 0.3, 1.0])
+    at_time_res = rng.choice([0.4, 1.2, 2, 4.4, 10, 30, [0.4, 10]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        both(*nano_pair, audio.astype(np.float32), at_time_res=at_time_res, **random_options(rng))
+
+
+# ---------------------------------------------------------------------------------------------- tags
+
+
+def test_several_resolutions_from_one_pass(model_en):
+    audio = noise(47.3)
+    wanted = [0.4, 1.2, 2, 4.4, 10, 30, 60]
+    passes = count_passes(model_en)
+    together = model_en.transcribe(audio, at_time_res=wanted, temperature=0.0, sample_len=12)
+    n = len(passes)
+    assert together["at_time_res"] == wanted == list(together["audio_tag"]) == list(together["audio_tag_coverage"])
+    for res in wanted:
+        alone = model_en.transcribe(audio, at_time_res=res, temperature=0.0, sample_len=12)
+        assert alone["at_time_res"] == res
+        assert alone["audio_tag"].shape == (math.ceil(47.3 / res - 1e-9), 527)
+        assert alone["audio_tag"].dtype == torch.float32 and alone["audio_tag"].device.type == "cpu"
+        torch.testing.assert_close(alone["audio_tag"], together["audio_tag"][res], atol=1e-4, rtol=1e-4)
+    assert len(passes) == n * (1 + len(wanted))
+
+
+def test_on_the_grid_tags_equal_the_published_pipeline(model_en):
+    """Full windows on the grid: average pool, cut in rows, TL-TR, as spec 1.5 has it."""
+    audio = noise(60)
+    options = dict(temperature=0.0, without_timestamps=True, sample_len=4)
+    mel = whisper.log_mel_spectrogram(audio, padding=480000)
+    for res, steps in [(0.4, 1), (2, 5), (10, 25), (30, 75)]:
+        tags = model_en.transcribe(audio, at_time_res=res, **options)["audio_tag"]
+        for i in range(2):
+            _, states = model_en.encode(mel[None, :, i * 3000 : i * 3000 + 3000])
+            rows = states[0].view(2, -1, steps, 64).transpose(0, 1)
+            with torch.no_grad():
+                expected = model_en.head(rows)
+            torch.testing.assert_close(tags[i * len(rows) : (i + 1) * len(rows)], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_default_resolution_and_switching_off(model_en):
+    audio = noise(12)
+    result = model_en.transcribe(audio, temperature=0.0, sample_len=4)
+    assert result["at_time_res"] == 10 and result["audio_tag"].shape == (2, 527)
+    assert model_en.transcribe(audio, temperature=0.0, sample_len=4, at_time_res=None).keys() == {
+        "text",
+        "segments",
+        "language",
+    }
+
+
+@pytest.mark.parametrize("bad", [0.5, -1, 0, math.nan, "ten", [], [10, 0.3]])
+def test_bad_resolutions_are_refused_before_any_work(model_en, bad):
+    """D3, D4."""
+    passes = count_passes(model_en)
+    with pytest.raises(ValueError, match="at_time_res"):
+        model_en.transcribe(noise(1), at_time_res=bad)
+    assert not passes
+
+
+class Scripted(whisper_at.WhisperAT):
+    """Decodes what it is told, and hears the time: its states are frame numbers, its padding is huge."""
+
+    def script(self, ends: list[float]) -> None:
+        self.ends, self.seeks = list(ends), []
+
+    def encode(self, mel, windows=None):
+        (window,) = windows
+        self.seeks.append(window.seek / 100)
+        start = window.seek + 2 * torch.arange(1500.0)
+        start[start + 2 > window.end] = 1e12
+        return torch.zeros(1, 1500, 64), pool_steps(start[None, :, None], [window])[:, None].repeat(1, 2, 1, 1)
+
+    def decode(self, features, options):
+        begin = 50363
+        if self.ends and (end := self.ends.pop(0)):
+            stamp = begin + round(end / 0.02)
+            tokens = [begin, 1000, stamp, stamp]
+        else:
+            tokens = [begin, 1000, begin + 1500]
+        return whisper.DecodingResult(None, "en", tokens=tokens, avg_logprob=0.0, no_speech_prob=0.0,
+                                      temperature=0.0, compression_ratio=1.0)  # fmt: skip
+
+
+class Extent(torch.nn.Module):
+    """A head that reports the earliest, mean and latest time among its steps."""
+
+    label_dim, rep_dim, n_layer = 3, 64, 2
+
+    def forward(self, states):
+        time = states[:, 0, :, 0]
+        return torch.stack([time.min(1).values, time.mean(1), time.max(1).values], dim=1)
+
+
+@pytest.mark.parametrize("ends", [[25, 28, 26], [27.6, 29.98, 3.34], [11.1, 11.1, 11.1, 7.76, 22.22, 29.5]])
+@pytest.mark.parametrize("res", [0.4, 1.2, 2, 4.4, 10, 30])
+def test_100_s_off_the_grid(ends, res):
+    """D1, D7: every row is made only of audio inside it, at every resolution, wherever windows fall."""
+    model = Scripted(whisper.ModelDimensions(80, 1500, 64, 4, 2, 51864, 448, 64, 4, 1))
+    model.set_head(Extent())
+    model.script(ends)
+    result = model.transcribe(noise(100), at_time_res=res)
+    assert any(seek % res for seek in model.seeks)
+    assert result["audio_tag"].shape == (math.ceil(100 / res - 1e-9), 3)
+    for row, (first, mean, last) in enumerate(result["audio_tag"].tolist()):
+        start, end = row * res * 100, min((row + 1) * res * 100, 10_000)
+        assert start <= first <= last < end
+        # a step astride two windows comes from the one that heard most of it: at most 10 positions are missing
+        assert mean == pytest.approx((start + end) / 2 - 1, abs=10)
+    assert result["audio_tag_coverage"].min() == 1
+
+
+def test_windows_without_speech_are_tagged(model_en):
+    """D9: a loop that tags after the no-speech test loses the windows where tagging matters most."""
+    options = dict(temperature=0.0, sample_len=8, no_speech_threshold=0.0, logprob_threshold=1.0)
+    result = model_en.transcribe(noise(65), **options)
+    assert result["segments"] == [] and not result["audio_tag"].isnan().any()
+
+
+def test_clips_leave_gaps(model_en):
+    """D2: rows that no window covered held 0.0, above the threshold."""
+    result = model_en.transcribe(noise(50), clip_timestamps="3,12,41,44.5", temperature=0.0, sample_len=8)
+    heard = result["audio_tag_coverage"].tolist()
+    assert heard == pytest.approx([0.7, 0.2, 0, 0, 0.35])
+    assert result["audio_tag"].isnan().all(dim=1).tolist() == [h == 0 for h in heard]
+    assert [bool(row["audio tags"]) for row in whisper_at.parse_at_label(result, p_threshold=-99)] == [
+        h > 0 for h in heard
+    ]
+
+
+def test_no_autograd_graph(model_en):
+    """D14: the tags kept every window's graph until the end."""
+    for parameter in model_en.parameters():
+        parameter.requires_grad_(True)
+    result = model_en.transcribe(noise(35), temperature=0.0, sample_len=8)
+    assert result["audio_tag"].grad_fn is None and not result["audio_tag"].requires_grad
+    assert model_en.encode(torch.zeros(1, 80, 3000))[1].grad_fn is None
+
+
+# --------------------------------------------------------------------------------------- encoder passes
+
+
+def count_passes(model) -> list:
+    passes: list = []
+    model.encoder.register_forward_hook(lambda *_: passes.append(1))
+    return passes
+
+
+def windows_heard(result):
+    return len({s["seek"] for s in result["segments"]})
+
+
+FALLBACK = dict(temperature=(0.0, 0.4, 0.8), compression_ratio_threshold=0.01)
+
+
+@pytest.mark.parametrize(
+    "options, per_window",
+    [
+        (dict(temperature=0.0), 1),
+        (dict(temperature=0.0, beam_size=3), 1),
+        (FALLBACK, 1),
+        (dict(temperature=0.0, word_timestamps=True), 2),
+        (dict(temperature=0.0, word_timestamps=True, strict_word_timing=False), 1),
+        (dict(word_timestamps=True, strict_word_timing=False, **FALLBACK), 1),
+    ],
+)
+def test_one_pass_per_window(model_en, options, per_window):
+    """D16: 12 s with two temperatures and word timing took 13 encoder passes for 4 windows."""
+    passes = count_passes(model_en)
+    result = model_en.transcribe(
+        noise(62), sample_len=8, at_time_res=[0.4, 10], no_speech_threshold=None, **options
+    )
+    assert len(passes) == per_window * windows_heard(result)
+
+
+@pytest.mark.parametrize("seconds, clips, extra", [(12, "0", 1), (40, "0", 0), (40, "0,20", 1), (40, "2,40", 1)])
+def test_language_detection_shares_a_full_first_window(model_multilingual, seconds, clips, extra):
+    """Spec 5.6: below 30 s detection hears other padding, so it needs a pass of its own."""
+    passes = count_passes(model_multilingual)
+    result = model_multilingual.transcribe(
+        noise(seconds), temperature=0.0, sample_len=8, clip_timestamps=clips, no_speech_threshold=None
+    )
+    assert len(passes) == windows_heard(result) + extra
+
+
+def test_reused_features_time_words_alike(model_en, upstream_en):
+    options = dict(temperature=0.0, sample_len=12, word_timestamps=True)
+    strict = both(upstream_en, model_en, noise(8), **options)
+    quick = model_en.transcribe(noise(8), strict_word_timing=False, **options)
+    assert quick["text"] == strict["text"]
+
+
+def test_clip_past_the_end_stops_there(model_en):
+    """Upstream never returns when a clip ends after the audio and nothing is heard there."""
+    result = model_en.transcribe(noise(4), clip_timestamps="0,100", temperature=0.0, sample_len=8)
+    assert result["duration"] == 4 and len(result["audio_tag"]) == 1

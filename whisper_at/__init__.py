@@ -1,0 +1,38 @@
+"""whisper_at: openai-whisper that also hears everything else.
+
+``import whisper_at as whisper`` gives every public name of the installed openai-whisper with the same
+signatures and the same transcripts; a model with a head adds what sounds, from the same encoder pass.
+"""
+
+from whisper import *  # noqa: F401,F403
+from whisper import DecodingOptions, DecodingResult, ModelDimensions, Whisper, decode, detect_language, pad_or_trim
+
+from . import normalizers, timing, tokenizer, utils
+from .audio import load_audio, log_mel_spectrogram
+from .checkpoints import available_models
+from .labels import find_classes, label_names, parse_at_label, print_label_name, print_support_language
+from .model import WhisperAT, load_model
+from .transcribe import transcribe
+from .version import __version__
+
+__all__ = [
+    "DecodingOptions",
+    "DecodingResult",
+    "ModelDimensions",
+    "Whisper",
+    "WhisperAT",
+    "__version__",
+    "available_models",
+    "decode",
+    "detect_language",
+    "find_classes",
+    "label_names",
+    "load_audio",
+    "load_model",
+    "log_mel_spectrogram",
+    "pad_or_trim",
+    "parse_at_label",
+    "print_label_name",
+    "print_support_language",
+    "transcribe",
+]

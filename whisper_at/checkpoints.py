@@ -1,0 +1,596 @@
+"""From names to files on disk and their tensors: find, download, verify, open, save.
+
+Weights are data, never programs: `.pt` and `.pth` are opened with `weights_only=True`, and everything that
+this package writes is `.safetensors`. The SHA-256 of an official Whisper is published in its URL. None is
+published for the official Whisper-AT heads, so that of the first download (whose parameters were checked) is
+kept in a file beside it, and what is loaded later must match.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import http.client
+import io
+import json
+import os
+import pickle
+import re
+import urllib.error
+import urllib.request
+import uuid
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import whisper
+from safetensors import safe_open
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+from whisper.model import ModelDimensions
+
+ASSETS = Path(__file__).parent / "assets"
+EMBEDDED = "nano.en"  # the model inside this package
+MANUAL = "pretrained_models/README.md"
+TIMEOUT = 60.0  # seconds a server may stay silent
+CHUNK = 1 << 20  # bytes
+
+WIDTHS = {"tiny": 384, "base": 512, "small": 768, "medium": 1024, "large": 1280}
+"""Encoder width of each size of Whisper."""
+
+
+class Head(NamedTuple):
+    """A published head: its file, width of its encoder, whether it is TL-TR-512, URLs to try in order."""
+
+    file: str
+    width: int
+    low: bool
+    urls: tuple[str, ...]
+
+
+# Where Whisper-AT's program and its manual-download page name different shares, the program's comes first.
+_SHARES = {
+    "tiny.en": ("atq9so6w0qug5ai",),
+    "tiny": ("cib4q4iz6g758l0", "06f2h29aki39q9r"),
+    "base.en": ("qtzgsbuquoz0afn",),
+    "base": ("2odwh42u6e9ger7", "4vn2oatda321y7h"),
+    "small.en": ("cyx50ycl1ul7lji",),
+    "small.en_low": ("507o66zgl8v6ddd",),
+    "small": ("jftj9s0kr4ycvr1", "5zqzs3e47zwhjd3"),
+    "small_low": ("a1x0416v58f7wrf", "3lxlmh437tneifl"),
+    "medium.en": ("bbvylvmgns8ja4p",),
+    "medium.en_low": ("2q5wprr8f9gti5t",),
+    "medium": ("65aabayr7o819az", "93zfj4afmv0qfyl"),
+    "medium_low": ("0mnfmcasram4n6o", "g66h1vtn1u426dj"),
+    "large-v1": ("b8x2en1fdzc8nhk",),
+    "large-v1_low": ("5o79h70wyla8jlk",),
+    "large-v2": ("3zxpyvdrxy22eq7", "94x7wqw4hscpls0"),
+    "large-v2_low": ("jw2rh4uylhqgn85", "wk5dyxustpji06c"),
+}
+
+
+def _published(name: str) -> Head:
+    low = name.endswith("_low")
+    file = f"{name}.pth" if low else f"{name}_ori.pth"
+    urls = tuple(f"https://www.dropbox.com/s/{share}/{file}?dl=1" for share in _SHARES[name])
+    return Head(file, WIDTHS[re.split(r"[.\-_]", name)[0]], low, urls)
+
+
+HEADS = {name: _published(name) for name in _SHARES}
+"""Every official Whisper-AT head by name; `_low` ones are TL-TR-512."""
+
+
+# --- Whisper ------------------------------------------------------------------------------------------------
+
+
+def available_models() -> list[str]:
+    """Return the Whispers that load by name: openai-whisper's, in its order, then the embedded one."""
+    return [*whisper._MODELS, EMBEDDED]
+
+
+def find_whisper(name: str | os.PathLike[str], download_root: str | None = None) -> Path:
+    """Return the file of a Whisper checkpoint, downloading an official one unless it is there.
+
+    Parameters
+    ----------
+    name : one of `available_models()`, or the path of a file
+    download_root : folder of downloads; `$XDG_CACHE_HOME/whisper` or `~/.cache/whisper` by default, shared
+        with openai-whisper. A file already there must have the published SHA-256; else it is downloaded
+        again, once, with a warning.
+
+    Raises
+    ------
+    RuntimeError
+        if there is no such model or file, or it cannot be downloaded whole
+    """
+    name = os.fspath(name)
+    if name == EMBEDDED:
+        return _asset("nano.en.pt")
+    if name not in whisper._MODELS:
+        return _existing_file(name, "Model", available_models(), RuntimeError)
+    url = whisper._MODELS[name]
+    sha256, file = url.split("/")[-2:]
+    path = _root(download_root) / file
+    if path.is_file():
+        if _sha256(path) == sha256:
+            return path
+        warnings.warn(f"{path} does not have the published SHA-256; downloading it again", stacklevel=2)
+    return download(url, path, sha256)
+
+
+def open_whisper(
+    path: str | os.PathLike[str], in_memory: bool = False
+) -> tuple[dict[str, int], dict[str, Tensor]]:
+    """Return dimensions (fields of `whisper.model.ModelDimensions`) and state dict of a Whisper checkpoint.
+
+    Reads openai-whisper's `.pt` (a dict of `dims` and `model_state_dict`), or `.safetensors` with the
+    dimensions as JSON in the metadata key `dims`. Tensors are on the CPU in the file's precision. With
+    `in_memory`, the whole file is read at once before it is opened.
+
+    Raises
+    ------
+    RuntimeError
+        if the file is empty, damaged, not a checkpoint, or holds anything but tensors and plain values
+    """
+    path = Path(path)
+    content, metadata = _read(path, in_memory)
+    parts = content if isinstance(content, dict) else {}
+    is_head = any("mlp_layer." in str(key) for key in parts)
+    if path.suffix == ".safetensors":
+        with suppress(ValueError):
+            metadata["dims"] = json.loads(metadata.get("dims", ""))
+        parts = {"dims": metadata.get("dims"), "model_state_dict": parts}
+    state: Any = parts.get("model_state_dict")
+    dims: Any = parts.get("dims")
+    dims = dims if isinstance(dims, dict) else {}
+    names = [field.name for field in fields(ModelDimensions)]
+    missing = [name for name in names if not isinstance(dims.get(name), int)]
+    if missing or not _is_state_dict(state):
+        what = f"dims without {', '.join(missing)}" if missing else "no model_state_dict of tensors"
+        hint = "; this looks like a head, which is given as head=FILE" if is_head else ""
+        raise RuntimeError(
+            f"{path} is not a Whisper checkpoint in openai-whisper's layout: it has {what}{hint}. Give a "
+            f"file with 'dims' and 'model_state_dict', or one of {available_models()}"
+        )
+    return {name: dims[name] for name in names}, state
+
+
+def alignment_heads(name: str) -> bytes | None:
+    """Return which cross-attention heads follow time in an official model, base85 as openai-whisper keeps it.
+
+    None for any other model, whose default is the upper half of the decoder.
+    """
+    return whisper._ALIGNMENT_HEADS.get(name)
+
+
+# --- heads --------------------------------------------------------------------------------------------------
+
+
+def available_heads() -> list[str]:
+    """Return the names of the heads that load by name: the official ones, then the embedded one."""
+    return [*HEADS, EMBEDDED]
+
+
+def head_name(whisper_name: str, low: bool = False) -> str | None:
+    """Return the name of the head published for a Whisper, or None where there is none.
+
+    There is none for a file of one's own, nor for large-v3 (= large) and large-v3-turbo (= turbo): what
+    earlier releases called the head of "large" was made on large-v2 and fits no other.
+
+    Raises
+    ------
+    ValueError
+        if `low` (TL-TR-512) is asked of a model whose head exists only at full width
+    """
+    name = f"{whisper_name}_low" if low else whisper_name
+    if name in available_heads():
+        return name
+    if low and whisper_name in available_heads():
+        there = ", ".join(known.removesuffix("_low") for known, head in HEADS.items() if head.low)
+        raise ValueError(
+            f"no low-compute head is published for {whisper_name!r} (there is one for {there}); leave out "
+            "at_low_compute, its full head is small as it is"
+        )
+    return None
+
+
+def head_shapes(width: int, low: bool = False) -> dict[str, tuple[int, ...]]:
+    """Return name → shape of the parameters of TL-TR, or `low` TL-TR-512, on an encoder of `width`."""
+    d = 512 if low else width
+    shapes: dict[str, tuple[int, ...]] = {}
+    if low:
+        shapes |= _pair("down_layer.0", (width,)) | _pair("down_layer.1", (d, width))
+    for block in ("time_tr", "layer_tr"):
+        for projection in ("query", "key", "value", "out"):
+            shapes |= _pair(f"{block}.attn.{projection}", (d, d))
+        del shapes[f"{block}.attn.key.bias"]  # Whisper's keys have none
+        shapes |= _pair(f"{block}.attn_ln", (d,)) | _pair(f"{block}.mlp_ln", (d,))
+        shapes |= _pair(f"{block}.mlp.0", (4 * d, d)) | _pair(f"{block}.mlp.2", (d, 4 * d))
+    return shapes | _pair("mlp_layer.0", (d,)) | _pair("mlp_layer.1", (527, d))
+
+
+def _pair(name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+
+
+def find_head(name_or_path: str | os.PathLike[str], download_root: str | None = None) -> Path:
+    """Return the file of a head, downloading an official one unless it is there.
+
+    Parameters
+    ----------
+    name_or_path : one of `available_heads()`, or the path of a file
+    download_root : as of `find_whisper`
+
+    An official head's parameters are checked before it is accepted, and its SHA-256 is then kept in
+    `<file>.sha256`; later the file must match that.
+
+    Raises
+    ------
+    FileNotFoundError
+        if there is no such head or file
+    ValueError
+        if it is the name of a low-compute head that was never published
+    RuntimeError
+        if the file is not the one recorded, or cannot be downloaded whole
+    """
+    name = os.fspath(name_or_path)
+    if name == EMBEDDED:
+        return _asset("nano.en.head.safetensors")
+    if name not in HEADS:
+        if name.endswith("_low"):
+            head_name(name.removesuffix("_low"), low=True)
+        if name in whisper._MODELS:
+            raise FileNotFoundError(
+                f"no head is published for {name!r}; give a file, or one of {available_heads()} (what "
+                "earlier releases called the head of 'large' is that of 'large-v2')"
+            )
+        return _existing_file(name, "Head", available_heads(), FileNotFoundError)
+    head = HEADS[name]
+    path = _root(download_root) / head.file
+    record = path.with_name(f"{path.name}.sha256")
+    recorded = _recorded(record)
+    check = partial(_check_head, head=head, recorded=recorded)
+    fault = _fault(path, None, check) if path.is_file() else ""
+    if fault:
+        if recorded is not None:
+            raise RuntimeError(fault)
+        warnings.warn(f"{path} is no head of {name}, so it is downloaded again: {fault}", stacklevel=2)
+    if fault is not None:
+        download(head.urls, path, check=check)
+    if recorded is None:
+        _keep_record(path, record)
+    return path
+
+
+def open_head(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return parameters (float32, on the CPU) and metadata of a head; `.pth` and `.pt` have no metadata.
+
+    Names come without the `at_model.` of official files and without the `module.` of DataParallel. Of a
+    checkpoint that holds a whole Whisper-AT, only the head's parameters are returned.
+
+    Raises
+    ------
+    RuntimeError
+        if the file is empty, damaged, no flat dict of tensors, or a Whisper without a head
+    """
+    content, metadata = _read(Path(path))
+    if isinstance(content, dict) and isinstance(content.get("model_state_dict"), dict):
+        content = content["model_state_dict"]
+    if not _is_state_dict(content):
+        raise RuntimeError(f"{path} is not a head: it is not a flat dict of tensors. Give a head's file")
+    tensors = {key.removeprefix("module."): tensor for key, tensor in content.items()}
+    if any(key.startswith("at_model.") for key in tensors):
+        tensors = {
+            key.removeprefix("at_model.").removeprefix("module."): tensor
+            for key, tensor in tensors.items()
+            if key.startswith("at_model.")
+        }
+    elif "decoder.token_embedding.weight" in tensors:
+        raise RuntimeError(f"{path} is a Whisper checkpoint that holds no head; load it as the model")
+    return {key: t.float() if t.is_floating_point() else t for key, t in tensors.items()}, metadata
+
+
+def _check_head(path: Path, head: Head, recorded: str | None) -> None:
+    """Raise RuntimeError unless the file is the one recorded or, at first, has this head's parameters."""
+    if recorded is not None:
+        if (sha256 := _sha256(path)) != recorded:
+            raise RuntimeError(
+                f"{path} is not the file that was first loaded: its SHA-256 was {recorded} and is {sha256}. "
+                f"Put that file back, or delete this one and {head.file}.sha256 to download it anew"
+            )
+        return
+    found = {key: tuple(tensor.shape) for key, tensor in open_head(path)[0].items()}
+    wanted = head_shapes(head.width, head.low)
+    wrong = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
+    if wrong:
+        key = wrong[0]
+        raise RuntimeError(
+            f"{len(wrong)} parameters are not those of {head.file}: "
+            f"{key} is {found.get(key)}, not {wanted.get(key)}"
+        )
+
+
+def _recorded(record: Path) -> str | None:
+    match = re.match(r"[0-9a-f]{64}\b", record.read_text("ascii", "replace")) if record.is_file() else None
+    return match.group() if match else None
+
+
+def _keep_record(path: Path, record: Path) -> None:
+    """Write what `sha256sum` would; a folder that cannot be written to (an image's, say) goes without."""
+    temporary = _temporary(record)
+    try:
+        temporary.write_text(f"{_sha256(path)}  {path.name}\n", "ascii")
+        os.replace(temporary, record)
+    except OSError as error:
+        warnings.warn(f"the SHA-256 of {path} could not be kept in {record.name}: {error}", stacklevel=3)
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+def save_safetensors(
+    tensors: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors and metadata (strings) to `path`, whole or not at all; tied tensors are written twice."""
+    path = Path(path)
+    plain: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        plain[name] = tensor.clone() if storage in seen else tensor  # the format knows no sharing
+        seen.add(storage)
+    temporary = _temporary(path)
+    try:
+        save_file(plain, temporary, dict(metadata or {}))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    """Return a fresh name in the same folder, so that renaming it to `path` is one step."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+
+
+def _root(download_root: str | None) -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(cache, "whisper") if download_root is None else Path(download_root).expanduser()
+
+
+def _asset(file: str) -> Path:
+    path = ASSETS / file
+    if not path.is_file():
+        raise RuntimeError(f"{path}, which comes with the package, is missing; reinstall whisper-at")
+    return path
+
+
+def _existing_file(name: str, kind: str, names: list[str], error: type[Exception]) -> Path:
+    """Return `name` as the path of a file, or raise `error` with the names there are and the nearest one."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        raise error(f"{kind} {name!r} is a folder; give a file or one of {names}")
+    if not path.is_file():
+        near = difflib.get_close_matches(name.lower(), names, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise error(f"{kind} {name!r} not found: {hint}Give a file or one of {names}")
+    return path
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _is_state_dict(content: object) -> bool:
+    return (
+        isinstance(content, dict)
+        and bool(content)
+        and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
+    )
+
+
+def _read(path: Path, in_memory: bool = False) -> tuple[Any, dict[str, str]]:
+    """Return what a file holds, and the metadata of `.safetensors`; RuntimeError says what ails a bad one."""
+    with open(path, "rb") as file:  # a missing file is no damaged one: its error passes
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, framework="pt") as opened:
+                    metadata = opened.metadata() or {}
+                    if in_memory:
+                        return load_safetensors(file.read()), metadata
+                    return {key: opened.get_tensor(key) for key in opened.keys()}, metadata
+            source = io.BytesIO(file.read()) if in_memory else file
+            return torch.load(source, map_location="cpu", weights_only=True), {}
+        except Exception as error:  # of many types, by what the bytes happen to be
+            raise RuntimeError(f"{path} {_ailment(path, error)}") from error
+
+
+def _ailment(path: Path, error: Exception) -> str:
+    """Say why a file could not be read, and what to do."""
+    again = f"Delete it and load again, or put the right file in its place (see {MANUAL})"
+    with open(path, "rb") as file:
+        start = file.read(1024)
+    if not start:
+        return f"is empty. {again}"
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        return f"is a web page (HTML), not a checkpoint; its link has perhaps expired. {again}"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the checkpoint itself; run `git lfs pull` where it came from"
+    if all(byte >= 32 or byte in b"\t\r\n" for byte in start):
+        return f"is a text file, not a checkpoint. {again}"
+    if start.startswith(b"PK") and not zipfile.is_zipfile(path):
+        return f"is cut short: its end is missing. {again}"
+    if isinstance(error, pickle.UnpicklingError) and start.startswith((b"PK", b"\x80")):
+        return (
+            "holds Python objects other than tensors and plain values; loading those could run a program, so "
+            "it is refused. If you trust it, save its tensors alone from where it was made"
+        )
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return f"cannot be read as a checkpoint ({reason}). {again}"
+
+
+# --- download -----------------------------------------------------------------------------------------------
+
+
+def download(
+    urls: str | Iterable[str],
+    path: str | os.PathLike[str],
+    sha256: str | None = None,
+    progress: bool = True,
+    check: Callable[[Path], None] | None = None,
+) -> Path:
+    """Bring a file to `path` from the first of `urls` that has it, and return `path`.
+
+    The bytes go to `<path>.part`, which a later call continues where the server allows it. Only a file that
+    is whole, has the `sha256` and passes `check` (which raises RuntimeError) takes the final name. Processes
+    that want the same file at once wait for one another.
+
+    Raises
+    ------
+    RuntimeError
+        if no URL gave the file; it names each with its reason, `path`, and how to do without a connection
+    """
+    path = Path(path)
+    part = path.with_name(f"{path.name}.part")
+    failures = []
+    before = _stamp(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise OSError(f"{path} exists and is not a regular file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(path.with_name(f"{path.name}.lock")):
+            if _stamp(path) not in (None, before):
+                return path  # another process has just brought it
+            for url in [urls] if isinstance(urls, str) else urls:
+                try:
+                    fault = _fetch_whole(url, part, path, sha256, progress, check)
+                # ValueError is what urllib says to a URL it cannot read
+                except (OSError, http.client.HTTPException, ValueError) as error:
+                    fault = str(error) or type(error).__name__
+                if fault is None:
+                    return path
+                failures.append(f"{url}: {fault}")
+    except OSError as error:
+        failures.append(str(error))
+    raise RuntimeError(
+        "\n  ".join([f"{path} could not be downloaded:", *failures])
+        + f"\nWithout a connection, put the file at {path} yourself (see {MANUAL})."
+    )
+
+
+def _fetch_whole(
+    url: str, part: Path, path: Path, sha256: str | None, progress: bool, check: Callable[[Path], None] | None
+) -> str | None:
+    """Bring `url` to `path` through `part`; return None, or what is wrong with the bytes that came."""
+    # Bytes without a published hash may only be continued from where they began: mirrors may differ.
+    origin = part.with_name(f"{part.name}.url")
+    if sha256 is None:
+        if part.exists() and not (origin.exists() and origin.read_text("utf-8") == url):
+            part.unlink()
+        origin.write_text(url, "utf-8")
+    try:
+        while True:
+            continued = _fetch(url, part, progress)
+            fault = _fault(part, sha256, check)
+            if fault is None:
+                os.replace(part, path)
+                return None
+            part.unlink()
+            if not continued:
+                return fault
+            # The old beginning may have been of another file: once more, from the start.
+    finally:
+        if not part.exists():
+            origin.unlink(missing_ok=True)
+
+
+def _fetch(url: str, part: Path, progress: bool) -> bool:
+    """Bring `url` to `part`, continuing what is there if the server can; return whether it was continued."""
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"User-Agent": "whisper-at", "Accept-Encoding": "identity"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    try:
+        source = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code != 416 or not have:
+            raise
+        # There is nothing after what we have: it is whole already, or of another file.
+        if error.headers.get("Content-Range") == f"bytes */{have}":
+            return True
+        part.unlink()
+        return _fetch(url, part, progress)
+    with source:
+        if source.headers.get_content_type() == "text/html":
+            raise OSError("the server sent a web page instead of the file")
+        continued = source.status == 206
+        if continued and not source.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            part.unlink(missing_ok=True)
+            raise OSError("the server sent another part than the one asked for")
+        have = have if continued else 0
+        length = source.headers.get("Content-Length") or ""
+        total = have + int(length) if length.isdecimal() else None
+        unit = {"unit": "iB", "unit_scale": True, "unit_divisor": 1024}
+        bar = tqdm(total=total, initial=have, disable=not progress, desc=part.stem, **unit)
+        with open(part, "ab" if continued else "wb") as file, bar:
+            while chunk := source.read(CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+    size = part.stat().st_size
+    if total is not None and size != total:
+        raise OSError(f"the connection ended after {size} of {total} bytes")
+    return continued
+
+
+def _fault(path: Path, sha256: str | None, check: Callable[[Path], None] | None) -> str | None:
+    """Return what is wrong with the bytes at `path`, or None."""
+    if sha256 is not None and (found := _sha256(path)) != sha256:
+        return f"its SHA-256 is {found}, not {sha256}"
+    try:
+        if check is not None:
+            check(path)
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is replaced; None where there is none."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        stat = path.stat()
+        return stat.st_ino, stat.st_mtime_ns
+    return None
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Keep other processes and threads out; does nothing where the (file) system has no such locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    while True:
+        with open(path, "ab") as file:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            # If whoever held the lock has removed its file meanwhile, ours keeps nobody out.
+            if os.fstat(file.fileno()).st_ino != (_stamp(path) or [None])[0]:
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return

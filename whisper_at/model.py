@@ -1,0 +1,177 @@
+"""The model: openai-whisper's own, whose encoder also yields pooled states, with a head beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from whisper.model import *  # noqa: F401,F403
+from whisper.model import ModelDimensions, Whisper
+
+from . import checkpoints
+from .heads import Head, build_head
+from .timeline import Window, pool_steps
+from .transcribe import transcribe as transcribe_function
+
+COMPUTE_TYPES = ("float32", "float16", "bfloat16")
+
+
+class WhisperAT(Whisper):
+    """openai-whisper's model with a head that hears sounds in the features of the frozen encoder.
+
+    ``encoder``, ``decoder``, ``state_dict`` and every method are upstream's; the head is held beside
+    the modules, not among them, so that checkpoints go in and out unchanged (defect D13).
+
+    Attributes
+    ----------
+    head : from pooled states to class logits, or None; always float32
+    head_missing : if there is no head, why, and how to get one
+    compute_type : ``float32``, ``float16``, ``bfloat16`` (encoder only), or None for upstream's rule
+        (``fp16=True`` on CUDA, float32 on CPU)
+    """
+
+    def __init__(self, dims: ModelDimensions, head: Head | None = None, compute_type: str | None = None):
+        super().__init__(dims)
+        if compute_type not in (None, *COMPUTE_TYPES):
+            raise ValueError(f"compute_type must be one of {', '.join(COMPUTE_TYPES)} or None, not {compute_type!r}")
+        self.compute_type = compute_type
+        self.head_missing = "this model has no head; give one: load_model(..., head=FILE)"
+        self.set_head(head)
+
+    @property
+    def head(self) -> Head | None:
+        return self._head_slot[0]
+
+    def set_head(self, head: Head | None) -> None:
+        """Attach a head to the encoder, or detach it with None.
+
+        Raises
+        ------
+        ValueError
+            If it was made for an encoder of another width or depth.
+        """
+        if head is not None:
+            width, layers = self.dims.n_audio_state, self.dims.n_audio_layer
+            if (head.rep_dim, head.n_layer) != (width, layers):
+                raise ValueError(
+                    f"this head was made for encoders of {head.n_layer} layers of width {head.rep_dim}, "
+                    f"but this Whisper's has {layers} of width {width}"
+                )
+            head = head.to(self.device).eval().requires_grad_(False)
+        # A list hides it from nn.Module, which would register it among the parameters.
+        self._head_slot = [head]
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> WhisperAT:
+        super()._apply(fn, recurse)
+        if self.head is not None:
+            self.head.to(self.device)  # follows the model, but keeps its precision: model.half() is D15
+        return self
+
+    @torch.no_grad()
+    def encode(self, mel: Tensor, windows: Sequence[Window] | None = None) -> tuple[Tensor, Tensor]:
+        """One encoder pass: features for the decoder, and pooled states for heads.
+
+        Parameters
+        ----------
+        mel : ``(batch, n_mels, 3000)`` log-mel spectrograms
+        windows : where each lies in its recording; by default each starts at 0 and is full
+
+        Returns
+        -------
+        features : ``(batch, 1500, dim)``, as ``model.encoder(mel)`` returns them
+        states : float32 ``(batch, layers, steps, dim)``, every block's output before ``ln_post``, mean
+            over 0.4 s steps of the absolute grid; steps without audio are NaN
+        """
+        windows = [Window(0)] * len(mel) if windows is None else windows
+        states: list[Tensor] = []
+        hooks = [
+            block.register_forward_hook(lambda _module, _inputs, output: states.append(pool_steps(output, windows)))
+            for block in self.encoder.blocks
+        ]
+        try:
+            features = self.embed_audio(mel)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return features, torch.stack(states, dim=1)
+
+    def embed_audio(self, mel: Tensor) -> Tensor:
+        """Encoder features ``(batch, 1500, dim)`` for the decoder, in the precision that it computes in."""
+        if self.compute_type == "bfloat16":
+            return self.encoder(mel.bfloat16()).float()
+        return self.encoder(mel)
+
+    def is_encoded(self, mel: Tensor) -> bool:
+        """Whether this is encoder output already, told by its shape as upstream's ``decode`` does."""
+        return mel.shape[-2:] == (self.dims.n_audio_ctx, self.dims.n_audio_state)
+
+    def forward(self, mel: Tensor, tokens: Tensor) -> Tensor:
+        """Logits ``(batch, tokens, vocabulary)`` of a mel or, to save a pass, of its encoded features."""
+        return self.decoder(tokens, mel if self.is_encoded(mel) else self.encoder(mel))
+
+    transcribe = transcribe_function
+
+
+def load_model(
+    name: str,
+    device: str | torch.device | None = None,
+    download_root: str | None = None,
+    in_memory: bool = False,
+    at_low_compute: bool = False,
+    head: str | Path | None = "auto",
+    compute_type: str | None = None,
+) -> WhisperAT:
+    """Load a Whisper and the head that hears sounds in it.
+
+    Parameters
+    ----------
+    name : one of `available_models()`, or the path of a checkpoint in openai-whisper's layout
+    device : where to put the model; CUDA if there is any, else the CPU
+    download_root : folder of downloaded files; ``~/.cache/whisper`` by default, shared with openai-whisper
+    in_memory : read the whole checkpoint into memory first
+    at_low_compute : take the published 512-wide head (small, medium and large only)
+    head : ``"auto"`` for the published head of a named model, a published head's name, a file
+        (``.pth`` or ``.safetensors``), or None for none
+    compute_type : ``float32``, ``float16`` (CUDA), ``bfloat16`` (the encoder's; the decoder stays
+        float32); None is upstream's rule
+
+    A Whisper without a published head (large-v3, turbo, a file of your own) transcribes as usual and
+    refuses to tag, saying why.
+
+    Raises
+    ------
+    RuntimeError
+        If there is no such model, or a file is damaged or cannot be downloaded.
+    ValueError
+        If the head does not fit the encoder, or does not exist in a low-compute variant.
+    FileNotFoundError
+        If ``head`` names neither a published head nor a file.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if compute_type == "float16" and torch.device(device).type == "cpu":
+        raise ValueError("compute_type='float16' needs a GPU; on a CPU choose float32 or bfloat16")
+    published = checkpoints.head_name(name, at_low_compute) if head == "auto" else None
+
+    path = checkpoints.find_whisper(name, download_root)
+    dims, state = checkpoints.open_whisper(path, in_memory)
+    model = WhisperAT(ModelDimensions(**dims), compute_type=compute_type)
+    model.load_state_dict(state)
+    if (dump := checkpoints.alignment_heads(name)) is not None:
+        model.set_alignment_heads(dump)
+
+    source = published if head == "auto" else head
+    if source is not None:
+        tensors, metadata = checkpoints.open_head(checkpoints.find_head(str(source), download_root))
+        sizes = {"n_layer": model.dims.n_audio_layer, "rep_dim": model.dims.n_audio_state}
+        try:
+            model.set_head(build_head(tensors, metadata, **sizes))
+        except ValueError as error:
+            raise ValueError(f"head {source} does not fit {name}: {error}") from None
+    elif head == "auto":
+        model.head_missing = (
+            f"no head is published for {name!r}; train one, or give a file: load_model({name!r}, head=FILE)"
+        )
+    return model.to(device)

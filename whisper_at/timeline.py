@@ -1,0 +1,279 @@
+"""Where things lie in time: windows, the absolute grid of 0.4 s steps, and rows of tags.
+
+Three grids meet here. A mel *frame* is 10 ms. An encoder *position* is two frames (20 ms), counted
+from wherever the decoder put its window. A *step* is 40 frames (0.4 s), counted from the start of
+the file, whatever the windows are; a *row* of tags is a whole number of steps.
+
+The rule for rows (design decision 4): a row belongs to the window that covers it whole and whose
+centre is nearest; where no window covers it, the steps of all windows that touch it are joined in
+order. Padding is never part of a step, and a row that nothing covered is NaN with coverage 0.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from whisper.audio import HOP_LENGTH, N_FRAMES, SAMPLE_RATE
+
+POSITION_FRAMES = 2  # mel frames per encoder position
+STEP_FRAMES = 40  # mel frames per pooled step
+STEP_POSITIONS = STEP_FRAMES // POSITION_FRAMES
+STEP_SECONDS = STEP_FRAMES * HOP_LENGTH / SAMPLE_RATE  # 0.4
+WINDOW_STEPS = N_FRAMES // STEP_FRAMES  # 75
+
+Classifier = Callable[[Tensor], Tensor]
+"""From pooled states ``(batch, layers, steps, dim)`` to logits ``(batch, classes)``."""
+
+
+class Window(NamedTuple):
+    """The mel that one encoder pass sees: ``size`` frames of audio from frame ``seek`` on.
+
+    The encoder always gets 3000 frames; those past ``size`` are padding.
+    """
+
+    seek: int
+    size: int = N_FRAMES
+
+    @property
+    def end(self) -> int:
+        return self.seek + self.size
+
+    @property
+    def first_step(self) -> int:
+        """Absolute index of the step in which the window starts."""
+        return self.seek // STEP_FRAMES
+
+
+def seconds_to_steps(at_time_res: float) -> int:
+    """Number of steps in a row of ``at_time_res`` seconds.
+
+    Every multiple of 0.4 s is accepted however it was computed (``3 * 0.4`` is not ``1.2``).
+
+    Raises
+    ------
+    ValueError
+        If it is not a number, not positive, or not a multiple of 0.4 s.
+    """
+    try:
+        seconds = float(at_time_res)
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if isinstance(at_time_res, bool) or not math.isfinite(seconds) or seconds <= 0:
+        raise ValueError(f"at_time_res must be a positive number of seconds, not {at_time_res!r}")
+    steps = round(seconds / STEP_SECONDS)
+    if steps < 1 or abs(seconds - STEP_SECONDS * steps) > 1e-6 * max(1.0, seconds):
+        lower, upper = max(1, math.floor(seconds / STEP_SECONDS)), math.ceil(seconds / STEP_SECONDS)
+        nearest = " or ".join(f"{steps_to_seconds(s):g}" for s in sorted({lower, upper}))
+        raise ValueError(f"at_time_res must be a multiple of 0.4 s, not {at_time_res!r}; try {nearest}")
+    return steps
+
+
+def steps_to_seconds(steps: int) -> float:
+    """Length of ``steps`` steps in seconds, the float nearest to the exact decimal."""
+    return steps * 4 / 10
+
+
+def position_mask(window: Window, n_positions: int = N_FRAMES // POSITION_FRAMES) -> Tensor:
+    """Which encoder positions count, laid out on the grid of steps: bool ``(steps * 20,)``.
+
+    A position counts if it lies wholly inside one step and wholly inside the audio. Windows on an
+    odd frame (word timing and clips put them there) have one position in twenty astride two steps;
+    it is left out of both.
+    """
+    lead = window.seek % STEP_FRAMES // POSITION_FRAMES
+    n_steps = -(-(lead + n_positions) // STEP_POSITIONS)
+    slot = torch.arange(n_steps * STEP_POSITIONS)
+    position = slot - lead
+    inside = (position >= 0) & ((position + 1) * POSITION_FRAMES <= window.size)
+    if window.seek % POSITION_FRAMES:
+        inside &= slot % STEP_POSITIONS != STEP_POSITIONS - 1
+    return inside
+
+
+def pool_steps(x: Tensor, windows: Sequence[Window]) -> Tensor:
+    """Average encoder positions ``(batch, 1500, dim)`` into steps of the absolute grid.
+
+    Returns float32 ``(batch, steps, dim)``: step ``i`` of item ``b`` is the step
+    ``windows[b].first_step + i`` of the file. 75 steps if every window starts on the grid, else 76.
+    A step without audio is NaN. Source: spec section 1.1, defects D5, D6, D7, D10.
+    """
+    if len(windows) != x.shape[0]:
+        raise ValueError(f"{x.shape[0]} encoder outputs but {len(windows)} windows")
+    items = []
+    for item, window in zip(x, windows):
+        mask = position_mask(window, x.shape[1]).to(x.device)
+        lead = window.seek % STEP_FRAMES // POSITION_FRAMES
+        laid_out = F.pad(item.float(), (0, 0, lead, len(mask) - lead - x.shape[1]))
+        laid_out = laid_out * mask[:, None]
+        count = mask.view(-1, STEP_POSITIONS).sum(1)
+        items.append(laid_out.view(len(count), STEP_POSITIONS, -1).sum(1) / count[:, None])
+    n_steps = max(map(len, items))
+    return torch.stack([F.pad(item, (0, 0, 0, n_steps - len(item)), value=math.nan) for item in items])
+
+
+class TagRows:
+    """Builds the tag rows of one recording at one resolution, window by window.
+
+    Rows are classified as soon as no later window can change them, so that memory holds the states
+    of the last window or two and not of the file. Rows longer than 30 s are cut into equal pieces
+    of at most 30 s; their logits are the mean of the pieces', weighted by what was heard of each.
+
+    Parameters
+    ----------
+    steps : steps per row
+    content_frames : length of the recording in mel frames
+    classify : from pooled states ``(batch, layers, steps, dim)`` to logits ``(batch, classes)``
+    n_classes : number of classes
+    """
+
+    def __init__(self, steps: int, content_frames: int, classify: Classifier, n_classes: int) -> None:
+        total = -(-content_frames // STEP_FRAMES)
+        self.row_frames = steps * STEP_FRAMES
+        self.content_frames = content_frames
+        self.classify = classify
+        n_rows = -(-total // steps)
+        self.logits = torch.full((n_rows, n_classes), math.nan)
+
+        pieces = -(-steps // WINDOW_STEPS)
+        piece = -(-steps // pieces)
+        row = np.repeat(np.arange(n_rows), pieces)
+        start = row * steps + np.tile(np.arange(pieces) * piece, n_rows)
+        end = np.minimum(np.minimum(start + piece, (row + 1) * steps), total)
+        kept = end > start
+        self._cell_row, self._cell_start, self._cell_end = row[kept], start[kept], end[kept]
+        self._row_weight = torch.zeros(n_rows) if pieces > 1 else None
+
+        self._held: list[tuple[Window, Tensor, np.ndarray]] = []  # window, states, positions per step
+        self._heard: list[tuple[int, int]] = []
+        self._next_cell = 0
+
+    def add(self, window: Window, states: Tensor) -> None:
+        """Take a window's pooled states ``(layers, steps, dim)``, as `pool_steps` lays them out."""
+        count = position_mask(window).view(-1, STEP_POSITIONS).sum(1).numpy()
+        self._held.append((window, states, count))
+        self._heard.append((window.seek, window.end))
+
+    def flush(self, before: int) -> None:
+        """Classify every row that is settled if all windows still to come start at or after ``before``."""
+        starts, ends = self._cell_frames()
+        first = self._next_cell
+        last = int(np.searchsorted(ends, before, side="right"))  # cells that end by then are settled
+        if last < len(starts) and starts[last] < before and last >= first:
+            if any(w.seek <= starts[last] and ends[last] <= w.end for w, _, _ in self._held):
+                last += 1  # covered whole, and no later window can do the same
+        if last <= first:
+            return
+        self._classify_cells(first, last)
+        self._next_cell = last
+        reach = starts[last] if last < len(starts) else math.inf
+        self._held = [held for held in self._held if held[0].end > reach]
+
+    def finish(self) -> tuple[Tensor, Tensor]:
+        """Classify what is left; return logits ``(rows, classes)`` and coverage ``(rows,)`` in 0…1."""
+        self.flush(np.iinfo(np.int64).max)
+        if self._row_weight is not None:
+            self.logits /= self._row_weight[:, None]
+        coverage = self._coverage()
+        coverage[self.logits.isnan().any(dim=1)] = 0.0
+        return self.logits, coverage
+
+    def _cell_frames(self) -> tuple[np.ndarray, np.ndarray]:
+        starts = self._cell_start * STEP_FRAMES
+        return starts, np.minimum(self._cell_end * STEP_FRAMES, self.content_frames)
+
+    def _classify_cells(self, first: int, last: int) -> None:
+        if not self._held:
+            return
+        starts, ends = (frames[first:last] for frames in self._cell_frames())
+        seek = np.array([w.seek for w, _, _ in self._held])[:, None]
+        stop = np.array([w.end for w, _, _ in self._held])[:, None]
+        distance = np.abs((seek + stop) - (starts + ends)).astype(float)
+        distance[(seek > starts) | (stop < ends)] = np.inf
+        owner = distance.argmin(axis=0)
+        whole = np.isfinite(distance.min(axis=0))
+
+        batches: dict[int, list[tuple[int, Tensor]]] = {}  # number of steps -> (cell, states) of that length
+        for i in range(last - first):
+            cell = first + i
+            if whole[i]:
+                window, states, count = self._held[owner[i]]
+                lo = self._cell_start[cell] - window.first_step
+                hi = self._cell_end[cell] - window.first_step
+                states, count = states[:, lo:hi], count[lo:hi]
+                if not count.all():
+                    states = states[:, torch.from_numpy(count > 0).to(states.device)]
+            else:
+                states = self._join(cell)
+            if states.shape[1]:
+                batches.setdefault(states.shape[1], []).append((cell, states))
+
+        for n_steps, members in batches.items():
+            logits = self.classify(torch.stack([states for _, states in members])).float().cpu()
+            rows = torch.from_numpy(self._cell_row[[cell for cell, _ in members]])
+            if self._row_weight is None:
+                self.logits[rows] = logits
+            else:
+                touched = self.logits[rows].isnan().all(dim=1)
+                self.logits[rows[touched]] = 0.0
+                self.logits.index_add_(0, rows, logits * n_steps)
+                self._row_weight.index_add_(0, rows, torch.full((len(rows),), float(n_steps)))
+
+    def _join(self, cell: int) -> Tensor:
+        """Steps of a cell that no window covers whole, each from the window that heard most of it.
+
+        Returns ``(layers, steps heard, dim)``. Of two windows that heard the same, the one whose
+        centre is nearer gives the step.
+        """
+        chosen = []
+        for step in range(self._cell_start[cell], self._cell_end[cell]):
+            best, state = (0, -math.inf), None
+            for window, states, count in self._held:
+                i = step - window.first_step
+                if 0 <= i < len(count):
+                    off_centre = abs((step + 0.5) * STEP_FRAMES - (window.seek + window.end) / 2)
+                    if (rank := (int(count[i]), -off_centre)) > best and rank[0]:
+                        best, state = rank, states[:, i]
+            if state is not None:
+                chosen.append(state)
+        _, states, _ = self._held[0]
+        return torch.stack(chosen, dim=1) if chosen else states[:, :0]
+
+    def _coverage(self) -> Tensor:
+        """Share of each row's frames that some window heard."""
+        heard_until = [0]  # breakpoints of the merged intervals, and frames heard before each
+        frames = [0]
+        for start, end in sorted(self._heard):
+            start, end = max(start, heard_until[-1]), min(end, self.content_frames)
+            if end > start:
+                heard_until += [start, end]
+                frames += [frames[-1], frames[-1] + end - start]
+        starts = np.arange(len(self.logits)) * self.row_frames
+        ends = np.minimum(starts + self.row_frames, self.content_frames)
+        heard = np.interp(ends, heard_until, frames) - np.interp(starts, heard_until, frames)
+        return torch.from_numpy(heard / (ends - starts)).float() if len(starts) else torch.zeros(0)
+
+
+def is_single(at_time_res: object) -> bool:
+    """Whether this is one resolution rather than several."""
+    return isinstance(at_time_res, (numbers.Number, str)) or getattr(at_time_res, "ndim", None) == 0
+
+
+def resolutions(at_time_res: float | Iterable[float]) -> list[int]:
+    """Steps per row for one resolution or several, in order and without repeats.
+
+    Raises
+    ------
+    ValueError
+        As `seconds_to_steps`, or if there is none.
+    """
+    values = [at_time_res] if is_single(at_time_res) else list(at_time_res)  # type: ignore[arg-type]
+    if not values:
+        raise ValueError("at_time_res is an empty list; give at least one resolution in seconds, or None")
+    return list(dict.fromkeys(seconds_to_steps(value) for value in values))  # type: ignore[arg-type]

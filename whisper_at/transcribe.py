@@ -1,0 +1,328 @@
+"""The listening loop: encode each window once, decode it, place its steps, run the head.
+
+What is decoded, and where the next window starts, follows openai-whisper's `transcribe` token for
+token; the rules for segments are in `segments`, those for tag rows in `timeline`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+import tqdm
+from torch import Tensor
+from whisper.audio import FRAMES_PER_SECOND, HOP_LENGTH, N_FRAMES, N_SAMPLES, SAMPLE_RATE, pad_or_trim
+from whisper.decoding import DecodingOptions, DecodingResult
+from whisper.timing import add_word_timestamps
+from whisper.tokenizer import LANGUAGES, Tokenizer, get_tokenizer
+from whisper.utils import format_timestamp, get_end, make_safe
+
+from .audio import log_mel_spectrogram
+from .segments import drop_hallucinations, seek_past_leading_silence, seek_with_words, split_segments
+from .timeline import TagRows, Window, is_single, resolutions, steps_to_seconds
+
+if TYPE_CHECKING:
+    from .model import WhisperAT
+
+AUTO_RESOLUTION = 10.0
+"""Seconds per tag row when none is asked for: the length of the clips that AudioSet is labelled by."""
+
+
+def transcribe(
+    model: WhisperAT,
+    audio: str | np.ndarray | Tensor,
+    *,
+    verbose: bool | None = None,
+    temperature: float | Sequence[float] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
+    compression_ratio_threshold: float | None = 2.4,
+    logprob_threshold: float | None = -1.0,
+    no_speech_threshold: float | None = 0.6,
+    condition_on_previous_text: bool = True,
+    initial_prompt: str | None = None,
+    carry_initial_prompt: bool = False,
+    word_timestamps: bool = False,
+    prepend_punctuations: str = "\"'“¿([{-",
+    append_punctuations: str = "\"'.。,，!！?？:：”)]}、",
+    clip_timestamps: str | list[float] = "0",
+    hallucination_silence_threshold: float | None = None,
+    at_time_res: float | Iterable[float] | None = "auto",  # type: ignore[assignment]
+    strict_word_timing: bool = True,
+    **decode_options,
+) -> dict:
+    """Transcribe a recording and tag what sounds in it.
+
+    All arguments of ``whisper.transcribe`` mean what they mean there and give the same text,
+    segments and language. New ones:
+
+    Parameters
+    ----------
+    at_time_res : seconds per row of tags, any multiple of 0.4; or several, all from the same pass; or
+        None for no tags. ``"auto"`` is 10 where the model has a head, else None.
+    strict_word_timing : with ``word_timestamps``, encode each window a second time without fused
+        attention, as openai-whisper does, so that words are the same to the last bit. False reuses
+        the features of the first pass: faster, and a word may move by a frame.
+
+    Returns
+    -------
+    ``text``, ``segments``, ``language`` as upstream and, with tags, also
+
+    - ``audio_tag``: float32 CPU tensor ``(rows, classes)`` of logits, row ``i`` over the seconds
+      ``[i, i + 1) * at_time_res``; NaN where nothing was heard (clips leave gaps)
+    - ``audio_tag_coverage``: ``(rows,)``, the share of each row that was heard, 0…1
+    - ``at_time_res``: the resolution in seconds
+    - ``duration``: seconds of audio
+    - ``task``: ``transcribe`` or ``translate``, which the language of labels depends on
+
+    For several resolutions ``at_time_res`` is a list, and ``audio_tag`` and ``audio_tag_coverage``
+    are dicts by resolution.
+
+    Raises
+    ------
+    ValueError
+        If a resolution is not a positive multiple of 0.4 s, or tags are asked of a model without a head.
+    """
+    if isinstance(at_time_res, str) and at_time_res == "auto":
+        at_time_res = None if model.head is None else AUTO_RESOLUTION
+    row_steps = [] if at_time_res is None else resolutions(at_time_res)
+    if row_steps and model.head is None:
+        raise ValueError(f"cannot tag sounds: {model.head_missing}")
+    half = _use_half(model, decode_options.get("fp16", True))
+    decode_options = {**decode_options, "fp16": half}
+    dtype = torch.float16 if half else torch.float32
+
+    # 30 s of silence behind the recording: language detection hears it, windows are cut before it
+    mel = log_mel_spectrogram(audio, model.dims.n_mels, padding=N_SAMPLES)
+    content_frames = mel.shape[-1] - N_FRAMES
+    clips = _clips(clip_timestamps, content_frames)
+
+    encode_once = _EncodeOnce(model, mel, dtype, with_states=bool(row_steps))
+    if decode_options.get("language") is None:
+        # Audio that fills the first window is what that window decodes, so one pass does for both.
+        shared = clips[0][0] == 0 and clips[0][1] >= N_FRAMES
+        features = encode_once(Window(0)).features if shared and model.is_multilingual else None
+        decode_options["language"] = _detect_language(model, mel, features, dtype, verbose)
+    language: str = decode_options["language"]
+    task: str = decode_options.get("task", "transcribe")
+    tokenizer = get_tokenizer(
+        model.is_multilingual, num_languages=model.num_languages, language=language, task=task
+    )
+    if word_timestamps and task == "translate":
+        warnings.warn("Word-level timestamps on translations may not be reliable.")
+
+    prompt = _Prompt(tokenizer, initial_prompt, carry_initial_prompt, model.dims.n_text_ctx)
+    tag_rows = {
+        steps: TagRows(steps, content_frames, model.head, model.head.label_dim) for steps in row_steps
+    }
+    segments: list[dict] = []
+    last_speech = 0.0
+
+    with tqdm.tqdm(total=content_frames, unit="frames", disable=verbose is not False) as progress:
+        for clip, (seek, clip_end) in enumerate(clips):
+            later_clips = min((start for start, _ in clips[clip + 1 :]), default=content_frames)
+            while seek < clip_end:
+                window = Window(seek, min(N_FRAMES, clip_end - seek))
+                encoded = encode_once(window)
+                for rows in tag_rows.values():
+                    rows.flush(before=min(seek, later_clips))
+                    rows.add(window, encoded.states)
+
+                result = _decode_with_fallback(
+                    model,
+                    encoded.features,
+                    {**decode_options, "prompt": prompt.tokens()},
+                    temperature,
+                    compression_ratio_threshold,
+                    logprob_threshold,
+                    no_speech_threshold,
+                )
+                if _is_silent(result, no_speech_threshold, logprob_threshold):
+                    seek = window.end
+                    continue
+
+                split = split_segments(result, window, tokenizer, model.dims.n_audio_ctx)
+                if word_timestamps:
+                    reuse = not strict_word_timing or model.compute_type == "bfloat16"
+                    add_word_timestamps(
+                        segments=split.segments,
+                        model=model,
+                        tokenizer=tokenizer,
+                        mel=encoded.features if reuse else encoded.mel,
+                        num_frames=window.size,
+                        prepend_punctuations=prepend_punctuations,
+                        append_punctuations=append_punctuations,
+                        last_speech_timestamp=last_speech,
+                    )
+                    threshold = hallucination_silence_threshold
+                    split = split._replace(seek=seek_with_words(split, window, threshold))
+                    if threshold is not None:
+                        after_silence = seek_past_leading_silence(split, window, threshold)
+                        if after_silence is not None:
+                            seek = after_silence
+                            continue
+                        split = drop_hallucinations(split, window, threshold, last_speech, content_frames)
+                    if (last_word_end := get_end(split.segments)) is not None:
+                        last_speech = last_word_end
+
+                for segment in split.segments:
+                    if verbose:
+                        start, end = format_timestamp(segment["start"]), format_timestamp(segment["end"])
+                        print(make_safe(f"[{start} --> {end}] {segment['text']}"))
+                    if segment["start"] == segment["end"] or segment["text"].strip() == "":
+                        segment.update(text="", tokens=[], words=[])
+                    segments.append({"id": len(segments), **segment})
+                    prompt.extend(segment["tokens"])
+                if not condition_on_previous_text or result.temperature > 0.5:
+                    prompt.forget()
+
+                seek = split.seek
+                progress.update(min(content_frames, seek) - window.seek)
+
+    transcript = {"text": tokenizer.decode(prompt.heard), "segments": segments, "language": language}
+    if not row_steps:
+        return transcript
+    finished = {steps_to_seconds(steps): rows.finish() for steps, rows in tag_rows.items()}
+    tags: dict = {res: logits for res, (logits, _) in finished.items()}
+    coverage: dict = {res: covered for res, (_, covered) in finished.items()}
+    several = not is_single(at_time_res)
+    (only, *_) = finished
+    return {
+        **transcript,
+        "at_time_res": list(finished) if several else only,
+        "audio_tag": tags if several else tags[only],
+        "audio_tag_coverage": coverage if several else coverage[only],
+        "duration": content_frames * HOP_LENGTH / SAMPLE_RATE,
+        "task": task,
+    }
+
+
+class _Encoded(NamedTuple):
+    mel: Tensor  # (n_mels, 3000)
+    features: Tensor  # (1500, dim)
+    states: Tensor | None  # (layers, steps, dim)
+
+
+class _EncodeOnce:
+    """Encodes a window the first time it is asked for; keeps the latest one only."""
+
+    def __init__(self, model: WhisperAT, mel: Tensor, dtype: torch.dtype, with_states: bool) -> None:
+        self.model, self.mel, self.dtype, self.with_states = model, mel, dtype, with_states
+        self.latest: tuple[Window, _Encoded] | None = None
+
+    def __call__(self, window: Window) -> _Encoded:
+        if self.latest is None or self.latest[0] != window:
+            mel = pad_or_trim(self.mel[:, window.seek : window.end], N_FRAMES)
+            mel = mel.to(self.model.device).to(self.dtype)
+            if self.with_states:
+                features, states = self.model.encode(mel[None], [window])
+                encoded = _Encoded(mel, features[0], states[0])
+            else:
+                with torch.no_grad():
+                    encoded = _Encoded(mel, self.model.embed_audio(mel[None])[0], None)
+            self.latest = window, encoded
+        return self.latest[1]
+
+
+class _Prompt:
+    """The text so far, and the part of it that the next window is given as a prompt."""
+
+    def __init__(self, tokenizer: Tokenizer, initial: str | None, carry: bool, n_text_ctx: int) -> None:
+        self.initial = tokenizer.encode(" " + initial.strip()) if initial is not None else []
+        self.carry = carry
+        self.room = n_text_ctx // 2 - 1 - len(self.initial)
+        self._tokens = list(self.initial)
+        self._start = 0
+
+    @property
+    def heard(self) -> list[int]:
+        """Every token written, without the initial prompt."""
+        return self._tokens[len(self.initial) :]
+
+    def tokens(self) -> list[int]:
+        if self.carry:
+            return self.initial + self._tokens[max(len(self.initial), self._start) :][-self.room :]
+        return self._tokens[self._start :]
+
+    def extend(self, tokens: list[int]) -> None:
+        self._tokens.extend(tokens)
+
+    def forget(self) -> None:
+        self._start = len(self._tokens)
+
+
+def _use_half(model: WhisperAT, fp16: bool) -> bool:
+    """Whether to compute in float16; upstream's warnings where a CPU cannot, or a GPU stands idle."""
+    half = fp16 if model.compute_type is None else model.compute_type == "float16"
+    if model.device == torch.device("cpu"):
+        if torch.cuda.is_available():
+            warnings.warn("Performing inference on CPU when CUDA is available")
+        if half:
+            warnings.warn("FP16 is not supported on CPU; using FP32 instead")
+            half = False
+    return half
+
+
+def _clips(clip_timestamps: str | Sequence[float], content_frames: int) -> list[tuple[int, int]]:
+    """The clips to listen to, as pairs of frames, in the order given and none past the end."""
+    if isinstance(clip_timestamps, str):
+        clip_timestamps = [float(seconds) for seconds in clip_timestamps.split(",") if clip_timestamps]
+    points = [round(seconds * FRAMES_PER_SECOND) for seconds in clip_timestamps] or [0]
+    if len(points) % 2:
+        points.append(content_frames)
+    return [(start, min(end, content_frames)) for start, end in zip(points[::2], points[1::2])]
+
+
+def _detect_language(
+    model: WhisperAT, mel: Tensor, features: Tensor | None, dtype: torch.dtype, verbose: bool | None
+) -> str:
+    """Code of the language spoken in the first 30 s; English, unheard, if the model knows no other."""
+    if not model.is_multilingual:
+        return "en"
+    if verbose:
+        print("Detecting language using up to the first 30 seconds. Use `--language` to specify the language")
+    if features is None:
+        with torch.no_grad():
+            features = model.embed_audio(pad_or_trim(mel, N_FRAMES).to(model.device).to(dtype)[None])[0]
+    _, probabilities = model.detect_language(features)
+    language = max(probabilities, key=probabilities.get)
+    if verbose is not None:
+        print(f"Detected language: {LANGUAGES[language].title()}")
+    return language
+
+
+def _decode_with_fallback(
+    model: WhisperAT,
+    features: Tensor,
+    options: dict,
+    temperature: float | Sequence[float],
+    compression_ratio_threshold: float | None,
+    logprob_threshold: float | None,
+    no_speech_threshold: float | None,
+) -> DecodingResult:
+    """Decode one window's features ``(1500, dim)``, at the next temperature while the result looks bad."""
+    temperatures = [temperature] if isinstance(temperature, (int, float)) else temperature
+    for t in temperatures:
+        # beams are for temperature 0 and samples for the rest
+        unused = ("beam_size", "patience") if t > 0 else ("best_of",)
+        kwargs = {name: value for name, value in options.items() if name not in unused}
+        result = model.decode(features, DecodingOptions(**kwargs, temperature=t))
+
+        repetitive = (
+            compression_ratio_threshold is not None and result.compression_ratio > compression_ratio_threshold
+        )
+        improbable = logprob_threshold is not None and result.avg_logprob < logprob_threshold
+        silent = no_speech_threshold is not None and result.no_speech_prob > no_speech_threshold
+        if (silent and improbable) or not (repetitive or improbable):
+            break
+    return result
+
+
+def _is_silent(
+    result: DecodingResult, no_speech_threshold: float | None, logprob_threshold: float | None
+) -> bool:
+    """Whether a window holds no speech: improbable text where the model expected none."""
+    if no_speech_threshold is None or not result.no_speech_prob > no_speech_threshold:
+        return False
+    return logprob_threshold is None or not result.avg_logprob > logprob_threshold

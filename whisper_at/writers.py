@@ -1,0 +1,175 @@
+"""Result files: txt, vtt, srt, tsv and json as the installed openai-whisper writes them.
+
+Without tags in the result, every file is upstream's byte for byte. With tags, only JSON differs: what follows
+upstream's keys is plain numbers and names, and strict JSON (defect D26).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from whisper.utils import ResultWriter
+from whisper.utils import get_writer as get_upstream_writer
+
+from .labels import audioset_labels, find_class, label_names, parse_at_label
+
+UPSTREAM_KEYS = ("text", "segments", "language")
+TAG_KEYS = ("duration", "at_time_res", "audio_tag_coverage", "audio_tag")
+
+
+def get_writer(
+    output_format: str,
+    output_dir: str,
+    *,
+    top_k: int = 5,
+    p_threshold: float = -1,
+    label_language: str = "follow_asr",
+    include_classes: Iterable[int | str] | None = None,
+) -> Callable[..., None]:
+    """Make the function that writes a result, called as ``writer(result, audio_path, options)``.
+
+    Parameters
+    ----------
+    output_format
+        ``txt``, ``vtt``, ``srt``, ``tsv``, ``json`` or ``all``.
+    output_dir
+        Existing folder. The file is named after the audio, as upstream names it.
+    top_k, p_threshold, label_language, include_classes
+        Which tags go into JSON, and in which language, as :func:`tag_rows` understands them.
+
+    Files are written under another name and then renamed, so that an error leaves no half of one behind.
+    As upstream's, the writer of a single format is a ``ResultWriter``; an unknown format is a ``KeyError``.
+    """
+    tag_options: dict[str, Any] = {
+        "top_k": top_k,
+        "p_threshold": p_threshold,
+        "label_language": label_language,
+        "include_classes": include_classes,
+    }
+    upstream = get_upstream_writer(output_format, output_dir)
+    if isinstance(upstream, ResultWriter):
+        return _WholeFileWriter(upstream, tag_options)
+
+    def write_all(result: dict, audio_path: str, options: dict | None = None, **kwargs) -> None:
+        result = plain_result(result, **tag_options)
+        with _Renamed(output_dir) as folder:
+            get_upstream_writer(output_format, folder)(result, audio_path, options, **kwargs)
+
+    return write_all
+
+
+def tag_rows(
+    result: Mapping[str, Any],
+    top_k: int = 5,
+    p_threshold: float = -1,
+    label_language: str = "follow_asr",
+    include_classes: Iterable[int | str] | None = None,
+) -> list[dict[str, Any]] | dict[float, list[dict[str, Any]]]:
+    """Name the tags of a result, row by row; the rules are :func:`whisper_at.labels.parse_at_label`'s.
+
+    Each row is ``{"start", "end", "coverage", "tags"}``: seconds, the share that was heard (0…1), and the
+    tags from the strongest down, each ``{"index", "mid", "name", "logit", "probability"}``. A row that
+    nothing covered has no tags. For several resolutions, a dict from seconds to such lists.
+    """
+    if include_classes is not None:
+        include_classes = list(include_classes)
+    # English names are unique and lead back to the class; those of other languages are not.
+    parsed = parse_at_label(result, "en", top_k, p_threshold, include_classes)
+    language = label_language
+    if language == "follow_asr":
+        language = "en" if result.get("task") == "translate" else result.get("language") or "en"
+    names = label_names(language)
+    labels = audioset_labels()
+
+    def tag(english: str, logit: float) -> dict[str, Any]:
+        index = find_class(english)
+        return {
+            "index": index,
+            "mid": labels[index].mid,
+            "name": names[index],
+            "logit": logit,
+            "probability": 1 / (1 + math.exp(-logit)) if logit > -700 else 0.0,  # exp(710) overflows
+        }
+
+    def rows(entries: list[dict[str, Any]], coverage: Any) -> list[dict[str, Any]]:
+        return [
+            {**entry["time"], "coverage": share, "tags": [tag(*pair) for pair in entry["audio tags"]]}
+            for entry, share in zip(entries, _plain(coverage))
+        ]
+
+    coverage = result["audio_tag_coverage"]
+    if isinstance(parsed, dict):
+        by_seconds = {float(seconds): shares for seconds, shares in coverage.items()}
+        return {seconds: rows(entries, by_seconds[seconds]) for seconds, entries in parsed.items()}
+    return rows(parsed, coverage)
+
+
+def plain_result(result: dict, **tag_options) -> dict:
+    """The result as it goes into files: itself if it holds no tags, else a copy of plain values.
+
+    Upstream's keys come first and unchanged, then ``duration``, ``at_time_res``, ``audio_tag_coverage`` and
+    ``audio_tag`` (what :func:`tag_rows` returns), then whatever else is there. Tensors become lists, and
+    numbers that JSON lacks become null. Keyword arguments are those of :func:`tag_rows`.
+    """
+    if result.get("audio_tag") is None:
+        return result
+    values = {**result, "audio_tag": tag_rows(result, **tag_options)}
+    first = [key for key in UPSTREAM_KEYS + TAG_KEYS if key in values]
+    return {key: _plain(values[key]) for key in dict.fromkeys([*first, *values])}
+
+
+def _plain(value: Any) -> Any:
+    """Tensors and arrays to lists, keys to strings, NaN and infinities to None."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().tolist()
+    elif isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class _Renamed:
+    """A temporary folder inside ``output_dir`` whose files are moved there if all of them were written."""
+
+    def __init__(self, output_dir: str):
+        self.output_dir = output_dir
+
+    def __enter__(self) -> str:
+        # Inside the target, so that the move is a rename on one file system.
+        self.folder = tempfile.TemporaryDirectory(dir=self.output_dir, prefix=".whisper-at-")
+        return self.folder.name
+
+    def __exit__(self, exception_type: type | None, *_) -> None:
+        try:
+            if exception_type is None:
+                for name in os.listdir(self.folder.name):
+                    os.replace(os.path.join(self.folder.name, name), os.path.join(self.output_dir, name))
+        finally:
+            self.folder.cleanup()
+
+
+class _WholeFileWriter(ResultWriter):
+    """One of upstream's writers, whose files appear whole or not at all."""
+
+    def __init__(self, upstream: ResultWriter, tag_options: dict[str, Any]):
+        super().__init__(upstream.output_dir)
+        self.upstream = upstream
+        self.tag_options = tag_options
+        self.extension = upstream.extension
+
+    def __call__(self, result: dict, audio_path: str, options: dict | None = None, **kwargs) -> None:
+        result = plain_result(result, **self.tag_options)
+        with _Renamed(self.output_dir) as folder:
+            type(self.upstream)(folder)(result, audio_path, options, **kwargs)
+
+    def write_result(self, result: dict, file, options: dict | None = None, **kwargs) -> None:
+        self.upstream.write_result(plain_result(result, **self.tag_options), file, options, **kwargs)
