@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
-SAMPLE ?= sample/street.flac
+SAMPLE ?= sample/street.ogg
 
 .PHONY: demo test lint clean
 

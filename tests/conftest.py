@@ -41,14 +41,14 @@ def upstream_multilingual():
 @pytest.fixture
 def model_en():
     model = random_whisper(WhisperAT, 51864)
-    model.set_head(make_head("tl_tr_1_8", n_layer=2, rep_dim=64))
+    model.head = make_head("tl_tr_1_8", n_layer=2, rep_dim=64)
     return model
 
 
 @pytest.fixture
 def model_multilingual():
     model = random_whisper(WhisperAT, 51865, seed=1)
-    model.set_head(make_head("tl_tr_1_8", n_layer=2, rep_dim=64))
+    model.head = make_head("tl_tr_1_8", n_layer=2, rep_dim=64)
     return model
 
 

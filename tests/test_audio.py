@@ -114,9 +114,7 @@ def test_a_name_is_only_ever_a_local_file(in_tmp, name):
     assert len(audio.load_audio(name)) == 8000
 
 
-@pytest.mark.parametrize(
-    "name", ["http://127.0.0.1:9/x.wav", "missing.wav", "", "tcp://127.0.0.1:9", "a\0.wav"]
-)
+@pytest.mark.parametrize("name", ["http://127.0.0.1:9/x.wav", "missing.wav", "", "tcp://127.0.0.1:9", "a\0.wav"])
 def test_what_is_not_there_is_file_not_found(in_tmp, name):
     with pytest.raises(FileNotFoundError) as caught:
         audio.load_audio(name)
@@ -228,6 +226,19 @@ def test_mel_of_a_path_needs_no_ffmpeg_on_the_path(in_tmp, monkeypatch):
     for n_mels, padding in ((80, 0), (128, 480000)):
         expected = upstream.log_mel_spectrogram(samples, n_mels, padding)
         assert torch.equal(audio.log_mel_spectrogram("a.wav", n_mels, padding), expected)
-        assert torch.equal(
-            audio.log_mel_spectrogram(torch.from_numpy(samples), n_mels, padding, "cpu"), expected
-        )
+        assert torch.equal(audio.log_mel_spectrogram(torch.from_numpy(samples), n_mels, padding, "cpu"), expected)
+
+
+def test_paths_as_objects(in_tmp):
+    soundfile.write("a.wav", tone(0.5), 16000)
+    expected = audio.log_mel_spectrogram("a.wav")
+    assert torch.equal(audio.log_mel_spectrogram(Path("a.wav")), expected)
+
+
+@pytest.mark.parametrize("name, seconds", [("speech.flac", 16), ("sounds.ogg", 40), ("street.ogg", 56)])
+def test_samples_are_whole_and_do_not_clip(name, seconds):
+    path = Path(__file__).parent.parent / "sample" / name
+    sound = audio.load_audio(path)
+    assert len(sound) == seconds * 16000
+    assert 0.1 < np.abs(sound).max() < 0.95 and abs(sound.mean()) < 0.002
+    assert path.stat().st_size < 500_000

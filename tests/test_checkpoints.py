@@ -20,6 +20,7 @@ import whisper
 from safetensors import safe_open
 from whisper.model import ModelDimensions
 
+import whisper_at.download as downloads
 from whisper_at import checkpoints
 from whisper_at.checkpoints import (
     HEADS,
@@ -28,7 +29,6 @@ from whisper_at.checkpoints import (
     alignment_heads,
     available_heads,
     available_models,
-    download,
     find_head,
     find_whisper,
     head_name,
@@ -37,6 +37,7 @@ from whisper_at.checkpoints import (
     open_whisper,
     save_safetensors,
 )
+from whisper_at.download import download
 
 ROOT = Path(__file__).parent.parent
 DATA = bytes(range(256)) * 1200  # 300 KiB
@@ -102,13 +103,13 @@ def no_real_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    real = checkpoints.urllib.request.urlopen
+    real = downloads.urllib.request.urlopen
 
     def here_only(request, *args, **kwargs):
         assert request.host.startswith("127.0.0.1"), f"a test reaches for {request.full_url}"
         return real(request, *args, **kwargs)
 
-    monkeypatch.setattr(checkpoints.urllib.request, "urlopen", here_only)
+    monkeypatch.setattr(downloads.urllib.request, "urlopen", here_only)
 
 
 def files_in(folder: Path) -> list[str]:
@@ -245,13 +246,13 @@ def test_downloads_at_once_wait_for_one_another(server, tmp_path, monkeypatch):
     pytest.importorskip("fcntl")
     target = tmp_path / "f.bin"
     waiting = threading.Semaphore(0)
-    lock = checkpoints._lock
+    lock = downloads._lock
 
     def counted_lock(path):
         waiting.release()
         return lock(path)
 
-    monkeypatch.setattr(checkpoints, "_lock", counted_lock)
+    monkeypatch.setattr(downloads, "_lock", counted_lock)
     server.go = threading.Event()
     with ThreadPoolExecutor(6) as pool:
         arguments = (f"{server.url}/held/f.bin", target, sha256(DATA), False)

@@ -24,9 +24,7 @@ DIMS = {
     "n_mels": 80, "n_audio_ctx": 1500, "n_audio_state": 64, "n_audio_head": 4, "n_audio_layer": 2,
     "n_text_ctx": 448, "n_text_state": 64, "n_text_head": 4, "n_text_layer": 2,
 }  # fmt: skip
-QUICK = shlex.split(
-    "--beam_size None --best_of 1 --temperature_increment_on_fallback None --fp16 False --device cpu"
-)
+QUICK = shlex.split("--beam_size None --best_of 1 --temperature_increment_on_fallback None --fp16 False --device cpu")
 FORMATS = ("txt", "vtt", "srt", "tsv", "json")
 
 
@@ -41,15 +39,14 @@ def folder(tmp_path_factory) -> Path:
         positions, words = model.decoder.positional_embedding.data, model.decoder.token_embedding.weight.data
         torch.nn.init.normal_(positions, std=0.5)
         torch.nn.init.normal_(words, std=0.05)
-        positions[:, 0] = 0.3 * torch.arange(len(positions))  # the further on, the likelier the end
-        words[:, 0], words[50256 + (n_vocab > 51864), 0] = 0.0, 4.0
+        # The further on, the likelier the end: a few short segments instead of a window full of noise.
+        positions[:, 0] = 0.15 * torch.arange(len(positions)) - 2
+        words[:, 0], words[50256 + (n_vocab > 51864), 0] = 0.0, 3.0
         torch.save({"dims": dims, "model_state_dict": model.state_dict()}, folder / f"{name}.pt")
         os.rename(folder / f"{name}.pt", folder / name)
     generator = torch.Generator().manual_seed(1)
     head = {
-        key: torch.ones(shape)
-        if key.endswith("_ln.weight")
-        else torch.randn(shape, generator=generator) * 0.1
+        key: torch.ones(shape) if key.endswith("_ln.weight") else torch.randn(shape, generator=generator) * 0.1
         for key, shape in checkpoints.head_shapes(64).items()
     }
     head["mlp_layer.0.weight"] = torch.ones(64)
@@ -126,9 +123,7 @@ def test_every_flag_of_upstream_is_here(monkeypatch):
         assert name in ours, f"--{name} is new in openai-whisper"
         mine = ours[name]
         assert set(mine.option_strings) == set(action.option_strings)
-        assert (mine.default, mine.nargs, mine.required) == (action.default, action.nargs, action.required), (
-            name
-        )
+        assert (mine.default, mine.nargs, mine.required) == (action.default, action.nargs, action.required), name
         assert mine.choices is None if action.choices is None else list(mine.choices) == list(action.choices)
     new = {"version", "at_time_res", "top_k", "p_threshold", "label_language", "include_classes"}
     assert set(ours) - set(theirs) == new | {"head", "at_low_compute", "compute_type"}
@@ -281,7 +276,7 @@ def test_threads_are_set(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     counts: list[int] = []
     monkeypatch.setattr(cli.torch, "set_num_threads", counts.append)
-    for value in ("0", "None", "3"):
+    for value in ("0", "None", "-1", "3"):
         transcribe_options(monkeypatch, "--threads", value)
     assert counts == [3]
 
@@ -295,9 +290,7 @@ def test_tags_on_screen_and_in_json(run, capsys, tmp_path):
     assert run(*arguments) == 0
     plain = capsys.readouterr().out
     without = {e: (tmp_path / "out" / f"noise.{e}").read_bytes() for e in FORMATS}
-    assert (
-        run(*arguments, "--head", "head.pth", "--at_time_res", "10", "--top_k", "2", "--p_threshold=-9") == 0
-    )
+    assert run(*arguments, "--head", "head.pth", "--at_time_res", "10", "--top_k", "2", "--p_threshold=-9") == 0
     output = capsys.readouterr().out
     assert output.startswith(plain)
     lines = output[len(plain) :].splitlines()
@@ -388,6 +381,7 @@ def test_what_tag_flags_mean(tmp_path, monkeypatch, line, at_time_res, load):
         ("--model whatever", "one of tiny.en, tiny"),
         ("--language Englsh", "English"),
         ("--temperature_increment_on_fallback 0", "must be above 0"),
+        ("--temperature 1.5", "above 1 needs"),
         ("--word_timestamps yes", "invalid str2bool value: 'yes'"),
     ],
 )
@@ -404,9 +398,7 @@ def test_rows_without_tags_are_not_shown():
     result = {"text": "", "segments": [], "language": "en", "audio_tag": logits, "at_time_res": 10.0}
     result |= {"audio_tag_coverage": torch.tensor([1.0, 1.0, 0.0]), "duration": 24.0}
     assert list(cli.tag_lines(result)) == ["[00:10.000 --> 00:20.000] Dog (2.31), Animal (2.10)"]
-    assert list(cli.tag_lines(result, top_k=1, include_classes=[72])) == [
-        "[00:10.000 --> 00:20.000] Animal (2.10)"
-    ]
+    assert list(cli.tag_lines(result, top_k=1, include_classes=[72])) == ["[00:10.000 --> 00:20.000] Animal (2.10)"]
     assert len(tag_rows(result)) == 3
     assert list(cli.tag_lines({"text": "", "segments": [], "language": "en"})) == []
 
@@ -491,3 +483,42 @@ def test_versions(capsys):
         cli.main(["--version"])
     assert caught.value.code == 0
     assert whisper.__version__ in capsys.readouterr().out
+
+
+# --- samples -----------------------------------------------------------------------------------------------
+
+SAMPLE = Path(__file__).parent.parent / "sample"
+
+
+def test_the_notebook_is_clean_and_compiles():
+    notebook = json.loads((SAMPLE / "whisper_at_demo.ipynb").read_text(encoding="utf-8"))
+    assert notebook["nbformat"] == 4 and notebook["nbformat_minor"] >= 5
+    assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [] and cell["execution_count"] is None
+            compile("".join(cell["source"]), cell["id"], "exec")
+
+
+needs_nano = pytest.mark.skipif(
+    not (checkpoints.ASSETS / "nano.en.pt").is_file(), reason="the embedded model is not in this checkout"
+)
+
+
+@needs_nano
+def test_a_sample_from_end_to_end(tmp_path, capsys):
+    """The main job on the embedded model, with nothing downloaded: words on screen, sounds in JSON."""
+    street = str(SAMPLE / "street.ogg")
+    assert cli.main([street, "--model", "nano.en", "--at_time_res", "10,2", "-o", str(tmp_path), *QUICK]) == 0
+    content = json.loads((tmp_path / "street.json").read_text())
+    assert len(content["audio_tag"]["10.0"]) == 6 and len(content["audio_tag"]["2.0"]) == 28
+    assert content["duration"] == pytest.approx(56.0)
+    assert content["text"].strip() and content["segments"]
+    assert "Sounds every 10 s:" in capsys.readouterr().out
+
+
+@needs_nano
+def test_the_sample_program(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["transcribe_and_tag.py", str(SAMPLE / "speech.flac")])
+    exec(compile((SAMPLE / "transcribe_and_tag.py").read_text(), "transcribe_and_tag.py", "exec"), {})
+    assert "Speech" in capsys.readouterr().out

@@ -76,7 +76,9 @@ def test_official_layout(size, down):
     assert sum(p.numel() for p in state.values()) == expected
 
 
-@pytest.mark.parametrize("mode", ["mean_mlp", "last_mlp", "wa_mlp", "mean_tr_8", "last_tr_4", "wa_tr_8", "wa_down_tr_32_8"])
+@pytest.mark.parametrize(
+    "mode", ["mean_mlp", "last_mlp", "wa_mlp", "mean_tr_8", "last_tr_4", "wa_tr_8", "wa_down_tr_32_8"]
+)
 def test_baselines_equal_the_published_math(mode):
     torch.manual_seed(0)
     head = make_head(mode, n_layer=3, rep_dim=64).eval()
@@ -104,9 +106,10 @@ def test_weighted_average_starts_at_the_mean():
 
 
 def test_training_names_mean_the_same_head():
-    assert make_head("lw_tr_1_8", n_layer=2, rep_dim=64).state_dict().keys() == make_head(
-        "tl_tr_1_8", n_layer=2, rep_dim=64
-    ).state_dict().keys()
+    assert (
+        make_head("lw_tr_1_8", n_layer=2, rep_dim=64).state_dict().keys()
+        == make_head("tl_tr_1_8", n_layer=2, rep_dim=64).state_dict().keys()
+    )
 
 
 @pytest.mark.parametrize("mode", ["tl_tr", "wa", "median_mlp", "tl_tr_1_8x", ""])

@@ -103,9 +103,9 @@ def test_copies_and_device_moves_take_the_head_along(model_en):
 
 def test_a_head_of_another_width_is_refused(model_en):
     with pytest.raises(ValueError, match="width 128"):
-        model_en.set_head(make_head("tl_tr_1_8", n_layer=2, rep_dim=128))
+        model_en.head = make_head("tl_tr_1_8", n_layer=2, rep_dim=128)
     assert model_en.head.rep_dim == 64
-    model_en.set_head(None)
+    model_en.head = None
     assert model_en.head is None
 
 
@@ -176,7 +176,7 @@ def test_bfloat16_encoder(checkpoint):
 def test_128_mels():
     """D22: 80 mel bins were hard-wired."""
     model = random_whisper(WhisperAT, 51866, n_mels=128)
-    model.set_head(make_head("last_mlp", n_layer=2, rep_dim=64))
+    model.head = make_head("last_mlp", n_layer=2, rep_dim=64)
     result = model.transcribe(noise(3), temperature=0.0, sample_len=5, language="en", at_time_res=0.4)
     assert result["audio_tag"].shape == (8, 527)
     assert model.num_languages == 100

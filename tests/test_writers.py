@@ -68,9 +68,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("output_format", [*FORMATS, "all"])
-@pytest.mark.parametrize(
-    "result", [speech(), speech(words=True), silence()], ids=["text", "words", "silence"]
-)
+@pytest.mark.parametrize("result", [speech(), speech(words=True), silence()], ids=["text", "words", "silence"])
 @pytest.mark.parametrize(
     "options",
     [{}, {"highlight_words": True}, {"max_line_width": 12, "max_line_count": 1}, {"max_words_per_line": 2}],
@@ -164,9 +162,7 @@ def test_names_follow_the_language_but_the_class_does_not(monkeypatch):
 
 
 def test_an_extra_key_never_breaks_json():
-    result = tagged(
-        speech(), 1, scores=torch.tensor([1.0, NOT_A_NUMBER]), nested={1: (float("inf"), None, True)}
-    )
+    result = tagged(speech(), 1, scores=torch.tensor([1.0, NOT_A_NUMBER]), nested={1: (float("inf"), None, True)})
     content = strict(json.dumps(plain_result(result), allow_nan=False))
     assert content["scores"] == [1.0, None] and content["nested"] == {"1": [None, None, True]}
 

@@ -38,7 +38,7 @@ def ffmpeg_binary() -> str:
     return imageio_ffmpeg.get_ffmpeg_exe()
 
 
-def load_audio(file: str, sr: int = SAMPLE_RATE) -> np.ndarray:
+def load_audio(file: str | os.PathLike[str], sr: int = SAMPLE_RATE) -> np.ndarray:
     """Decode a local audio or video file to one channel.
 
     Parameters
@@ -75,7 +75,7 @@ def load_audio(file: str, sr: int = SAMPLE_RATE) -> np.ndarray:
     return audio
 
 
-def stream_audio(file: str, sr: int = SAMPLE_RATE, seconds: float = 30.0) -> Iterator[np.ndarray]:
+def stream_audio(file: str | os.PathLike[str], sr: int = SAMPLE_RATE, seconds: float = 30.0) -> Iterator[np.ndarray]:
     """Decode a file block by block, so that memory does not grow with its length.
 
     Yields float32 arrays of shape ``(round(seconds * sr),)``, the last one shorter; joined, they equal
@@ -95,7 +95,7 @@ def stream_audio(file: str, sr: int = SAMPLE_RATE, seconds: float = 30.0) -> Ite
 
 
 def log_mel_spectrogram(
-    audio: str | np.ndarray | torch.Tensor,
+    audio: str | os.PathLike[str] | np.ndarray | torch.Tensor,
     n_mels: int = 80,
     padding: int = 0,
     device: str | torch.device | None = None,
@@ -105,12 +105,12 @@ def log_mel_spectrogram(
     ``audio`` is a path, read by our :func:`load_audio`, or samples at 16 kHz; ``padding`` zero samples are
     appended. The arithmetic is ``whisper.audio.log_mel_spectrogram`` as installed.
     """
-    if isinstance(audio, str):
+    if isinstance(audio, (str, os.PathLike)):
         audio = load_audio(audio)
     return _whisper_audio.log_mel_spectrogram(audio, n_mels, padding, device)
 
 
-def _decode(file: str, sr: int) -> Iterator[bytes]:
+def _decode(file: str | os.PathLike[str], sr: int) -> Iterator[bytes]:
     """Run ffmpeg on a local file; yields little-endian int16 mono at ``sr`` Hz in pieces."""
     file = os.fsdecode(file)
     if not os.path.exists(file):

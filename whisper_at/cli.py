@@ -65,14 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             message = f"{model_name} knows English only; --language {args['language']} is taken as English"
             warnings.warn(message, stacklevel=2)
         args["language"] = "en"
-    args["temperature"] = _temperatures(
-        args.pop("temperature"), args.pop("temperature_increment_on_fallback")
-    )
+    args["temperature"] = _temperatures(args.pop("temperature"), args.pop("temperature_increment_on_fallback"))
     tag_options = {name: args.pop(name) for name in TAG_OPTIONS}
     writer_options = {name: args.pop(name) for name in WORD_OPTIONS}
     output_dir: str = args.pop("output_dir")
     threads = args.pop("threads")
-    if threads:
+    if threads is not None and threads > 0:
         torch.set_num_threads(threads)
 
     try:
@@ -264,6 +262,8 @@ def _refuse_what_cannot_work(parser: argparse.ArgumentParser, args: dict[str, An
     increment = args["temperature_increment_on_fallback"]
     if increment is not None and not increment > 0:
         parser.error("--temperature_increment_on_fallback must be above 0, or None for one try only")
+    if increment is not None and not args["temperature"] <= 1:
+        parser.error("--temperature above 1 needs --temperature_increment_on_fallback None: tries end at 1")
 
 
 def _refuse_missing_head(parser: argparse.ArgumentParser, args: dict[str, Any]) -> None:
@@ -275,9 +275,7 @@ def _refuse_missing_head(parser: argparse.ArgumentParser, args: dict[str, Any]) 
         except ValueError as error:
             parser.error(_one_line(error))
         if published is None:
-            parser.error(
-                f"no tagging head is published for {model}: take another --model, or give --head FILE"
-            )
+            parser.error(f"no tagging head is published for {model}: take another --model, or give --head FILE")
     elif low:
         parser.error("--at_low_compute chooses among published heads; leave it out where --head is given")
     elif head not in checkpoints.available_heads() and not os.path.isfile(os.path.expanduser(head)):
@@ -314,9 +312,7 @@ def _language(name: str) -> str:
             "German",
             "de",
         ]
-        raise argparse.ArgumentTypeError(
-            f"Whisper knows no language {name!r}; it knows {', '.join(near)}, ..."
-        )
+        raise argparse.ArgumentTypeError(f"Whisper knows no language {name!r}; it knows {', '.join(near)}, ...")
     return name
 
 
@@ -327,9 +323,7 @@ def _label_language(name: str) -> str:
 
 def _resolutions(text: str) -> float | list[float]:
     try:
-        seconds = [
-            steps_to_seconds(steps) for steps in resolutions([_number(part) for part in text.split(",")])
-        ]
+        seconds = [steps_to_seconds(steps) for steps in resolutions([_number(part) for part in text.split(",")])]
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return seconds[0] if len(seconds) == 1 else seconds

@@ -250,8 +250,8 @@ def parse_at_label(
 
     Parameters
     ----------
-    result : what `transcribe` returned, or the same read back from its JSON. ``result["audio_tag"]`` holds
-        logits of shape ``(rows, 527)``, ``result["at_time_res"]`` the seconds of a row. For several
+    result : what `transcribe` returned, or the same with lists in place of tensors. ``result["audio_tag"]``
+        holds logits of shape ``(rows, 527)``, ``result["at_time_res"]`` the seconds of a row. For several
         resolutions, ``audio_tag`` is a dict from seconds to rows.
     language : code or name of the language of the tag names; "follow_asr" takes ``result["language"]``, or
         English where the text was translated into it

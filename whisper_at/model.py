@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -26,11 +27,13 @@ class WhisperAT(Whisper):
 
     Attributes
     ----------
-    head : from pooled states to class logits, or None; always float32
+    head : from pooled states to class logits, or None; always float32. May be set to another that fits
     head_missing : if there is no head, why, and how to get one
     compute_type : ``float32``, ``float16``, ``bfloat16`` (encoder only), or None for upstream's rule
         (``fp16=True`` on CUDA, float32 on CPU)
     """
+
+    head: Head | None
 
     def __init__(self, dims: ModelDimensions, head: Head | None = None, compute_type: str | None = None):
         super().__init__(dims)
@@ -38,30 +41,24 @@ class WhisperAT(Whisper):
             raise ValueError(f"compute_type must be one of {', '.join(COMPUTE_TYPES)} or None, not {compute_type!r}")
         self.compute_type = compute_type
         self.head_missing = "this model has no head; give one: load_model(..., head=FILE)"
-        self.set_head(head)
+        self.head = head
 
-    @property
-    def head(self) -> Head | None:
-        return self._head_slot[0]
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "head":
+            # nn.Module would register it among the parameters
+            object.__setattr__(self, "head", None if value is None else self._fitted(cast(Head, value)))
+        else:
+            super().__setattr__(name, value)
 
-    def set_head(self, head: Head | None) -> None:
-        """Attach a head to the encoder, or detach it with None.
-
-        Raises
-        ------
-        ValueError
-            If it was made for an encoder of another width or depth.
-        """
-        if head is not None:
-            width, layers = self.dims.n_audio_state, self.dims.n_audio_layer
-            if (head.rep_dim, head.n_layer) != (width, layers):
-                raise ValueError(
-                    f"this head was made for encoders of {head.n_layer} layers of width {head.rep_dim}, "
-                    f"but this Whisper's has {layers} of width {width}"
-                )
-            head = head.to(self.device).eval().requires_grad_(False)
-        # A list hides it from nn.Module, which would register it among the parameters.
-        self._head_slot = [head]
+    def _fitted(self, head: Head) -> Head:
+        """The head on the model's device, frozen; ValueError if it was made for another encoder."""
+        width, layers = self.dims.n_audio_state, self.dims.n_audio_layer
+        if (head.rep_dim, head.n_layer) != (width, layers):
+            raise ValueError(
+                f"this head was made for encoders of {head.n_layer} layers of width {head.rep_dim}, "
+                f"but this Whisper's has {layers} of width {width}"
+            )
+        return head.to(self.device).eval().requires_grad_(False)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> WhisperAT:
         super()._apply(fn, recurse)
@@ -167,7 +164,7 @@ def load_model(
         tensors, metadata = checkpoints.open_head(checkpoints.find_head(str(source), download_root))
         sizes = {"n_layer": model.dims.n_audio_layer, "rep_dim": model.dims.n_audio_state}
         try:
-            model.set_head(build_head(tensors, metadata, **sizes))
+            model.head = build_head(tensors, metadata, **sizes)
         except ValueError as error:
             raise ValueError(f"head {source} does not fit {name}: {error}") from None
     elif head == "auto":

@@ -132,9 +132,7 @@ def drop_hallucinations(
                 or segment["start"] - offset < 2.0
             )
             silence_after = (
-                next_start - segment["end"] > threshold
-                or _is_anomalous(following)
-                or window_end - segment["end"] < 2.0
+                next_start - segment["end"] > threshold or _is_anomalous(following) or window_end - segment["end"] < 2.0
             )
             if silence_before and silence_after:
                 seek = round(max(offset + 1, segment["start"]) * FRAMES_PER_SECOND)

@@ -87,7 +87,8 @@ def transcribe(
     if isinstance(at_time_res, str) and at_time_res == "auto":
         at_time_res = None if model.head is None else AUTO_RESOLUTION
     row_steps = [] if at_time_res is None else resolutions(at_time_res)
-    if row_steps and model.head is None:
+    head = model.head
+    if row_steps and head is None:
         raise ValueError(f"cannot tag sounds: {model.head_missing}")
     half = _use_half(model, decode_options.get("fp16", True))
     decode_options = {**decode_options, "fp16": half}
@@ -106,16 +107,14 @@ def transcribe(
         decode_options["language"] = _detect_language(model, mel, features, dtype, verbose)
     language: str = decode_options["language"]
     task: str = decode_options.get("task", "transcribe")
-    tokenizer = get_tokenizer(
-        model.is_multilingual, num_languages=model.num_languages, language=language, task=task
-    )
+    tokenizer = get_tokenizer(model.is_multilingual, num_languages=model.num_languages, language=language, task=task)
     if word_timestamps and task == "translate":
         warnings.warn("Word-level timestamps on translations may not be reliable.")
 
     prompt = _Prompt(tokenizer, initial_prompt, carry_initial_prompt, model.dims.n_text_ctx)
-    tag_rows = {
-        steps: TagRows(steps, content_frames, model.head, model.head.label_dim) for steps in row_steps
-    }
+    tag_rows = (
+        {} if head is None else {steps: TagRows(steps, content_frames, head, head.label_dim) for steps in row_steps}
+    )
     segments: list[dict] = []
     last_speech = 0.0
 
@@ -201,7 +200,7 @@ def transcribe(
 class _Encoded(NamedTuple):
     mel: Tensor  # (n_mels, 3000)
     features: Tensor  # (1500, dim)
-    states: Tensor | None  # (layers, steps, dim)
+    states: Tensor  # (layers, steps, dim), or empty if no head is to read them
 
 
 class _EncodeOnce:
@@ -220,7 +219,7 @@ class _EncodeOnce:
                 encoded = _Encoded(mel, features[0], states[0])
             else:
                 with torch.no_grad():
-                    encoded = _Encoded(mel, self.model.embed_audio(mel[None])[0], None)
+                    encoded = _Encoded(mel, self.model.embed_audio(mel[None])[0], torch.empty(0))
             self.latest = window, encoded
         return self.latest[1]
 
@@ -309,9 +308,7 @@ def _decode_with_fallback(
         kwargs = {name: value for name, value in options.items() if name not in unused}
         result = model.decode(features, DecodingOptions(**kwargs, temperature=t))
 
-        repetitive = (
-            compression_ratio_threshold is not None and result.compression_ratio > compression_ratio_threshold
-        )
+        repetitive = compression_ratio_threshold is not None and result.compression_ratio > compression_ratio_threshold
         improbable = logprob_threshold is not None and result.avg_logprob < logprob_threshold
         silent = no_speech_threshold is not None and result.no_speech_prob > no_speech_threshold
         if (silent and improbable) or not (repetitive or improbable):
@@ -319,9 +316,7 @@ def _decode_with_fallback(
     return result
 
 
-def _is_silent(
-    result: DecodingResult, no_speech_threshold: float | None, logprob_threshold: float | None
-) -> bool:
+def _is_silent(result: DecodingResult, no_speech_threshold: float | None, logprob_threshold: float | None) -> bool:
     """Whether a window holds no speech: improbable text where the model expected none."""
     if no_speech_threshold is None or not result.no_speech_prob > no_speech_threshold:
         return False
