@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import pkgutil
 
 import pytest
 import whisper
+from conftest import noise
 
 import whisper_at
 
@@ -66,3 +68,10 @@ def test_it_does_not_touch_whisper():
     assert whisper.transcribe.__module__ == "whisper.transcribe"
     assert whisper.load_audio.__module__ == "whisper.audio"
     assert whisper.load_model.__module__ == "whisper"
+
+
+def test_the_writers_of_utils_take_tags(model_en, tmp_path):
+    """D26: a result with tags could not be written as JSON."""
+    result = model_en.transcribe(noise(1), temperature=0.0, sample_len=4)
+    whisper_at.utils.get_writer("json", str(tmp_path))(result, "a.wav")
+    assert json.loads((tmp_path / "a.json").read_text())["text"] == result["text"]

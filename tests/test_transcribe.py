@@ -106,6 +106,11 @@ def test_path_array_and_tensor(upstream_en, model_en, tmp_path):
         torch.testing.assert_close(other["audio_tag"], from_array["audio_tag"])
 
 
+def test_a_plain_whisper_is_turned_away(upstream_en):
+    with pytest.raises(TypeError, match="load_model"):
+        whisper_at.transcribe(upstream_en, noise(1))
+
+
 def test_verbose_prints_what_upstream_prints(upstream_multilingual, model_multilingual, capsys):
     audio = noise(3)
     whisper.transcribe(upstream_multilingual, audio, temperature=0.0, sample_len=12, verbose=True)

@@ -83,7 +83,11 @@ def transcribe(
     ------
     ValueError
         If a resolution is not a positive multiple of 0.4 s, or tags are asked of a model without a head.
+    TypeError
+        If the model is openai-whisper's own class.
     """
+    if not hasattr(model, "encode"):
+        raise TypeError("this is a plain Whisper: load it with whisper_at.load_model, or use its own transcribe()")
     if isinstance(at_time_res, str) and at_time_res == "auto":
         at_time_res = None if model.head is None else AUTO_RESOLUTION
     row_steps = [] if at_time_res is None else resolutions(at_time_res)
