@@ -67,10 +67,12 @@ def noise(seconds: float, seed: int = 0) -> np.ndarray:
     return (np.random.default_rng(seed).standard_normal(n) * envelope * 0.1).astype(np.float32)
 
 
+DATA = Path(os.environ.get("WHISPER_AT_DATA", ROOT.parent / "shared" / "data"))
+"""Folder of real recordings (FSDD, ESC-10 …), which are not part of the project."""
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
-    """Folder of real recordings, which are not part of the project."""
-    path = Path(os.environ.get("WHISPER_AT_DATA", ROOT.parent / "shared" / "data"))
-    if not path.is_dir():
+    if not DATA.is_dir():
         pytest.skip("real recordings are not here; WHISPER_AT_DATA names their folder")
-    return path
+    return DATA

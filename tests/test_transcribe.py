@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
-import warnings
 
 import numpy as np
 import pytest
 import torch
 import whisper
-from conftest import ROOT, SAMPLE_RATE, noise
+from conftest import DATA, ROOT, SAMPLE_RATE, noise
 
 import whisper_at
 from whisper_at.timeline import pool_steps
@@ -121,9 +121,9 @@ def test_verbose_prints_what_upstream_prints(upstream_multilingual, model_multil
 
 def random_options(rng: random.Random) -> dict:
     """Any combination of upstream's options that upstream accepts."""
-    options: dict = {"sample_len": rng.choice([6, 16, 40])}
+    options: dict = {"sample_len": rng.choice([4, 10, 24])}
     if rng.random() < 0.5:
-        options["temperature"] = rng.choice([0.0, (0.0, 0.6), (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), 0.7])
+        options["temperature"] = rng.choice([0.0, (0.0, 0.6), (0.0, 0.4, 1.0), 0.7])
     else:
         options["temperature"] = 0.0
     if rng.random() < 0.3:
@@ -162,23 +162,42 @@ def nano_pair():
     return whisper.load_model(str(path), device="cpu"), whisper_at.load_model("nano.en", device="cpu")
 
 
-SPEECH = sorted(p for p in (ROOT / "sample").iterdir() if p.suffix in (".flac", ".ogg"))
+SAMPLES = sorted(p for p in (ROOT / "sample").iterdir() if p.suffix in (".flac", ".ogg"))
+DIGITS, SOUNDS = sorted(DATA.glob("fsdd/*.wav")), sorted(DATA.glob("esc10/*/*.ogg"))
+decode_file = functools.cache(whisper_at.load_audio)
+
+
+def random_recording(rng: random.Random, seconds: float) -> np.ndarray:
+    """A cut of a sample or, where real recordings are, spoken digits with pauses, a sound, or both; then noise."""
+    n = round(seconds * SAMPLE_RATE)
+    audio = np.zeros(n, np.float32)
+    kinds = ["sample"] + ["digits", "sound", "mixture"] * bool(DIGITS and SOUNDS)
+    kind = rng.choice(kinds)
+    if kind == "sample":
+        source = decode_file(str(rng.choice(SAMPLES)))
+        start = rng.randrange(max(1, len(source) - n))
+        audio[: len(source) - start] += source[start : start + n]
+    if kind in ("digits", "mixture"):
+        at = rng.randrange(SAMPLE_RATE)
+        while at < n:
+            digit = decode_file(str(rng.choice(DIGITS)))
+            audio[at : at + len(digit)] += digit[: n - at]
+            at += len(digit) + rng.randrange(rng.choice([1600, SAMPLE_RATE, 4 * SAMPLE_RATE]))
+    if kind in ("sound", "mixture"):
+        sound = decode_file(str(rng.choice(SOUNDS)))
+        audio += np.resize(sound, n) * rng.choice([0.1, 0.5, 1.0])
+    if rng.random() < 0.4:
+        audio += noise(seconds, rng.randrange(100))[:n] * rng.choice([0.05, 0.3, 1.0])
+    return audio * rng.choice([0.1, 1.0])
 
 
 @pytest.mark.parametrize("seed", range(200))
 def test_random_cases(seed, nano_pair):
     """200 seeded cases on speech in noise, sounds and mixtures, with any options: equal tokens and times."""
     rng = random.Random(seed)
-    source = whisper_at.load_audio(str(rng.choice(SPEECH)))
-    seconds = rng.choice([0.3, 1, 2, 4, 7, 12]) if seed % 10 else rng.choice([31, 45])
-    start = rng.randrange(max(1, len(source) - round(seconds * SAMPLE_RATE)))
-    audio = source[start : start + round(seconds * SAMPLE_RATE)] * rng.choice([0.1, 1.0])
-    if rng.random() < 0.5:
-        audio = audio + noise(len(audio) / SAMPLE_RATE, seed)[: len(audio)] * rng.choice([0.05, 0.3, 1.0])
+    audio = random_recording(rng, rng.choice([0.3, 1, 2, 4, 7]) if seed % 20 else rng.choice([31, 45]))
     at_time_res = rng.choice([0.4, 1.2, 2, 4.4, 10, 30, [0.4, 10]])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        both(*nano_pair, audio.astype(np.float32), at_time_res=at_time_res, **random_options(rng))
+    both(*nano_pair, audio.astype(np.float32), at_time_res=at_time_res, **random_options(rng))
 
 
 # ---------------------------------------------------------------------------------------------- tags
