@@ -1,0 +1,58 @@
+"""The embedded model: one file that openai-whisper opens as well, and a head in the official layout."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import whisper
+from conftest import DATA, ROOT
+
+import whisper_at
+from whisper_at import checkpoints
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return whisper_at.load_model("nano.en", device="cpu")
+
+
+def test_the_unmodified_whisper_opens_it(nano):
+    path = checkpoints.find_whisper("nano.en")
+    assert path.stat().st_size < 25e6
+    theirs = whisper.load_model(str(path), device="cpu")
+    assert theirs.dims == nano.dims and not theirs.is_multilingual
+    assert (nano.dims.n_audio_ctx, nano.dims.n_audio_layer, nano.dims.n_mels) == (1500, 4, 80)
+    stored = torch.load(path, weights_only=True)["model_state_dict"]
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+
+
+def test_its_head_has_the_official_layout(nano):
+    tensors, metadata = checkpoints.open_head(checkpoints.find_head("nano.en"))
+    assert {k: tuple(v.shape) for k, v in tensors.items()} == checkpoints.head_shapes(nano.dims.n_audio_state)
+    assert metadata["mode"] == nano.head.mode == "tl_tr_1_8" and nano.head.label_dim == 527
+
+
+@pytest.mark.parametrize("sample", ["street.ogg", "speech.flac", "sounds.ogg"])
+def test_samples(nano, sample):
+    result = nano.transcribe(str(ROOT / "sample" / sample), at_time_res=[0.4, 2, 10])
+    for res, tags in result["audio_tag"].items():
+        assert not tags.isnan().any() and result["audio_tag_coverage"][res].min() == 1
+    speech = result["audio_tag"][2][:, 0].sigmoid()
+    if sample == "sounds.ogg":
+        assert speech.mean() < 0.3
+    else:
+        assert speech.max() > 0.8 and result["text"].strip()
+
+
+@pytest.mark.parametrize("sound", ["dog", "rain", "rooster", "clock_tick", "crying_baby"])
+def test_real_sounds(nano, data, sound):
+    """Of the ten sounds that it was trained on, the right one leads in most clips."""
+    names = {"crying_baby": "Baby cry, infant cry", "rooster": "Chicken, rooster", "clock_tick": "Tick"}
+    wanted = whisper_at.find_classes([names.get(sound, sound)])[0]
+    clips = sorted((DATA / "esc10" / sound).glob("4-*.ogg"))
+    others = whisper_at.find_classes(["Dog", "Rain", "Chicken, rooster", "Tick", "Baby cry, infant cry"])
+    right = 0
+    for clip in clips:
+        (row,) = nano.transcribe(str(clip), at_time_res=10, sample_len=1, temperature=0.0)["audio_tag"]
+        right += wanted == max(others, key=lambda i: float(row[i]))
+    assert clips and right > len(clips) / 2
