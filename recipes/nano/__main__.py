@@ -1,0 +1,47 @@
+"""Trains nano.en and its head: `python -m recipes.nano --fsdd DIR --esc10 DIR --out DIR`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from .data import make_pools
+from .head import train_head
+from .train import train
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.nano", description="Train nano.en: data, recogniser, head. A stopped run resumes."
+    )
+    parser.add_argument(
+        "--fsdd",
+        type=Path,
+        required=True,
+        help="folder of the Free Spoken Digit Dataset's recordings (<digit>_<speaker>_<take>.wav)",
+    )
+    parser.add_argument(
+        "--esc10",
+        type=Path,
+        required=True,
+        help="folder of ESC-10 with one folder per class (<fold>-<source>-<take>.ogg)",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="where everything goes")
+    parser.add_argument("--minutes", type=float, default=76, help="of training the recogniser (76)")
+    parser.add_argument("--head-minutes", type=float, default=8, help="of training the head (8)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of the training process (2)")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    pools = make_pools(args.fsdd, args.esc10, args.out / "pools.pkl", args.seed)
+    checkpoint = train(pools, args.out, args.minutes, args.seed)
+    head = args.out / "nano.en.head.safetensors"
+    if not head.exists():
+        train_head(pools, checkpoint, head, args.head_minutes, args.seed)
+    print(f"{checkpoint} and {head}; measure them with: python -m recipes.nano.evaluate --out {args.out}")
+
+
+if __name__ == "__main__":
+    main()

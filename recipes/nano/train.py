@@ -1,0 +1,133 @@
+"""Training of encoder and decoder against the clock: the learning rate falls to zero when the minutes are over."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .batches import LISTENING, Batches
+from .data import Pools
+from .model import GUIDED, Nano, guide_target
+from .windows import Vocabulary
+
+PEAK_RATE, WARM_UP, DECAY = 1.5e-3, 150, 0.03
+NO_SPEECH = 0.93  # the rest of a silent window's start goes to <|0.00|>, which decoding forces next
+NO_WORD = 0.4  # weight of frames without a word, which are half of all
+WEIGHTS = {"timed": 1.0, "plain": 0.5, "guide": 0.8, "frames": 0.7}
+
+
+def losses(model: Nano, batch: dict[str, Tensor], listening: bool) -> dict[str, Tensor]:
+    """The losses of a batch, each a mean: frame labels and, unless `listening`, tokens with and without timestamps
+    and guided attention."""
+    v = model.vocabulary
+    with torch.set_grad_enabled(not batch["frozen"]):
+        features = model.encode(batch["mel"], batch["offset"])
+    classes = model.frame_head(features).float().flatten(0, 1)
+    weight = torch.ones(classes.shape[1])
+    weight[-1] = NO_WORD
+    labels = batch["labels"].flatten()
+    out = {"frames": F.cross_entropy(classes, labels, weight)}
+    words = labels < classes.shape[1] - 1
+    out["frames right"] = (classes.argmax(1) == labels)[words].float().mean() if words.any() else torch.tensor(0.0)
+    if listening:
+        return out
+    modes = ("timed", "plain")
+    rows, targets = zip(*(guide_target(batch[f"{mode}_guides"], features.shape[1]) for mode in modes))
+    counts = [batch[f"{mode}_out"] >= 0 for mode in modes]
+    logits, attention = model.decode([batch[f"{mode}_in"] for mode in modes], features, counts, list(rows))
+    for mode, count, guess in zip(modes, counts, logits):
+        wanted = batch[f"{mode}_out"][count]
+        nll = F.cross_entropy(guess, wanted, reduction="none")
+        if mode == "timed":
+            zero = guess.logsumexp(-1) - guess[:, v.time0]
+            nll = torch.where(wanted == v.no_speech, NO_SPEECH * nll + (1 - NO_SPEECH) * zero, nll)
+        out[mode] = nll.mean()
+        out[f"{mode} right"] = (guess.argmax(-1) == wanted).float().mean()
+    real = torch.cat([batch[f"{mode}_guides"][..., :1] >= 0 for mode in modes], 1)
+    for i, (log_a, back) in enumerate(zip(attention, GUIDED.values())):
+        shifted = [torch.cat([torch.zeros_like(t[:, :back]), t[:, : t.shape[1] - back]], 1) for t in targets]
+        target = torch.cat(shifted, 1) * real
+        out[f"guide {i}"] = -(log_a * target[:, None]).sum() / (target.sum().clamp(min=1) * log_a.shape[1])
+    out["guide"] = sum(out[f"guide {i}"] for i in range(len(attention))) / len(attention)
+    return out
+
+
+def save(model: Nano, optimizer: torch.optim.Optimizer, elapsed: float, step: int, path: Path) -> None:
+    """State to resume from."""
+    temporary = path.with_suffix(".part")
+    torch.save(
+        {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "elapsed": elapsed, "step": step}, temporary
+    )
+    temporary.rename(path)
+
+
+def train(pools: Pools, out: Path, minutes: float, seed: int = 0) -> Path:
+    """Trains for `minutes` of wall-clock time (over all resumed runs) and returns the exported checkpoint's path.
+
+    Every five minutes the state is saved and `out/nano.en.pt` renewed.
+    """
+    torch.manual_seed(seed)
+    vocabulary = Vocabulary()
+    model = Nano(vocabulary)
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": DECAY}, {"params": plain, "weight_decay": 0.0}],
+        lr=PEAK_RATE,
+        betas=(0.9, 0.98),
+    )
+    state, checkpoint = out / "state.pt", out / "nano.en.pt"
+    elapsed, step = 0.0, 0
+    if state.exists():
+        saved = torch.load(state, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        elapsed, step = saved["elapsed"], saved["step"]
+    total = minutes * 60
+    progress = multiprocessing.Value("d", elapsed / total)
+    loader = Batches(pools, seed * 100003 + step, progress).loader()
+    begun, windows, sums, last_save = time.time() - elapsed, 0, {}, elapsed
+    since = time.time()
+    while elapsed < total:
+        batch = next(loader)
+        rate = PEAK_RATE * min(1.0, (step + 1) / WARM_UP, max(0.01, 1.5 * (1 - elapsed / total)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast("cpu", torch.bfloat16):
+            parts = losses(model, batch, progress.value < LISTENING)
+        loss = sum(WEIGHTS[name] * parts[name] for name in WEIGHTS if name in parts)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if torch.isfinite(norm):
+            optimizer.step()
+        step, windows = step + 1, windows + len(batch["mel"])
+        for name, value in parts.items():
+            sums[name] = sums.get(name, 0.0) + float(value.detach())
+        elapsed = time.time() - begun
+        progress.value = min(1.0, elapsed / total)
+        if step % 50 == 0:
+            line = {
+                "step": step,
+                "minutes": round(elapsed / 60, 2),
+                "rate": round(rate, 6),
+                "windows/s": round(windows / (time.time() - since), 1),
+            }
+            line |= {name: round(value / 50, 4) for name, value in sums.items()}
+            print(json.dumps(line), flush=True)
+            with open(out / "log.jsonl", "a") as log:
+                log.write(json.dumps(line) + "\n")
+            windows, sums, since = 0, {}, time.time()
+        if elapsed - last_save > 300:
+            save(model, optimizer, elapsed, step, state)
+            model.export(checkpoint)
+            last_save = elapsed
+    save(model, optimizer, elapsed, step, state)
+    model.export(checkpoint)
+    return checkpoint
