@@ -35,7 +35,7 @@ def _levels(audio: np.ndarray) -> np.ndarray:
 
 
 class Scenes:
-    """Random 30 s scenes: `next()` gives a mel (80, 3000), audible classes (75, 12), and the number of steps with sound."""
+    """Random 30 s scenes: `next()` gives a mel (80, 3000), audible classes (75, 12), and the steps with sound."""
 
     def __init__(self, mixer: Mixer) -> None:
         self.mixer, self.r = mixer, mixer.r
