@@ -67,7 +67,7 @@ def new_head(model: whisper.Whisper) -> TLTR:
 
 
 def train_head(pools: Pools, checkpoint: Path, path: Path, minutes: float, seed: int = 0) -> None:
-    """Trains a head for the checkpoint and writes it to `path`: two thirds of `minutes` for states, the rest to learn."""
+    """Trains a head for the checkpoint and writes it to `path`: two thirds of `minutes` go to states."""
     torch.manual_seed(seed)
     model = whisper.load_model(str(checkpoint), device="cpu").eval()
     loader = iter(DataLoader(_SceneStream(pools, seed * 7919 + 1), batch_size=16, num_workers=1, prefetch_factor=4))
