@@ -8,7 +8,7 @@ SAMPLE ?= sample/street.ogg
 .PHONY: demo test lint clean
 
 demo: $(VENV)/.installed
-	@$(BIN)/whisper-at $(SAMPLE) --model nano.en --at_time_res 2 --output_dir demo_output
+	@$(BIN)/whisper-at $(SAMPLE) --model nano.en --fp16 False --at_time_res 4 --top_k 2 --p_threshold 0 --output_dir demo_output
 	@echo "Transcripts and tags as files: demo_output/"
 
 test: $(VENV)/.installed
