@@ -207,7 +207,18 @@ def test_random_cases(seed, nano_pair):
     seconds = rng.choice([0.3, 1, 2, 4, 7]) if seed % 20 else rng.choice([31, 45])
     audio = random_recording(rng, seconds)
     at_time_res = rng.choice([0.4, 1.2, 2, 4.4, 10, 30, [0.4, 10]])
-    both(*nano_pair, audio.astype(np.float32), at_time_res=at_time_res, **random_options(rng, seconds))
+    upstream, model = nano_pair
+    options = random_options(rng, seconds)
+    audio = audio.astype(np.float32)
+    try:
+        both(upstream, model, audio, at_time_res=at_time_res, **options)
+    except ZeroDivisionError:  # upstream cannot rank an empty text; what it refuses, we refuse alike
+        with pytest.raises(ZeroDivisionError):
+            torch.manual_seed(0)
+            whisper.transcribe(upstream, audio, **options)
+        with pytest.raises(ZeroDivisionError):
+            torch.manual_seed(0)
+            model.transcribe(audio, **options)
 
 
 # ---------------------------------------------------------------------------------------------- tags
