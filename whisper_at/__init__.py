@@ -5,11 +5,12 @@ signatures and the same transcripts; a model with a head adds what sounds, from 
 """
 
 from whisper import *  # noqa: F401,F403
-from whisper import DecodingOptions, DecodingResult, ModelDimensions, Whisper, decode, detect_language, pad_or_trim
+from whisper import DecodingOptions, DecodingResult, ModelDimensions, Whisper, pad_or_trim
 
 from . import normalizers, timing, tokenizer, utils
 from .audio import load_audio, log_mel_spectrogram
 from .checkpoints import available_models
+from .decoding import decode, detect_language
 from .labels import find_classes, label_names, parse_at_label, print_label_name, print_support_language
 from .model import WhisperAT, load_model
 from .transcribe import transcribe

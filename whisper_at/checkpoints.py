@@ -8,15 +8,14 @@ kept in a file beside it, and what is loaded later must match.
 
 from __future__ import annotations
 
+import base64
 import difflib
-import io
+import gzip
+import hashlib
 import json
 import os
-import pickle
 import re
-import uuid
 import warnings
-import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import fields
@@ -24,15 +23,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import whisper
 from safetensors import safe_open
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save_file
 from torch import Tensor
 from whisper.model import ModelDimensions
 
-from .download import MANUAL, download, fault_of, sha256_of
+from . import huggingface
+from .download import download, fault_of, sha256_of
+from .files import is_state_dict, read_tensors, temporary_beside
+from .files import save_safetensors as save_safetensors
 
 ASSETS = Path(__file__).parent / "assets"
 EMBEDDED = "nano.en"  # the model inside this package
@@ -91,24 +92,31 @@ def available_models() -> list[str]:
 
 
 def find_whisper(name: str | os.PathLike[str], download_root: str | None = None) -> Path:
-    """Return the file of a Whisper checkpoint, downloading an official one unless it is there.
+    """Return the file or Hugging Face folder of a Whisper checkpoint, downloading it unless it is there.
 
     Parameters
     ----------
-    name : one of `available_models()`, or the path of a file
+    name : one of `available_models()`, the path of a file or of a folder in Hugging Face's layout, or the id
+        of a model on its hub, `owner/model`, which needs the package huggingface_hub
     download_root : folder of downloads; `$XDG_CACHE_HOME/whisper` or `~/.cache/whisper` by default, shared
         with openai-whisper. A file already there must have the published SHA-256; else it is downloaded
-        again, once, with a warning.
+        again, once, with a warning. Models of the hub go to its own cache unless a folder is given.
 
     Raises
     ------
     RuntimeError
-        if there is no such model or file, or it cannot be downloaded whole
+        if there is no such model, file or folder, or it cannot be downloaded whole
     """
     name = os.fspath(name)
     if name == EMBEDDED:
         return _asset("nano.en.pt")
     if name not in whisper._MODELS:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            huggingface.require_config(path)
+            return path
+        if huggingface.is_hub_id(name) and not path.exists():
+            return huggingface.fetch(name, download_root)
         return _existing_file(name, "Model", available_models(), RuntimeError)
     url = whisper._MODELS[name]
     sha256, file = url.split("/")[-2:]
@@ -123,19 +131,23 @@ def find_whisper(name: str | os.PathLike[str], download_root: str | None = None)
 def open_whisper(path: str | os.PathLike[str], in_memory: bool = False) -> tuple[dict[str, int], dict[str, Tensor]]:
     """Return dimensions (fields of `whisper.model.ModelDimensions`) and state dict of a Whisper checkpoint.
 
-    Reads openai-whisper's `.pt` (a dict of `dims` and `model_state_dict`), or `.safetensors` with the
-    dimensions as JSON in the metadata key `dims`. Tensors are on the CPU in the file's precision. With
-    `in_memory`, the whole file is read at once before it is opened.
+    Reads openai-whisper's `.pt` (a dict of `dims` and `model_state_dict`), `.safetensors` with the dimensions
+    as JSON in the metadata key `dims`, or a folder in Hugging Face's layout. Tensors are on the CPU in the
+    file's precision. With `in_memory`, the whole file is read at once before it is opened.
 
     Raises
     ------
     RuntimeError
-        if the file is empty, damaged, not a checkpoint, or holds anything but tensors and plain values
+        if the file is empty, damaged, not a checkpoint, or holds anything but tensors and plain values; if
+        the folder is none of a Whisper that openai-whisper's model can express
     """
     path = Path(path)
-    content, metadata = _read(path, in_memory)
+    if path.is_dir():
+        return huggingface.open_folder(path, in_memory)
+    content, metadata = read_tensors(path, in_memory)
     parts = content if isinstance(content, dict) else {}
     is_head = any("mlp_layer." in str(key) for key in parts)
+    is_theirs = any(".self_attn." in str(key) for key in parts)
     if path.suffix == ".safetensors":
         with suppress(ValueError):
             metadata["dims"] = json.loads(metadata.get("dims", ""))
@@ -145,9 +157,10 @@ def open_whisper(path: str | os.PathLike[str], in_memory: bool = False) -> tuple
     dims = dims if isinstance(dims, dict) else {}
     names = [field.name for field in fields(ModelDimensions)]
     missing = [name for name in names if not isinstance(dims.get(name), int)]
-    if missing or not _is_state_dict(state):
+    if missing or not is_state_dict(state):
         what = f"dims without {', '.join(missing)}" if missing else "no model_state_dict of tensors"
         hint = "; this looks like a head, which is given as head=FILE" if is_head else ""
+        hint = "; this is Hugging Face's layout, of which the folder is given" if is_theirs else hint
         raise RuntimeError(
             f"{path} is not a Whisper checkpoint in openai-whisper's layout: it has {what}{hint}. Give a "
             f"file with 'dims' and 'model_state_dict', or one of {available_models()}"
@@ -155,12 +168,86 @@ def open_whisper(path: str | os.PathLike[str], in_memory: bool = False) -> tuple
     return {name: dims[name] for name in names}, state
 
 
-def alignment_heads(name: str) -> bytes | None:
-    """Return which cross-attention heads follow time in an official model, base85 as openai-whisper keeps it.
+def alignment_heads(
+    name: str | os.PathLike[str], path: Path | None = None, dims: Mapping[str, int] | None = None
+) -> bytes | None:
+    """Return which cross-attention heads follow time in a model, base85 as openai-whisper keeps it.
 
-    None for any other model, whose default is the upper half of the decoder.
+    Known for official models by `name`, and for others by what lies at `path` with dimensions `dims`: the
+    metadata `alignment_heads` of a `.safetensors`, or generation_config.json of a folder. None where it is
+    not known, whose default is the upper half of the decoder.
+
+    Raises
+    ------
+    RuntimeError
+        if what lies there is not a list of [layer, head]
     """
-    return whisper._ALIGNMENT_HEADS.get(name)
+    name = os.fspath(name)
+    if name in whisper._ALIGNMENT_HEADS or path is None or dims is None:
+        return whisper._ALIGNMENT_HEADS.get(name)
+    pairs = _listed_heads(path)
+    if pairs is None or pairs == []:
+        return None
+    if not isinstance(pairs, list) or not all(_is_pair(pair) for pair in pairs):
+        raise RuntimeError(f"{path}: alignment_heads is not a list of [layer, head] but {str(pairs)[:60]}; remove it")
+    mask = np.zeros((dims["n_text_layer"], dims["n_text_head"]), dtype=bool)
+    # A distilled decoder has fewer layers than its teacher, whose list often comes with it and means nothing there.
+    if any(layer >= mask.shape[0] or head >= mask.shape[1] for layer, head in pairs):
+        return None
+    mask[tuple(zip(*pairs))] = True
+    return base64.b85encode(gzip.compress(mask.tobytes(), mtime=0))
+
+
+def _listed_heads(path: Path) -> object:
+    """Whatever a checkpoint says its alignment heads are, or None."""
+    if path.is_dir():
+        return huggingface.alignment_heads(path)
+    if path.suffix != ".safetensors":
+        return None
+    with safe_open(path, framework="pt") as opened:
+        text = (opened.metadata() or {}).get("alignment_heads", "null")
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(i) is int and i >= 0 for i in value)
+
+
+def list_alignment_heads(dump: bytes, dims: Mapping[str, int]) -> list[list[int]]:
+    """Return the [layer, head] pairs of what `alignment_heads` returns."""
+    mask = np.frombuffer(gzip.decompress(base64.b85decode(dump)), dtype=bool)
+    return np.argwhere(mask.reshape(dims["n_text_layer"], dims["n_text_head"])).tolist()
+
+
+def encoder_sha256(state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of an encoder's weights, which tells whether a head was trained on it.
+
+    It is over names, shapes and values rounded to float16, in the order of the names, so that float16 and
+    float32 copies of the same weights agree (copies that went through bfloat16 do not). The positional
+    embedding is left out, for it is a constant. Takes about a second a gigabyte.
+
+    Parameters
+    ----------
+    state : state dict of a Whisper, in openai-whisper's names; the decoder's part is ignored
+
+    Raises
+    ------
+    ValueError
+        if there is no encoder in it
+    """
+    weights = {name: state[name] for name in sorted(state) if name.startswith("encoder.")}
+    weights.pop("encoder.positional_embedding", None)
+    if not weights:
+        raise ValueError("no encoder.* among these tensors: give the state_dict of a Whisper")
+    digest = hashlib.sha256()
+    for name, tensor in weights.items():
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        values = tensor.detach().to("cpu", torch.float16).contiguous().numpy()
+        digest.update(values.astype("<f2", copy=False).data)
+    return digest.hexdigest()
 
 
 # --- heads --------------------------------------------------------------------------------------------------
@@ -273,10 +360,10 @@ def open_head(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str
     RuntimeError
         if the file is empty, damaged, no flat dict of tensors, or a Whisper without a head
     """
-    content, metadata = _read(Path(path))
+    content, metadata = read_tensors(Path(path))
     if isinstance(content, dict) and isinstance(content.get("model_state_dict"), dict):
         content = content["model_state_dict"]
-    if not _is_state_dict(content):
+    if not is_state_dict(content):
         raise RuntimeError(f"{path} is not a head: it is not a flat dict of tensors. Give a head's file")
     tensors = {key.removeprefix("module."): tensor for key, tensor in content.items()}
     if any(key.startswith("at_model.") for key in tensors):
@@ -316,7 +403,7 @@ def _recorded(record: Path) -> str | None:
 
 def _keep_record(path: Path, record: Path) -> None:
     """Write what `sha256sum` would; a folder that cannot be written to (an image's, say) goes without."""
-    temporary = _temporary(record)
+    temporary = temporary_beside(record)
     try:
         temporary.write_text(f"{sha256_of(path)}  {path.name}\n", "ascii")
         os.replace(temporary, record)
@@ -325,31 +412,6 @@ def _keep_record(path: Path, record: Path) -> None:
 
 
 # --- files --------------------------------------------------------------------------------------------------
-
-
-def save_safetensors(
-    tensors: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write tensors and metadata (strings) to `path`, whole or not at all; tied tensors are written twice."""
-    path = Path(path)
-    plain: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        storage = tensor.untyped_storage().data_ptr()
-        plain[name] = tensor.clone() if storage in seen else tensor  # the format knows no sharing
-        seen.add(storage)
-    temporary = _temporary(path)
-    try:
-        save_file(plain, temporary, dict(metadata or {}))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _temporary(path: Path) -> Path:
-    """Return a fresh name in the same folder, so that renaming it to `path` is one step."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
 
 
 def _root(download_root: str | None) -> Path:
@@ -374,51 +436,3 @@ def _existing_file(name: str, kind: str, names: list[str], error: type[Exception
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise error(f"{kind} {name!r} not found: {hint}Give a file or one of {names}")
     return path
-
-
-def _is_state_dict(content: object) -> bool:
-    return (
-        isinstance(content, dict)
-        and bool(content)
-        and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
-    )
-
-
-def _read(path: Path, in_memory: bool = False) -> tuple[Any, dict[str, str]]:
-    """Return what a file holds, and the metadata of `.safetensors`; RuntimeError says what ails a bad one."""
-    with open(path, "rb") as file:  # a missing file is no damaged one: its error passes
-        try:
-            if path.suffix == ".safetensors":
-                with safe_open(path, framework="pt") as opened:
-                    metadata = opened.metadata() or {}
-                    if in_memory:
-                        return load_safetensors(file.read()), metadata
-                    return {key: opened.get_tensor(key) for key in opened.keys()}, metadata
-            source = io.BytesIO(file.read()) if in_memory else file
-            return torch.load(source, map_location="cpu", weights_only=True), {}
-        except Exception as error:  # of many types, by what the bytes happen to be
-            raise RuntimeError(f"{path} {_ailment(path, error)}") from error
-
-
-def _ailment(path: Path, error: Exception) -> str:
-    """Say why a file could not be read, and what to do."""
-    again = f"Delete it and load again, or put the right file in its place (see {MANUAL})"
-    with open(path, "rb") as file:
-        start = file.read(1024)
-    if not start:
-        return f"is empty. {again}"
-    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
-        return f"is a web page (HTML), not a checkpoint; its link has perhaps expired. {again}"
-    if start.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer, not the checkpoint itself; run `git lfs pull` where it came from"
-    if all(byte >= 32 or byte in b"\t\r\n" for byte in start):
-        return f"is a text file, not a checkpoint. {again}"
-    if start.startswith(b"PK") and not zipfile.is_zipfile(path):
-        return f"is cut short: its end is missing. {again}"
-    if isinstance(error, pickle.UnpicklingError) and start.startswith((b"PK", b"\x80")):
-        return (
-            "holds Python objects other than tensors and plain values; loading those could run a program, so "
-            "it is refused. If you trust it, save its tensors alone from where it was made"
-        )
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return f"cannot be read as a checkpoint ({reason}). {again}"

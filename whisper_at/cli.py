@@ -22,7 +22,7 @@ from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
 from whisper.utils import format_timestamp, make_safe, optional_float, optional_int, str2bool
 from whisper.version import __version__ as upstream_version
 
-from . import checkpoints
+from . import checkpoints, convert, huggingface
 from .labels import find_classes
 from .model import COMPUTE_TYPES, load_model
 from .timeline import resolutions, steps_to_seconds
@@ -48,12 +48,20 @@ examples:
   whisper-at street.wav --model medium.en --at_time_res 0.4,10 --top_k 3
   whisper-at night/*.wav --model base --include_classes "Dog; Siren; /m/03m9d0z"
 
+`whisper-at convert` writes any Whisper as one .safetensors (see whisper-at convert --help).
 A file that cannot be read is reported and the rest go on; the exit status is then 1.
 Set {TRACEBACK_VARIABLE}=1 to see where in the program an error arose."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns 0, or 1 if any file failed. Wrong arguments exit with status 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    if _is_convert(argv):
+        try:
+            return convert.main(argv[1:])
+        except Exception as error:
+            _report(f"whisper-at convert: error: {_one_line(error)}")
+            return 1
     parser = build_parser()
     args = vars(parser.parse_args(argv))
     _refuse_what_cannot_work(parser, args)
@@ -101,6 +109,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             failed += 1
             _report(f"Skipping {path} due to {type(error).__name__}: {_one_line(error)}")
     return 1 if failed else 0
+
+
+def _is_convert(argv: Sequence[str]) -> bool:
+    """Whether this is the subcommand; a recording that happens to be named so is still a recording."""
+    return list(argv[:1]) == ["convert"] and (os.path.isdir("convert") or not os.path.lexists("convert"))
 
 
 def tag_lines(result: Mapping[str, Any], **tag_options) -> Iterator[str]:
@@ -158,7 +171,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     group = parser.add_argument_group("model")
     add = group.add_argument
-    add("--model", default="turbo", type=_model, metavar="NAME", help="model name or path of a checkpoint")
+    add("--model", default="turbo", type=_model, metavar="NAME", help="model name, file, Hugging Face folder or id")
     add("--model_dir", type=str, default=None, metavar="DIR", help="where models are kept (~/.cache/whisper)")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", default=device, help="PyTorch device to compute on")
@@ -299,7 +312,7 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 def _model(name: str) -> str:
     names = checkpoints.available_models()
-    if name in names or os.path.exists(os.path.expanduser(name)):
+    if name in names or os.path.exists(os.path.expanduser(name)) or huggingface.is_hub_id(name):
         return name
     raise argparse.ArgumentTypeError(f"{name!r} is neither a file nor {_nearest(name, names)}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
@@ -12,11 +13,19 @@ from whisper.model import *  # noqa: F401,F403
 from whisper.model import ModelDimensions, Whisper
 
 from . import checkpoints
+from .decoding import decode as decode_function
+from .decoding import detect_language as detect_language_function
 from .heads import Head, build_head
+from .inference import Decoder, Heard
 from .timeline import Window, pool_steps
 from .transcribe import transcribe as transcribe_function
 
-COMPUTE_TYPES = ("float32", "float16", "bfloat16")
+COMPUTE_TYPES = ("float32", "float16", "bfloat16", "int8", "auto")
+
+
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 itself; others imitate it, slowly."""
+    return any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile", "arm_bf16"))
 
 
 class WhisperAT(Whisper):
@@ -29,8 +38,9 @@ class WhisperAT(Whisper):
     ----------
     head : from pooled states to class logits, or None; always float32. May be set to another that fits
     head_missing : if there is no head, why, and how to get one
-    compute_type : ``float32``, ``float16``, ``bfloat16`` (encoder only), or None for upstream's rule
-        (``fp16=True`` on CUDA, float32 on CPU)
+    compute_type : None for upstream's rule (``fp16=True`` on CUDA, float32 on CPU), ``float32``, ``float16`` (CUDA
+        only), ``bfloat16`` (the encoder and what the decoder hears of it; the decoder's weights stay as they are) or
+        ``int8`` (that, and the decoder's weights in eight bits; CPU only)
     """
 
     head: Head | None
@@ -40,6 +50,7 @@ class WhisperAT(Whisper):
         if compute_type not in (None, *COMPUTE_TYPES):
             raise ValueError(f"compute_type must be one of {', '.join(COMPUTE_TYPES)} or None, not {compute_type!r}")
         self.compute_type = compute_type
+        self._decoder: Decoder | None = None
         self.head_missing = "this model has no head; give one: load_model(..., head=FILE)"
         self.head = head
 
@@ -96,7 +107,7 @@ class WhisperAT(Whisper):
 
     def embed_audio(self, mel: Tensor) -> Tensor:
         """Encoder features ``(batch, 1500, dim)`` for the decoder, in the precision that it computes in."""
-        if self.compute_type == "bfloat16":
+        if self.compute_type == "bfloat16" or (self.compute_type == "int8" and has_bfloat16()):
             return self.encoder(mel.bfloat16()).float()
         return self.encoder(mel)
 
@@ -104,11 +115,29 @@ class WhisperAT(Whisper):
         """Whether this is encoder output already, told by its shape as upstream's ``decode`` does."""
         return mel.shape[-2:] == (self.dims.n_audio_ctx, self.dims.n_audio_state)
 
+    @property
+    def is_stock(self) -> bool:
+        """Whether the decoder is openai-whisper's as installed, so that `fast_decoder` may stand in for it."""
+        return Decoder.fits(self)
+
+    def fast_decoder(self, dtype: torch.dtype) -> Decoder:
+        """The decoder for inference; made anew when a weight has changed since it was last asked for."""
+        reduced = self.compute_type if self.compute_type in ("bfloat16", "int8") else None
+        if self._decoder is None or not self._decoder.is_current(self, dtype, reduced):
+            self._decoder = Decoder(self, dtype, reduced)
+        return self._decoder
+
+    def hear(self, features: Tensor) -> Heard:
+        """What the decoder hears in encoder features ``(batch, 1500, dim)``, for any number of `decode` calls."""
+        return self.fast_decoder(features.dtype).hear(features)
+
     def forward(self, mel: Tensor, tokens: Tensor) -> Tensor:
         """Logits ``(batch, tokens, vocabulary)`` of a mel or, to save a pass, of its encoded features."""
         return self.decoder(tokens, mel if self.is_encoded(mel) else self.encoder(mel))
 
+    detect_language = detect_language_function
     transcribe = transcribe_function
+    decode = decode_function
 
 
 def load_model(
@@ -124,23 +153,28 @@ def load_model(
 
     Parameters
     ----------
-    name : one of `available_models()`, or the path of a checkpoint in openai-whisper's layout
+    name : one of `available_models()`; the path of a checkpoint in openai-whisper's layout (``.pt``,
+        ``.safetensors``) or of a folder in Hugging Face's (``config.json`` and ``model.safetensors``); or a
+        model's id on its hub, ``"distil-whisper/distil-large-v3"`` (needs the package huggingface_hub)
     device : where to put the model; CUDA if there is any, else the CPU
     download_root : folder of downloaded files; ``~/.cache/whisper`` by default, shared with openai-whisper
     in_memory : read the whole checkpoint into memory first
     at_low_compute : take the published 512-wide head (small, medium and large only)
     head : ``"auto"`` for the published head of a named model, a published head's name, a file
         (``.pth`` or ``.safetensors``), or None for none
-    compute_type : ``float32``, ``float16`` (CUDA), ``bfloat16`` (the encoder's; the decoder stays
-        float32); None is upstream's rule
+    compute_type : ``float32``, ``float16`` (CUDA), ``bfloat16``, ``int8`` (CPU), see `WhisperAT`; ``auto`` is
+        int8 on a CPU and float16 on CUDA; None is upstream's rule
 
     A Whisper without a published head (large-v3, turbo, a file of your own) transcribes as usual and
-    refuses to tag, saying why.
+    refuses to tag, saying why. One that was distilled with its teacher's encoder can take the teacher's head:
+    ``load_model("distil-whisper/distil-medium.en", head="medium.en")``. A head that says which encoder it was
+    trained on, and is given another, loads with a warning.
 
     Raises
     ------
     RuntimeError
-        If there is no such model, or a file is damaged or cannot be downloaded.
+        If there is no such model, a file is damaged or cannot be downloaded, or a folder holds a model that
+        openai-whisper's cannot express (tokens added to its vocabulary, say).
     ValueError
         If the head does not fit the encoder, or does not exist in a low-compute variant.
     FileNotFoundError
@@ -148,15 +182,20 @@ def load_model(
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if compute_type == "float16" and torch.device(device).type == "cpu":
-        raise ValueError("compute_type='float16' needs a GPU; on a CPU choose float32 or bfloat16")
+    on_cpu = torch.device(device).type == "cpu"
+    if compute_type == "auto":
+        compute_type = "int8" if on_cpu else "float16"
+    if compute_type == "float16" and on_cpu:
+        raise ValueError("compute_type='float16' needs a GPU; on a CPU choose float32, bfloat16 or int8")
+    if compute_type == "int8" and not on_cpu:
+        raise ValueError(f"compute_type='int8' is for CPUs; on {device} choose float16 or bfloat16")
     published = checkpoints.head_name(name, at_low_compute) if head == "auto" else None
 
     path = checkpoints.find_whisper(name, download_root)
     dims, state = checkpoints.open_whisper(path, in_memory)
     model = WhisperAT(ModelDimensions(**dims), compute_type=compute_type)
     model.load_state_dict(state)
-    if (dump := checkpoints.alignment_heads(name)) is not None:
+    if (dump := checkpoints.alignment_heads(name, path, dims)) is not None:
         model.set_alignment_heads(dump)
 
     source = published if head == "auto" else head
@@ -167,6 +206,10 @@ def load_model(
             model.head = build_head(tensors, metadata, **sizes)
         except ValueError as error:
             raise ValueError(f"head {source} does not fit {name}: {error}") from None
+        trained_on = metadata.get("encoder_sha256")  # hashing takes time: only where there is something to compare
+        if trained_on is not None and trained_on != checkpoints.encoder_sha256(state):
+            message = f"head {source} was trained on another encoder than that of {name}: its tags may be wrong"
+            warnings.warn(message, stacklevel=2)
     elif head == "auto":
         model.head_missing = (
             f"no head is published for {name!r}; train one, or give a file: load_model({name!r}, head=FILE)"

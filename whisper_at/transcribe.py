@@ -14,13 +14,15 @@ import numpy as np
 import torch
 import tqdm
 from torch import Tensor
-from whisper.audio import FRAMES_PER_SECOND, HOP_LENGTH, N_FRAMES, N_SAMPLES, SAMPLE_RATE, pad_or_trim
+from whisper.audio import FRAMES_PER_SECOND, HOP_LENGTH, N_FRAMES, SAMPLE_RATE, pad_or_trim
 from whisper.decoding import DecodingOptions, DecodingResult
 from whisper.timing import add_word_timestamps
 from whisper.tokenizer import LANGUAGES, Tokenizer, get_tokenizer
 from whisper.utils import format_timestamp, get_end, make_safe
 
-from .audio import log_mel_spectrogram
+from .alignment import HeardModel
+from .inference import Heard
+from .mel import LogMel
 from .segments import drop_hallucinations, seek_past_leading_silence, seek_with_words, split_segments
 from .timeline import TagRows, Window, is_single, resolutions, steps_to_seconds
 
@@ -99,16 +101,16 @@ def transcribe(
     dtype = torch.float16 if half else torch.float32
 
     # 30 s of silence behind the recording: language detection hears it, windows are cut before it
-    mel = log_mel_spectrogram(audio, model.dims.n_mels, padding=N_SAMPLES)
-    content_frames = mel.shape[-1] - N_FRAMES
+    mel = LogMel(audio, model.dims.n_mels)
+    content_frames = mel.content_frames
     clips = _clips(clip_timestamps, content_frames)
 
     encode_once = _EncodeOnce(model, mel, dtype, with_states=bool(row_steps))
     if decode_options.get("language") is None:
         # Audio that fills the first window is what that window decodes, so one pass does for both.
         shared = clips[0][0] == 0 and clips[0][1] >= N_FRAMES
-        features = encode_once(Window(0)).features if shared and model.is_multilingual else None
-        decode_options["language"] = _detect_language(model, mel, features, dtype, verbose)
+        heard = encode_once(Window(0)).heard if shared and model.is_multilingual else None
+        decode_options["language"] = _detect_language(model, mel, heard, dtype, verbose)
     language: str = decode_options["language"]
     task: str = decode_options.get("task", "transcribe")
     tokenizer = get_tokenizer(model.is_multilingual, num_languages=model.num_languages, language=language, task=task)
@@ -122,7 +124,7 @@ def transcribe(
     segments: list[dict] = []
     last_speech = 0.0
 
-    with tqdm.tqdm(total=content_frames, unit="frames", disable=verbose is not False) as progress:
+    with mel, tqdm.tqdm(total=content_frames, unit="frames", disable=verbose is not False) as progress:
         for clip, (seek, clip_end) in enumerate(clips):
             later_clips = min((start for start, _ in clips[clip + 1 :]), default=content_frames)
             while seek < clip_end:
@@ -134,7 +136,7 @@ def transcribe(
 
                 result = _decode_with_fallback(
                     model,
-                    encoded.features,
+                    encoded.heard,
                     {**decode_options, "prompt": prompt.tokens()},
                     temperature,
                     compression_ratio_threshold,
@@ -147,10 +149,11 @@ def transcribe(
 
                 split = split_segments(result, window, tokenizer, model.dims.n_audio_ctx)
                 if word_timestamps:
-                    reuse = not strict_word_timing or model.compute_type == "bfloat16"
+                    reuse = not strict_word_timing or model.compute_type in ("bfloat16", "int8")
+                    heard = encoded.heard
                     add_word_timestamps(
                         segments=split.segments,
-                        model=model,
+                        model=HeardModel(model, heard) if reuse and isinstance(heard, Heard) else model,
                         tokenizer=tokenizer,
                         mel=encoded.features if reuse else encoded.mel,
                         num_frames=window.size,
@@ -204,28 +207,33 @@ def transcribe(
 class _Encoded(NamedTuple):
     mel: Tensor  # (n_mels, 3000)
     features: Tensor  # (1500, dim)
+    heard: Heard | Tensor  # for the decoder: shared by all its tries, or the features again where it is not stock
     states: Tensor  # (layers, steps, dim), or empty if no head is to read them
 
 
 class _EncodeOnce:
     """Encodes a window the first time it is asked for; keeps the latest one only."""
 
-    def __init__(self, model: WhisperAT, mel: Tensor, dtype: torch.dtype, with_states: bool) -> None:
+    def __init__(self, model: WhisperAT, mel: LogMel, dtype: torch.dtype, with_states: bool) -> None:
         self.model, self.mel, self.dtype, self.with_states = model, mel, dtype, with_states
         self.latest: tuple[Window, _Encoded] | None = None
 
     def __call__(self, window: Window) -> _Encoded:
         if self.latest is None or self.latest[0] != window:
-            mel = pad_or_trim(self.mel[:, window.seek : window.end], N_FRAMES)
+            mel = pad_or_trim(self.mel.window(window.seek, window.end), N_FRAMES)
             mel = mel.to(self.model.device).to(self.dtype)
             if self.with_states:
                 features, states = self.model.encode(mel[None], [window])
-                encoded = _Encoded(mel, features[0], states[0])
             else:
                 with torch.no_grad():
-                    encoded = _Encoded(mel, self.model.embed_audio(mel[None])[0], torch.empty(0))
-            self.latest = window, encoded
+                    features, states = self.model.embed_audio(mel[None]), torch.empty(1, 0)
+            self.latest = window, _Encoded(mel, features[0], _hear(self.model, features), states[0])
         return self.latest[1]
+
+
+def _hear(model: WhisperAT, features: Tensor) -> Heard | Tensor:
+    """What `decode` takes for one window's features ``(1, 1500, dim)``."""
+    return model.hear(features) if model.is_stock else features[0]
 
 
 class _Prompt:
@@ -278,18 +286,19 @@ def _clips(clip_timestamps: str | Sequence[float], content_frames: int) -> list[
 
 
 def _detect_language(
-    model: WhisperAT, mel: Tensor, features: Tensor | None, dtype: torch.dtype, verbose: bool | None
+    model: WhisperAT, mel: LogMel, heard: Heard | Tensor | None, dtype: torch.dtype, verbose: bool | None
 ) -> str:
     """Code of the language spoken in the first 30 s; English, unheard, if the model knows no other."""
     if not model.is_multilingual:
         return "en"
     if verbose:
         print("Detecting language using up to the first 30 seconds. Use `--language` to specify the language")
-    if features is None:
+    if heard is None:
         with torch.no_grad():
-            features = model.embed_audio(pad_or_trim(mel, N_FRAMES).to(model.device).to(dtype)[None])[0]
-    _, probabilities = model.detect_language(features)
-    language = max(probabilities, key=probabilities.get)
+            heard = _hear(model, model.embed_audio(mel.window(0, N_FRAMES).to(model.device).to(dtype)[None]))
+    _, found = model.detect_language(heard)
+    probabilities = found[0] if isinstance(found, list) else found
+    language = max(probabilities, key=probabilities.__getitem__)
     if verbose is not None:
         print(f"Detected language: {LANGUAGES[language].title()}")
     return language
@@ -297,20 +306,21 @@ def _detect_language(
 
 def _decode_with_fallback(
     model: WhisperAT,
-    features: Tensor,
+    heard: Heard | Tensor,
     options: dict,
     temperature: float | Sequence[float],
     compression_ratio_threshold: float | None,
     logprob_threshold: float | None,
     no_speech_threshold: float | None,
 ) -> DecodingResult:
-    """Decode one window's features ``(1500, dim)``, at the next temperature while the result looks bad."""
+    """Decode one window, at the next temperature while the result looks bad."""
     temperatures = [temperature] if isinstance(temperature, (int, float)) else temperature
     for t in temperatures:
         # beams are for temperature 0 and samples for the rest
         unused = ("beam_size", "patience") if t > 0 else ("best_of",)
         kwargs = {name: value for name, value in options.items() if name not in unused}
-        result = model.decode(features, DecodingOptions(**kwargs, temperature=t))
+        found = model.decode(heard, DecodingOptions(**kwargs, temperature=t))
+        result = found[0] if isinstance(found, list) else found
 
         repetitive = compression_ratio_threshold is not None and result.compression_ratio > compression_ratio_threshold
         improbable = logprob_threshold is not None and result.avg_logprob < logprob_threshold

@@ -29,7 +29,7 @@ def main() -> None:
         help="folder of ESC-10 with one folder per class (<fold>-<source>-<take>.ogg)",
     )
     parser.add_argument("--out", type=Path, required=True, help="where everything goes")
-    parser.add_argument("--minutes", type=float, default=76, help="of training the recogniser (76)")
+    parser.add_argument("--minutes", type=float, default=105, help="of training the recogniser (105)")
     parser.add_argument("--head-minutes", type=float, default=8, help="of training the head (8)")
     parser.add_argument("--threads", type=int, default=2, help="threads of the training process (2)")
     parser.add_argument("--seed", type=int, default=0)

@@ -18,7 +18,8 @@ from .text import spoken
 RATE = 16000
 WORD_EVENT, END_EVENT, SYNCHRONOUS, UTF8, RATE_PARAMETER, PITCH_PARAMETER = 1, 0, 2, 1, 1, 3
 ACCENTS = "en-us en-us en-us en-gb en-gb en-gb-x-rp en-gb-scotland en-gb-x-gbclan en-gb-x-gbcwmd en-029".split()
-VARIANTS = [""] * 5 + "m1 m2 m3 m4 m5 m6 m7 m8 f1 f2 f3 f4 f5 klatt klatt2 klatt4".split()
+PLAIN = "en-us en-us en-us en-gb".split()
+VARIANTS = "m1 m2 m3 m4 m5 m6 m7 m8 f1 f2 f3 f4 f5 klatt klatt2 klatt4".split()
 HELD_OUT_VARIANTS = {"m5", "f4"}
 
 
@@ -143,7 +144,9 @@ class Espeak:
         return Utterance(audio, list(words), spans, voice)
 
     def random_voice(self, r: random.Random, held_out: bool = False) -> tuple[str, int, int]:
-        """(voice, words per minute, pitch 0–99), from the training voices or from the held-out ones."""
+        """(voice, words per minute, pitch 0–99): a plain voice every other time, else one of the training variants or
+        of the held-out ones."""
+        if r.random() < 0.5:
+            return r.choice(PLAIN), r.randrange(130, 190), r.randrange(40, 60)
         variants = sorted(HELD_OUT_VARIANTS) if held_out else [v for v in VARIANTS if v not in HELD_OUT_VARIANTS]
-        variant = r.choice(variants)
-        return r.choice(ACCENTS) + ("+" + variant if variant else ""), r.randrange(120, 200), r.randrange(30, 70)
+        return f"{r.choice(ACCENTS)}+{r.choice(variants)}", r.randrange(120, 200), r.randrange(30, 70)

@@ -16,7 +16,7 @@ from .data import Pools
 from .model import GUIDED, Nano, guide_target
 from .windows import Vocabulary
 
-PEAK_RATE, WARM_UP, DECAY = 1.5e-3, 150, 0.03
+PEAK_RATE, MUON_RATE, WARM_UP, DECAY = 1.5e-3, 6e-3, 150, 0.03
 NO_SPEECH = 0.93  # the rest of a silent window's start goes to <|0.00|>, which decoding forces next
 NO_WORD = 0.4  # weight of frames without a word, which are half of all
 WEIGHTS = {"timed": 1.0, "plain": 0.5, "guide": 0.8, "frames": 0.7}
@@ -58,12 +58,26 @@ def losses(model: Nano, batch: dict[str, Tensor], listening: bool) -> dict[str, 
     return out
 
 
-def save(model: Nano, optimizer: torch.optim.Optimizer, elapsed: float, step: int, path: Path) -> None:
+def make_optimizers(model: Nano) -> list[torch.optim.Optimizer]:
+    """Muon for the square and fourfold matrices of the blocks, AdamW for everything else."""
+    matrices = [p for name, p in model.named_parameters() if "blocks" in name and p.ndim == 2]
+    known = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in known]
+    groups = [
+        {"params": [p for p in others if p.ndim > 1], "weight_decay": DECAY},
+        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return [
+        torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=DECAY, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.98)),
+    ]
+
+
+def save(model: Nano, optimizers: list[torch.optim.Optimizer], elapsed: float, step: int, path: Path) -> None:
     """State to resume from."""
     temporary = path.with_suffix(".part")
-    torch.save(
-        {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "elapsed": elapsed, "step": step}, temporary
-    )
+    state = {"model": model.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in optimizers]}
+    torch.save(state | {"elapsed": elapsed, "step": step}, temporary)
     temporary.rename(path)
 
 
@@ -75,19 +89,14 @@ def train(pools: Pools, out: Path, minutes: float, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     vocabulary = Vocabulary()
     model = Nano(vocabulary)
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": DECAY}, {"params": plain, "weight_decay": 0.0}],
-        lr=PEAK_RATE,
-        betas=(0.9, 0.98),
-    )
+    optimizers = make_optimizers(model)
     state, checkpoint = out / "state.pt", out / "nano.en.pt"
     elapsed, step = 0.0, 0
     if state.exists():
         saved = torch.load(state, weights_only=True)
         model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
+        for optimizer, kept in zip(optimizers, saved["optimizers"]):
+            optimizer.load_state_dict(kept)
         elapsed, step = saved["elapsed"], saved["step"]
     total = minutes * 60
     progress = multiprocessing.Value("d", elapsed / total)
@@ -96,17 +105,19 @@ def train(pools: Pools, out: Path, minutes: float, seed: int = 0) -> Path:
     since = time.time()
     while elapsed < total:
         batch = next(loader)
-        rate = PEAK_RATE * min(1.0, (step + 1) / WARM_UP, max(0.01, 1.5 * (1 - elapsed / total)))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        share = min(1.0, (step + 1) / WARM_UP, max(0.01, 1.5 * (1 - elapsed / total)))
+        for optimizer, peak in zip(optimizers, (MUON_RATE, PEAK_RATE)):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * share
         with torch.autocast("cpu", torch.bfloat16):
             parts = losses(model, batch, progress.value < LISTENING)
         loss = sum(WEIGHTS[name] * parts[name] for name in WEIGHTS if name in parts)
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         if torch.isfinite(norm):
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
         step, windows = step + 1, windows + len(batch["mel"])
         for name, value in parts.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach())
@@ -116,7 +127,7 @@ def train(pools: Pools, out: Path, minutes: float, seed: int = 0) -> Path:
             line = {
                 "step": step,
                 "minutes": round(elapsed / 60, 2),
-                "rate": round(rate, 6),
+                "rate": round(PEAK_RATE * share, 6),
                 "windows/s": round(windows / (time.time() - since), 1),
             }
             line |= {name: round(value / 50, 4) for name, value in sums.items()}
@@ -125,9 +136,9 @@ def train(pools: Pools, out: Path, minutes: float, seed: int = 0) -> Path:
                 log.write(json.dumps(line) + "\n")
             windows, sums, since = 0, {}, time.time()
         if elapsed - last_save > 300:
-            save(model, optimizer, elapsed, step, state)
+            save(model, optimizers, elapsed, step, state)
             model.export(checkpoint)
             last_save = elapsed
-    save(model, optimizer, elapsed, step, state)
+    save(model, optimizers, elapsed, step, state)
     model.export(checkpoint)
     return checkpoint

@@ -1,0 +1,281 @@
+"""Fast inference: openai-whisper's logits, rules and choices."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+import whisper
+import whisper.decoding as upstream
+from conftest import noise, random_whisper
+
+import whisper_at
+from whisper_at import kernels
+from whisper_at.alignment import HeardModel
+from whisper_at.decoding import DecodingTask
+from whisper_at.inference import Decoder, Rows
+from whisper_at.model import WhisperAT
+
+
+def features(n: int, width: int = 64, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, 1500, width, generator=torch.Generator().manual_seed(seed))
+
+
+def halved(model: WhisperAT) -> WhisperAT:
+    """With weights that half precision holds exactly, as official checkpoints have them."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.half().float()
+    return model
+
+
+@pytest.mark.parametrize("exact_halves", [True, False])
+@pytest.mark.parametrize("recordings, group, prompt", [(1, 1, 3), (1, 5, 8), (2, 3, 4), (3, 1, 40), (3, 4, 5)])
+def test_logits_of_rows(model_en, exact_halves, recordings, group, prompt):
+    """Prompt and steps, few tokens (compiled) and many (PyTorch), give what the decoder gives for the whole text."""
+    model = halved(model_en) if exact_halves else model_en
+    heard_features = features(recordings)
+    decoder = model.fast_decoder(torch.float32)
+    assert decoder.weights.up.dtype == ("uint16" if exact_halves else "float32")
+    rows = Rows(decoder, decoder.hear(heard_features), group)
+    tokens = torch.randint(0, 50000, (recordings, prompt), generator=torch.Generator().manual_seed(1))
+    first = rows.start(tokens, at=(0, -1))
+    with torch.no_grad():
+        expected = model.decoder(tokens, heard_features)[:, [0, -1]]
+    torch.testing.assert_close(first, expected, atol=2e-4, rtol=1e-4)
+    texts = tokens.repeat_interleave(group, 0)
+    for step in range(4):
+        new = torch.randint(0, 50000, (len(texts),), generator=torch.Generator().manual_seed(step + 2))
+        texts = torch.cat([texts, new[:, None]], 1)
+        found = rows.step(new)
+        with torch.no_grad():
+            expected = model.decoder(texts, heard_features.repeat_interleave(group, 0))[:, -1]
+        torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
+        # rows go on as copies of others of their recording
+        r = random.Random(step)
+        sources = [i // group * group + r.randrange(group) for i in range(len(texts))]
+        rows.reorder(sources)
+        texts = texts[sources]
+
+
+def test_long_text_fills_the_context(model_en):
+    decoder = model_en.fast_decoder(torch.float32)
+    rows = Rows(decoder, decoder.hear(features(1)))
+    tokens = torch.randint(0, 50000, (1, 448), generator=torch.Generator().manual_seed(0))
+    rows.start(tokens[:, :445])
+    for i in range(445, 448):
+        found = rows.step(tokens[:, i])
+    with torch.no_grad():
+        torch.testing.assert_close(found, model_en.decoder(tokens, features(1))[:, -1], atol=5e-4, rtol=1e-4)
+
+
+def test_rules_are_upstreams(model_en, model_multilingual):
+    """Random histories and logits: the same places are ruled out, and the rest is left as it is."""
+    r, generator = random.Random(0), torch.Generator().manual_seed(0)
+    for case in range(120):
+        model = r.choice([model_en, model_multilingual])
+        options = whisper.DecodingOptions(
+            language="en",
+            fp16=False,
+            suppress_blank=r.random() < 0.7,
+            suppress_tokens=r.choice(["-1", "", "1,2,3", [5, 7], None]),
+            without_timestamps=r.random() < 0.2,
+            max_initial_timestamp=r.choice([1.0, 0.4, None, 30.0]),
+            prompt=r.choice([None, "a prompt"]),
+        )
+        theirs, ours = upstream.DecodingTask(model, options), DecodingTask(model, options)
+        time0, eot = theirs.tokenizer.timestamp_begin, theirs.tokenizer.eot
+        length, rows = r.randrange(0, 7), r.choice([1, 3])
+        histories = []
+        for _ in range(rows):
+            at, history = r.randrange(0, 1400), []
+            for _ in range(length):
+                at += r.choice([0, 0, 1, 30])
+                history.append(r.choice([time0 + at, r.randrange(0, 50000), r.randrange(0, 50000), eot]))
+            histories.append([*theirs.initial_tokens, *history])
+        tokens = torch.tensor(histories)
+        logits = 3 * torch.randn(rows, model.dims.n_vocab, generator=generator)
+        logits[:, time0:] += r.choice([-8.0, 0.0, 3.0])  # so that times win, lose, and nearly tie
+        expected, found = logits.clone(), logits.clone()
+        for rule in theirs.logit_filters:
+            rule.apply(expected, tokens)
+        ours.rules.apply(found, tokens)
+        assert torch.equal(found, expected), (case, options, histories)
+
+
+def test_beams_are_upstreams():
+    """Random logits with ties of stems and ends: the same sequences, scores and order."""
+    for seed in range(20):
+        r, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+        beams, recordings, eot = r.choice([1, 2, 5]), r.choice([1, 3]), 30
+        orders: list[list] = [[], []]
+
+        class Recorder(upstream.Inference):
+            def __init__(self, order):
+                self.order = order
+
+            def rearrange_kv_cache(self, source_indices):
+                self.order.append(list(source_indices))
+
+        patience = r.choice([None, 2.0])
+        theirs = upstream.BeamSearchDecoder(beams, eot, Recorder(orders[0]), patience)
+        ours = whisper_at.decoding._BeamSearch(beams, eot, Recorder(orders[1]), patience)
+        start = torch.full((beams * recordings, 1), 31)
+        states = [(start, torch.zeros(len(start))), (start.clone(), torch.zeros(len(start)))]
+        for _ in range(12):
+            logits = torch.randn(recordings, 32, generator=generator).repeat_interleave(beams, 0)
+            results = []
+            for decoder, (tokens, scores) in zip((theirs, ours), states):
+                mixed = logits + 0.1 * (tokens.sum(1, keepdim=True) % 7)
+                results.append((*decoder.update(tokens, mixed.clone(), scores), scores))
+            (a, done_a, score_a), (b, done_b, score_b) = results
+            assert torch.equal(a, b) and done_a == done_b
+            torch.testing.assert_close(score_a, score_b)
+            states = [(a, score_a), (b, score_b)]
+            if done_a:
+                break
+        assert orders[0] == orders[1]
+        shape = (recordings, beams, -1)
+        ends = [d.finalize(t.reshape(shape), s.reshape(shape[:2])) for d, (t, s) in zip((theirs, ours), states)]
+        assert [[t.tolist() for t in group] for group in ends[0][0]] == [
+            [t.tolist() for t in group] for group in ends[1][0]
+        ]
+
+
+OPTIONS = [
+    {},
+    {"beam_size": 5},
+    {"beam_size": 2, "patience": 2.0, "length_penalty": 0.6},
+    {"temperature": 0.7, "best_of": 3},
+    {"temperature": 1.0},
+    {"without_timestamps": True},
+    {"prompt": "some words before " * 30, "prefix": "and these"},
+    {"language": None},
+    {"language": None, "task": "translate", "beam_size": 3},
+    {"sample_len": 1},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_decode_equals_upstream(model_multilingual, upstream_multilingual, options, batch):
+    options = whisper.DecodingOptions(**{"language": "fr", "fp16": False, "sample_len": 24} | options)
+    heard = features(batch, seed=3)
+    torch.manual_seed(5)
+    if options.beam_size or options.best_of:  # upstream cannot do groups in batches
+        expected = [whisper.decode(upstream_multilingual, one, options) for one in heard]
+    else:
+        expected = whisper.decode(upstream_multilingual, heard, options)
+    if options.best_of and batch > 1:
+        pytest.skip("upstream draws its samples in another order")
+    torch.manual_seed(5)
+    found = whisper_at.decode(model_multilingual, heard, options)
+    assert [f.tokens for f in found] == [e.tokens for e in expected]
+    for f, e in zip(found, expected):
+        assert (f.text, f.language, f.temperature) == (e.text, e.language, e.temperature)
+        assert f.avg_logprob == pytest.approx(e.avg_logprob, abs=1e-4)
+        assert f.no_speech_prob == pytest.approx(e.no_speech_prob, abs=1e-5)
+        torch.testing.assert_close(f.audio_features, e.audio_features)
+
+
+def test_what_was_heard_serves_all_tries(model_en, monkeypatch):
+    """Keys and values of the recording are computed once, whatever is then decoded from them."""
+    heard = model_en.hear(features(2))
+    expected = model_en.decode(features(2), language="en", fp16=False, sample_len=9)
+    monkeypatch.setattr(Decoder, "hear", lambda *_: pytest.fail("computed again"))
+    assert [r.tokens for r in model_en.decode(heard, language="en", fp16=False, sample_len=9)] == [
+        r.tokens for r in expected
+    ]
+    model_en.decode(heard, language="en", fp16=False, sample_len=9, beam_size=3)
+    model_en.decode(heard, language="en", fp16=False, sample_len=9, temperature=0.5)
+
+
+def test_detect_language(model_multilingual, upstream_multilingual, model_en):
+    heard = features(3)
+    tokens, probabilities = upstream_multilingual.detect_language(heard)
+    for source in (heard, model_multilingual.hear(heard)):
+        found = model_multilingual.detect_language(source)
+        assert torch.equal(found[0], tokens)
+        for row, wanted in zip(found[1], probabilities):
+            assert row == pytest.approx(wanted, abs=1e-5)
+    token, row = model_multilingual.detect_language(heard[0])
+    assert int(token) == int(tokens[0]) and row == pytest.approx(probabilities[0], abs=1e-5)
+    with pytest.raises(ValueError, match="language tokens"):
+        model_en.detect_language(heard)
+
+
+def test_changed_weights_are_seen(model_en):
+    """Fine-tuning in place, loading a state dict or replacing a parameter: the next decode uses what is there."""
+    options = whisper.DecodingOptions(language="en", fp16=False, sample_len=6)
+    other = random_whisper(WhisperAT, 51864, seed=9)
+    before = model_en.decode(features(1), options)[0].tokens
+    with torch.no_grad():
+        model_en.decoder.blocks[1].mlp[2].weight.mul_(-1)
+    changed = model_en.decode(features(1), options)[0].tokens
+    assert changed != before
+    model_en.load_state_dict(other.state_dict())
+    loaded = model_en.decode(features(1), options)[0].tokens
+    assert loaded == whisper.decode(other, features(1), options)[0].tokens != changed
+
+
+def test_a_changed_decoder_is_decoded_as_it_is(model_en):
+    """Hooks and replaced layers, as other tools install them, are honoured: openai-whisper's own task runs them."""
+    calls = []
+    options = whisper.DecodingOptions(language="en", fp16=False, sample_len=4)
+    assert model_en.is_stock
+    hook = model_en.decoder.blocks[0].cross_attn.register_forward_hook(lambda *_: calls.append(1))
+    assert not model_en.is_stock
+    model_en.decode(features(1), options)
+    assert calls
+    hook.remove()
+    assert model_en.is_stock
+
+    class Louder(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return -3 * self.inner(x)
+
+    plain = model_en.decode(features(1), options)[0].tokens
+    model_en.decoder.blocks[1].mlp[2] = Louder(model_en.decoder.blocks[1].mlp[2])
+    assert not model_en.is_stock
+    assert model_en.decode(features(1), options)[0].tokens != plain
+    result = model_en.transcribe(noise(3), language="en", fp16=False, sample_len=4, temperature=0.0)
+    assert result["segments"] is not None
+
+
+def test_word_times_from_what_was_heard(model_en):
+    """The stand-in shows find_alignment the logits and scores of the model itself."""
+    from whisper.timing import find_alignment
+    from whisper.tokenizer import get_tokenizer
+
+    tokenizer = get_tokenizer(False)
+    text = tokenizer.encode(" one two three and four")
+    heard = features(1)
+    expected = find_alignment(model_en, tokenizer, text, heard[0], 2000)
+    stand_in = HeardModel(model_en, model_en.hear(heard))
+    found = find_alignment(stand_in, tokenizer, text, torch.empty(0), 2000)
+    assert [(w.word, w.tokens, w.start, w.end) for w in found] == [(w.word, w.tokens, w.start, w.end) for w in expected]
+    assert [w.probability for w in found] == pytest.approx([w.probability for w in expected], abs=1e-5)
+    assert not model_en.decoder.blocks[0].cross_attn._forward_hooks
+
+
+def test_wrong_precision_is_an_error(model_en):
+    """Upstream returns the TypeError instead of raising it, and fails later in another place."""
+    with pytest.raises(TypeError, match="dtype"):
+        model_en.decode(features(1).half(), whisper.DecodingOptions(language="en", fp16=False))
+
+
+def test_kernels_take_more_tokens_than_they_are_used_for(model_en):
+    """The limit is one of speed, not of correctness."""
+    decoder = model_en.fast_decoder(torch.float32)
+    tokens = torch.randint(0, 50000, (1, 20), generator=torch.Generator().manual_seed(0))
+    by_torch = Rows(decoder, decoder.hear(features(1))).start(tokens)
+    limit, kernels.MOST_TOKENS = kernels.MOST_TOKENS, 64
+    try:
+        compiled = Rows(decoder, decoder.hear(features(1))).start(tokens)
+    finally:
+        kernels.MOST_TOKENS = limit
+    torch.testing.assert_close(compiled, by_torch, atol=1e-4, rtol=1e-4)

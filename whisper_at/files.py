@@ -1,0 +1,93 @@
+"""Tensors in files: opened as data only, with a word on what ails a bad one; saved whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import uuid
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .download import MANUAL
+
+
+def save_safetensors(
+    tensors: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors and metadata (strings) to `path`, whole or not at all; tied tensors are written twice."""
+    path = Path(path)
+    plain: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        plain[name] = tensor.clone() if storage in seen else tensor  # the format knows no sharing
+        seen.add(storage)
+    temporary = temporary_beside(path)
+    try:
+        save_file(plain, temporary, dict(metadata or {}))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def temporary_beside(path: Path) -> Path:
+    """Return a fresh name in the same folder, so that renaming it to `path` is one step."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+
+
+def is_state_dict(content: object) -> bool:
+    return (
+        isinstance(content, dict)
+        and bool(content)
+        and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
+    )
+
+
+def read_tensors(path: Path, in_memory: bool = False) -> tuple[Any, dict[str, str]]:
+    """Return what a file holds, and the metadata of `.safetensors`; RuntimeError says what ails a bad one."""
+    with open(path, "rb") as file:  # a missing file is no damaged one: its error passes
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, framework="pt") as opened:
+                    metadata = opened.metadata() or {}
+                    if in_memory:
+                        return load_safetensors(file.read()), metadata
+                    return {key: opened.get_tensor(key) for key in opened.keys()}, metadata
+            source = io.BytesIO(file.read()) if in_memory else file
+            return torch.load(source, map_location="cpu", weights_only=True), {}
+        except Exception as error:  # of many types, by what the bytes happen to be
+            raise RuntimeError(f"{path} {_ailment(path, error)}") from error
+
+
+def _ailment(path: Path, error: Exception) -> str:
+    """Say why a file could not be read, and what to do."""
+    again = f"Delete it and load again, or put the right file in its place (see {MANUAL})"
+    with open(path, "rb") as file:
+        start = file.read(1024)
+    if not start:
+        return f"is empty. {again}"
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        return f"is a web page (HTML), not a checkpoint; its link has perhaps expired. {again}"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the checkpoint itself; run `git lfs pull` where it came from"
+    if all(byte >= 32 or byte in b"\t\r\n" for byte in start):
+        return f"is a text file, not a checkpoint. {again}"
+    if start.startswith(b"PK") and not zipfile.is_zipfile(path):
+        return f"is cut short: its end is missing. {again}"
+    if isinstance(error, pickle.UnpicklingError) and start.startswith((b"PK", b"\x80")):
+        return (
+            "holds Python objects other than tensors and plain values; loading those could run a program, so "
+            "it is refused. If you trust it, save its tensors alone from where it was made"
+        )
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return f"cannot be read as a checkpoint ({reason}). {again}"

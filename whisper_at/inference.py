@@ -1,0 +1,311 @@
+"""A Whisper's text decoder for inference: keys and values kept, nothing computed twice, no logits that nobody reads.
+
+The numbers are those of ``model.decoder`` up to the order in which float32 sums are taken. On a CPU a few tokens at a
+time go through `kernels`; whatever is longer, and any GPU, through PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import numba
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from whisper.model import LayerNorm, Linear, MultiHeadAttention, ResidualAttentionBlock, TextDecoder, Whisper
+
+from . import kernels
+
+STOCK = (
+    *(TextDecoder, ResidualAttentionBlock, MultiHeadAttention, Linear, LayerNorm),
+    *(nn.ModuleList, nn.Sequential, nn.GELU, nn.Embedding),
+)
+
+
+class Heard(NamedTuple):
+    """What the decoder hears of some windows, computed once and shared by all rows and tries.
+
+    features : ``(recordings, frames, width)`` as the encoder gave them
+    keys, values : ``(layers, recordings, heads, size, frames)``
+    """
+
+    features: Tensor
+    keys: Tensor
+    values: Tensor
+
+
+class Decoder:
+    """The decoder of one model in one precision; see `fits` and `is_current`.
+
+    dtype : of the features and, but for int8, of the weights
+    reduced : None; or, on a CPU, ``bfloat16`` (what is heard is computed in bfloat16 and kept in half precision) or
+        ``int8`` (that, and int8 weights)
+    """
+
+    def __init__(self, model: Whisper, dtype: torch.dtype, reduced: str | None = None) -> None:
+        self.dims, self.dtype, self.reduced = model.dims, dtype, reduced
+        decoder = model.decoder
+        self.device = decoder.positional_embedding.device
+        self.heads = model.dims.n_text_head
+        self.blocks = [_Block.of(block, dtype) for block in cast(list[ResidualAttentionBlock], decoder.blocks)]
+        self.norm = (decoder.ln.weight, decoder.ln.bias)
+        self.embedding = decoder.token_embedding.weight.detach()
+        self.positions = decoder.positional_embedding.detach()
+        self.projection = self.embedding.to(dtype)
+        self.fingerprint = _fingerprint(decoder)
+        compiled = self.device.type == "cpu" and dtype == torch.float32 and self.dims.n_text_state % 64 == 0
+        self.weights = _pack(self, reduced == "int8") if compiled else None
+        # keys and values are computed in one precision and kept in another
+        self.hearing, self.heard = (torch.bfloat16, torch.float16) if reduced and compiled else (dtype, dtype)
+        self.listeners = [
+            (b.cross_key.to(self.hearing), b.cross_value.to(self.hearing), b.cross_value_bias.to(self.hearing))
+            for b in self.blocks
+        ]
+
+    @staticmethod
+    def fits(model: Whisper) -> bool:
+        """Whether the model's decoder is openai-whisper's as installed: no hooks, no replaced parts or methods."""
+        return all(
+            type(part) in STOCK and not (part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
+            for part in model.decoder.modules()
+        )
+
+    def is_current(self, model: Whisper, dtype: torch.dtype, reduced: str | None = None) -> bool:
+        """Whether the model's weights are still those that this was made of, and the precision is the one asked for."""
+        return (dtype, reduced) == (self.dtype, self.reduced) and _fingerprint(model.decoder) == self.fingerprint
+
+    @torch.no_grad()
+    def hear(self, features: Tensor) -> Heard:
+        """Keys and values of encoder output ``(recordings, frames, width)``."""
+        count, frames, width = features.shape
+        shape = (len(self.blocks), count, self.heads, width // self.heads, frames)
+        keys, values = (torch.empty(shape, dtype=self.heard, device=self.device) for _ in range(2))
+        columns = features.to(self.hearing).transpose(1, 2)
+        for (to_key, to_value, bias), key, value in zip(self.listeners, keys.flatten(2, 3), values.flatten(2, 3)):
+            key.copy_(to_key @ columns)
+            value.copy_((to_value @ columns).add_(bias[:, None]))
+        return Heard(features, keys, values)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Float32 logits ``(rows, vocabulary)`` of outputs of the last layer norm."""
+        if self.weights is None or len(hidden) > kernels.MOST_TOKENS:
+            return F.linear(hidden, self.projection).float()
+        w = self.weights
+        out = np.empty((len(hidden), len(self.embedding)), np.float32)
+        kernels.multiply(w.embedding, w.embedding_scale, w.embedding_bias, hidden.numpy(), out, 0)
+        return torch.from_numpy(out)
+
+
+class Rows:
+    """Sequences being decoded, ``group`` to a recording, with the keys and values of all of their tokens."""
+
+    def __init__(self, decoder: Decoder, heard: Heard, group: int = 1) -> None:
+        self.decoder, self.heard, self.group = decoder, heard, group
+        dims, count = decoder.dims, heard.features.shape[0] * group
+        shape = (dims.n_text_layer, count, dims.n_text_ctx, dims.n_text_state)
+        self.keys, self.values = (torch.empty(shape, dtype=decoder.dtype, device=decoder.device) for _ in range(2))
+        # a row's past may lie in other rows' caches: they share the prompt, and beams that fork share their stem
+        self.ancestors = torch.arange(count, dtype=torch.int32)[:, None].repeat(1, dims.n_text_ctx)
+        self.ancestors = self.ancestors.to(decoder.device)
+        self.position = 0
+
+    @torch.no_grad()
+    def start(self, tokens: Tensor, *, at: Sequence[int] = (-1,)) -> Tensor:
+        """The first tokens ``(recordings, n)`` → logits ``(recordings, len(at), vocabulary)`` behind those places."""
+        count, n = tokens.shape
+        first = torch.arange(0, count * self.group, self.group)
+        self.ancestors[:, :n] = first.to(self.ancestors)[:, None].expand(-1, self.group).reshape(-1, 1)
+        hidden = self._forward(tokens, first)
+        self.position = n
+        return self.decoder.logits(hidden[:, list(at)].flatten(0, 1)).unflatten(0, (count, len(at)))
+
+    @torch.no_grad()
+    def step(self, tokens: Tensor) -> Tensor:
+        """One more token of every row ``(rows,)`` → logits ``(rows, vocabulary)`` behind them."""
+        rows = torch.arange(len(tokens))
+        self.ancestors[:, self.position] = rows.to(self.ancestors)
+        hidden = self._forward(tokens[:, None], rows)
+        self.position += 1
+        return self.decoder.logits(hidden[:, 0])
+
+    @torch.no_grad()
+    def trace(self, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """First tokens ``(recordings, n)`` → logits ``(recordings, n, vocabulary)`` behind each, and every layer's
+        cross-attention scores, float32 ``(recordings, heads, n, frames)``, before their softmax."""
+        scores: list[Tensor] = []
+        first = torch.arange(0, len(self.ancestors), self.group)
+        hidden = self._forward(tokens, first, scores)
+        return self.decoder.logits(hidden.flatten(0, 1)).unflatten(0, tokens.shape), scores
+
+    def reorder(self, sources: Sequence[int]) -> None:
+        """Row i goes on as a copy of row ``sources[i]``; no key or value moves."""
+        if list(sources) != list(range(len(sources))):
+            self.ancestors = self.ancestors[torch.tensor(sources, device=self.ancestors.device)]
+
+    def _forward(self, tokens: Tensor, owners: Tensor, trace: list[Tensor] | None = None) -> Tensor:
+        """Tokens ``(some rows, n)`` of the rows ``owners`` → output of the last layer norm ``(rows, n, width)``.
+
+        ``trace`` is given the cross-attention scores of every layer.
+        """
+        d, (count, n) = self.decoder, tokens.shape
+        x = d.embedding[tokens.to(d.device)] + d.positions[self.position : self.position + n]
+        if d.weights is not None and count * n <= kernels.MOST_TOKENS and trace is None:
+            return self._forward_compiled(x, owners)
+        x, owners = x.to(d.dtype), owners.to(d.device)
+        past = self.position + n
+        for i, block in enumerate(d.blocks):
+            normed = block.attn_norm(x)
+            query = F.linear(normed, block.query, block.query_bias)
+            key = self.keys[i, owners, self.position : past] = F.linear(normed, block.key)
+            value = self.values[i, owners, self.position : past] = F.linear(normed, block.value, block.value_bias)
+            if self.position:
+                lineage = self.ancestors[:, : self.position].long(), torch.arange(self.position, device=d.device)
+                key = torch.cat((self.keys[i][lineage], key), 1)
+                value = torch.cat((self.values[i][lineage], value), 1)
+            query, key, value = (z.unflatten(2, (d.heads, -1)).transpose(1, 2) for z in (query, key, value))
+            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=n > 1)
+            x = x + F.linear(mixed.transpose(1, 2).flatten(2), block.out, block.out_bias)
+            query = F.linear(block.cross_norm(x), block.cross_query, block.cross_query_bias)
+            x = x + F.linear(self._attend_cross(query, i, trace), block.cross_out, block.cross_out_bias)
+            wide = F.gelu(F.linear(block.mlp_norm(x), block.up, block.up_bias))
+            x = x + F.linear(wide, block.down, block.down_bias)
+        return _layer_norm(x, *d.norm)
+
+    def _attend_cross(self, query: Tensor, layer: int, trace: list[Tensor] | None) -> Tensor:
+        """Queries ``(rows, n, width)`` of a layer → what they hear, of the same shape."""
+        rows, n, _ = query.shape
+        recordings = self.heard.features.shape[0]
+        # all queries of a recording meet its keys in one product
+        query = query.reshape(recordings, rows // recordings * n, self.decoder.heads, -1).transpose(1, 2)
+        keys, values = (kept[layer].to(query.dtype) for kept in (self.heard.keys, self.heard.values))
+        scores = ((query * query.shape[-1] ** -0.5) @ keys).float()
+        if trace is not None:
+            trace.append(scores)
+        weights = scores.softmax(-1).to(query.dtype)
+        mixed = weights @ values.transpose(2, 3)
+        return mixed.transpose(1, 2).reshape(rows, n, -1)
+
+    def _forward_compiled(self, x: Tensor, owners: Tensor) -> Tensor:
+        d, (count, n, _) = self.decoder, x.shape
+        most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+        numba.set_num_threads(min(torch.get_num_threads(), most))
+        out = np.ascontiguousarray(x.flatten(0, 1).numpy())
+        places = np.arange(self.position, self.position + n, dtype=np.int32)
+        kernels.decode(
+            d.weights,
+            out,
+            np.repeat(owners.numpy().astype(np.int32), n),
+            np.tile(places, count),
+            self.keys.numpy(),
+            self.values.numpy(),
+            self.ancestors.numpy(),
+            _numbers(self.heard.keys),
+            _numbers(self.heard.values),
+            count * n // self.heard.features.shape[0],
+            d.heads,
+        )
+        return torch.from_numpy(out).unflatten(0, (count, n))
+
+
+class _Block(NamedTuple):
+    """A layer's weights in the precision of the computation; norms stay float32, as openai-whisper's do."""
+
+    norms: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+    query: Tensor
+    query_bias: Tensor
+    key: Tensor
+    value: Tensor
+    value_bias: Tensor
+    out: Tensor
+    out_bias: Tensor
+    cross_query: Tensor
+    cross_query_bias: Tensor
+    cross_key: Tensor
+    cross_value: Tensor
+    cross_value_bias: Tensor
+    cross_out: Tensor
+    cross_out_bias: Tensor
+    up: Tensor
+    up_bias: Tensor
+    down: Tensor
+    down_bias: Tensor
+
+    @classmethod
+    def of(cls, block: ResidualAttentionBlock, dtype: torch.dtype) -> _Block:
+        attn, cross = block.attn, cast(MultiHeadAttention, block.cross_attn)
+        norms = (block.attn_ln, cast(LayerNorm, block.cross_attn_ln), block.mlp_ln)
+        parts = (
+            *(attn.query.weight, attn.query.bias, attn.key.weight, attn.value.weight, attn.value.bias),
+            *(attn.out.weight, attn.out.bias, cross.query.weight, cross.query.bias, cross.key.weight),
+            *(cross.value.weight, cross.value.bias, cross.out.weight, cross.out.bias),
+            *(block.mlp[0].weight, block.mlp[0].bias, block.mlp[2].weight, block.mlp[2].bias),
+        )
+        return cls(
+            tuple(part.detach() for norm in norms for part in (norm.weight, norm.bias)),  # type: ignore[arg-type]
+            *(part.detach().to(dtype) for part in parts),
+        )
+
+    def attn_norm(self, x: Tensor) -> Tensor:
+        return _layer_norm(x, *self.norms[:2])
+
+    def cross_norm(self, x: Tensor) -> Tensor:
+        return _layer_norm(x, *self.norms[2:4])
+
+    def mlp_norm(self, x: Tensor) -> Tensor:
+        return _layer_norm(x, *self.norms[4:])
+
+
+def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float()).to(x.dtype)
+
+
+def _fingerprint(decoder: TextDecoder) -> tuple[tuple[int, int], ...]:
+    """Where the weights are and how often they were changed."""
+    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in decoder.parameters())
+
+
+def _numbers(tensor: Tensor) -> np.ndarray:
+    """As `kernels` reads it: half precision by its bits."""
+    return tensor.view(torch.uint16).numpy() if tensor.dtype == torch.float16 else tensor.numpy()
+
+
+def _pack(decoder: Decoder, int8: bool) -> kernels.Weights:
+    """The weights as `kernels` reads them: as int8, or else in half precision where that loses nothing."""
+    blocks = decoder.blocks
+
+    def stored(matrix: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        scale = np.ones(matrix.shape[:-1], np.float32)
+        if int8:
+            steps = matrix.abs().amax(-1).clamp(min=1e-12) / 127
+            return (matrix / steps[..., None]).round().to(torch.int8).numpy(), steps.float().numpy()
+        half = matrix.half()
+        lossless = bool((half.float() == matrix).all())
+        return _numbers(half if lossless else matrix.contiguous()), scale
+
+    def stacked(parts: list[Tensor]) -> tuple[np.ndarray, np.ndarray]:
+        return stored(torch.stack(parts))
+
+    def biases(parts: list[Tensor]) -> np.ndarray:
+        return torch.stack(parts).numpy()
+
+    no_bias = torch.zeros(decoder.dims.n_text_state)
+    return kernels.Weights(
+        *stacked([torch.cat((b.query, b.key, b.value)) for b in blocks]),
+        biases([torch.cat((b.query_bias, no_bias, b.value_bias)) for b in blocks]),
+        *stacked([b.out for b in blocks]),
+        biases([b.out_bias for b in blocks]),
+        *stacked([b.cross_query for b in blocks]),
+        biases([b.cross_query_bias for b in blocks]),
+        *stacked([b.cross_out for b in blocks]),
+        biases([b.cross_out_bias for b in blocks]),
+        *stacked([b.up for b in blocks]),
+        biases([b.up_bias for b in blocks]),
+        *stacked([b.down for b in blocks]),
+        biases([b.down_bias for b in blocks]),
+        biases([torch.stack(b.norms).float() for b in blocks]),
+        torch.stack(decoder.norm).detach().numpy(),
+        *stored(decoder.embedding),
+        np.zeros(len(decoder.embedding), np.float32),
+    )

@@ -1,0 +1,191 @@
+"""The log-mel spectrogram of a recording of any length, in memory that does not grow with it.
+
+:func:`whisper_at.audio.log_mel_spectrogram` gives the whole spectrogram as one tensor: 115 MB an hour, and
+several times that while it is made. :class:`LogMel` holds the same numbers where there is room for them and hands
+out the windows that are asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import weakref
+from collections.abc import Generator, Iterable
+from contextlib import closing, suppress
+from typing import IO
+
+import numpy as np
+import torch
+from torch import Tensor
+from whisper.audio import HOP_LENGTH, N_FFT, N_FRAMES, N_SAMPLES, SAMPLE_RATE, mel_filters
+
+from .audio import stream_audio
+
+BLOCK_FRAMES = N_FRAMES  # 30 s: 5 MB of complex numbers at a time
+IN_MEMORY = 128 << 20  # bytes held in memory, 70 minutes of 80 mels; the whole of a longer recording is on disk
+
+
+class LogMel:
+    """Whisper's log-mel spectrogram of a recording and 30 s of silence behind it, window by window.
+
+    The numbers are those of ``whisper.log_mel_spectrogram(audio, n_mels, padding=480000)``: upstream's arithmetic on
+    blocks that overlap by what the analysis window needs. How loud the loudest frame is decides where all others are
+    cut off, and is known only at the end; so frames are kept as they are, float32 in a temporary file, and
+    cut off and scaled when read. The file is in memory until it holds `IN_MEMORY` bytes.
+
+    Use it in a ``with`` statement, or call :meth:`close`; at the latest it is closed when nothing refers to it.
+
+    Parameters
+    ----------
+    audio : a path, decoded as by `load_audio`, or one channel at 16 kHz: an array or tensor of float32 (or
+        float16, bfloat16) ``(samples,)``. The arithmetic is done where a tensor lies.
+    n_mels : 80 or 128
+    block_frames : frames of 10 ms computed at once. Blocks of 100 frames or more give upstream's numbers to the last
+        bit where the FFT and matrix product of their columns do not depend on how many there are.
+    in_memory : bytes held in memory before the file goes to disk
+
+    Attributes
+    ----------
+    n_frames : frames there are, 10 ms each: those of the recording and 3000 of silence
+    content_frames : whole frames of the recording, ``samples // 160``
+
+    Raises
+    ------
+    FileNotFoundError, RuntimeError
+        As `load_audio`; or the samples are of another type or shape; or the disk has no room.
+
+    Examples
+    --------
+    >>> with LogMel("sample/speech.flac") as mel:
+    ...     mel.content_frames, mel.window(0, 3000).shape
+    (1600, torch.Size([80, 3000]))
+    """
+
+    def __init__(
+        self,
+        audio: str | os.PathLike[str] | np.ndarray | Tensor,
+        n_mels: int = 80,
+        *,
+        block_frames: int = BLOCK_FRAMES,
+        in_memory: int = IN_MEMORY,
+    ) -> None:
+        if block_frames * HOP_LENGTH < N_FFT:
+            raise ValueError(f"block_frames must be at least {-(-N_FFT // HOP_LENGTH)}, not {block_frames}")
+        size = block_frames * HOP_LENGTH
+        self.n_mels = n_mels
+        self.n_frames = 0
+        self._loudest = torch.tensor(-torch.inf)
+        self._file = tempfile.SpooledTemporaryFile(max_size=in_memory)
+        self._close = weakref.finalize(self, _discard, self._file)
+        try:
+            # Nothing else refers to the pieces: closing the blocks ends the ffmpeg that they come from.
+            with closing(_log_mel_blocks(_pieces(audio, size), n_mels, size)) as blocks:
+                for block in blocks:
+                    self._append(block.cpu())
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def content_frames(self) -> int:
+        return self.n_frames - N_FRAMES
+
+    def window(self, start: int, end: int) -> Tensor:
+        """Frames ``start`` to ``end``: float32 CPU tensor ``(n_mels, frames)``, new each time.
+
+        It is ``mel[:, start:end]`` of the whole spectrogram: what lies past the last frame is left out.
+
+        Raises
+        ------
+        ValueError
+            If it is closed.
+        """
+        start, end, _ = slice(start, end).indices(self.n_frames)
+        shape = max(0, end - start), self.n_mels
+        row = self.n_mels * np.dtype(np.float32).itemsize
+        self._file.seek(start * row)
+        stored = np.frombuffer(self._file.read(shape[0] * row), np.float32).reshape(shape)
+        log_spec = torch.from_numpy(stored.T.copy())
+        log_spec = torch.maximum(log_spec, self._loudest - 8.0)
+        return (log_spec + 4.0) / 4.0
+
+    def close(self) -> None:
+        """Let go of the spectrogram and its file; a second time does nothing."""
+        self._close()
+
+    def __enter__(self) -> LogMel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _append(self, block: Tensor) -> None:
+        """Store a block ``(n_mels, frames)``."""
+        self._loudest = torch.maximum(self._loudest, block.max())
+        try:
+            self._file.write(block.T.contiguous().numpy().data)
+            self._file.flush()
+        except OSError as error:
+            reason = f"cannot store the mel spectrogram on disk: {error.strerror or error}"
+            raise RuntimeError(f"{reason}; make room, or name another folder in TMPDIR") from error
+        self.n_frames += block.shape[1]
+
+
+def _discard(file: IO[bytes]) -> None:
+    """Close a file whose content nobody needs, also where a full disk refuses the rest of it."""
+    with suppress(OSError):
+        file.close()
+
+
+def _pieces(audio: str | os.PathLike[str] | np.ndarray | Tensor, size: int) -> Iterable[Tensor]:
+    """The samples, ``size`` at a time; only the last piece is shorter."""
+    if isinstance(audio, (str, os.PathLike)):
+        return (torch.from_numpy(block) for block in stream_audio(audio, seconds=size / SAMPLE_RATE))
+    if not isinstance(audio, Tensor):
+        audio = torch.from_numpy(audio)
+    if audio.ndim != 1:
+        shape = tuple(audio.shape)
+        raise RuntimeError(f"audio must be one channel of shape (samples,), not {shape}; mix or choose channels first")
+    if audio.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        kind = str(audio.dtype).removeprefix("torch.")
+        raise RuntimeError(f"audio must be float32 between -1 and 1, not {kind}; convert it (int16: divide by 32768)")
+    return audio.detach().split(size)
+
+
+def _log_mel_blocks(pieces: Iterable[Tensor], n_mels: int, size: int) -> Generator[Tensor, None, None]:
+    """log10 of the mel power of every frame of the samples and 30 s of silence, in order.
+
+    Yields float32 ``(n_mels, frames)``, each from ``size`` samples or more. The analysis windows are centred on their
+    frames: the first starts in a mirror image of the first samples, as in ``torch.stft(center=True)``.
+    """
+    held = torch.zeros(0)
+    mirrored = False
+    for piece in pieces:
+        held = torch.cat([held.to(piece), piece])
+        if len(held) >= size:
+            held = held if mirrored else _mirror(held)
+            mirrored = True
+            yield _log_mel(held, n_mels)
+            n_frames = (len(held) - N_FFT) // HOP_LENGTH + 1
+            held = held[n_frames * HOP_LENGTH :].clone()
+    # The last window of upstream's, centred on the end of the silence, is one that it drops.
+    held = torch.cat([held, held.new_zeros(N_SAMPLES + N_FFT // 2 - HOP_LENGTH)])
+    yield _log_mel(held if mirrored else _mirror(held), n_mels)
+
+
+def _mirror(samples: Tensor) -> Tensor:
+    """Put the image of the first half window before the samples, without the sample it is mirrored at."""
+    return torch.cat([samples[1 : N_FFT // 2 + 1].flip(0), samples])
+
+
+@torch.no_grad()
+def _log_mel(samples: Tensor, n_mels: int) -> Tensor:
+    """log10 of the mel power, ``(n_mels, frames)``, of all windows that fit whole into the samples.
+
+    The steps are those of ``whisper.log_mel_spectrogram``, up to where it looks at the whole recording.
+    """
+    window = torch.hann_window(N_FFT).to(samples.device)
+    stft = torch.stft(samples, N_FFT, HOP_LENGTH, window=window, center=False, return_complex=True)
+    magnitudes = stft.abs() ** 2
+    mel_spec = mel_filters(samples.device, n_mels) @ magnitudes
+    return torch.clamp(mel_spec, min=1e-10).log10()
