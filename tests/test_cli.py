@@ -126,7 +126,7 @@ def test_every_flag_of_upstream_is_here(monkeypatch):
         assert (mine.default, mine.nargs, mine.required) == (action.default, action.nargs, action.required), name
         assert mine.choices is None if action.choices is None else list(mine.choices) == list(action.choices)
     new = {"version", "at_time_res", "top_k", "p_threshold", "label_language", "include_classes"}
-    assert set(ours) - set(theirs) == new | {"head", "at_low_compute", "compute_type"}
+    assert set(ours) - set(theirs) == new | {"head", "at_low_compute", "compute_type", "batch_size"}
 
 
 def test_arguments_are_read_as_upstream_reads_them(monkeypatch):
@@ -241,7 +241,7 @@ def test_options_reach_transcribe_as_upstreams_do(tmp_path, monkeypatch, line):
     expected = upstream_options(monkeypatch, *line.split())
     actual = transcribe_options(monkeypatch, *line.split())
     load = actual.pop("load")
-    assert actual.pop("at_time_res") is None
+    assert actual.pop("at_time_res") is None and actual.pop("batch_size") is None
     assert actual == expected
     assert load["head"] is None  # no tags asked for: no head is fetched
 
@@ -368,6 +368,8 @@ def test_what_tag_flags_mean(tmp_path, monkeypatch, line, at_time_res, load):
         ("--include_classes Dgo", "did you mean 'Dog'?"),
         ("--include_classes 527", "0 to 526"),
         ("--include_classes ;", "no class is named"),
+        ("--batch_size 0", "'0' is not a number from 1"),
+        ("--batch_size 2 --word_timestamps True --hallucination_silence_threshold 2", "leave out --batch_size"),
         ("--top_k 0", "'0' is not a number from 1"),
         ("--p_threshold nan", "'nan' is not a number"),
         ("--label_language Klingon", "Whisper knows no language 'Klingon'"),

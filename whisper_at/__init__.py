@@ -9,6 +9,7 @@ from whisper import DecodingOptions, DecodingResult, ModelDimensions, Whisper, p
 
 from . import normalizers, timing, tokenizer, utils
 from .audio import load_audio, log_mel_spectrogram
+from .batched import transcribe_many
 from .checkpoints import available_models
 from .decoding import decode, detect_language
 from .labels import find_classes, label_names, parse_at_label, print_label_name, print_support_language
@@ -36,4 +37,5 @@ __all__ = [
     "print_label_name",
     "print_support_language",
     "transcribe",
+    "transcribe_many",
 ]

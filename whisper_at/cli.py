@@ -24,7 +24,7 @@ from whisper.version import __version__ as upstream_version
 
 from . import checkpoints, convert, huggingface
 from .labels import find_classes
-from .model import COMPUTE_TYPES, load_model
+from .model import COMPUTE_TYPES, WhisperAT, load_model
 from .timeline import resolutions, steps_to_seconds
 from .version import __version__
 from .writers import get_writer, tag_rows
@@ -33,6 +33,7 @@ DEFAULT_RESOLUTION = 10.0  # seconds; the length of AudioSet's clips, which head
 TRACEBACK_VARIABLE = "WHISPER_AT_TRACEBACK"
 LANGUAGE_CHOICES = sorted(LANGUAGES.keys()) + sorted(name.title() for name in TO_LANGUAGE_CODE)
 TAG_OPTIONS = ("top_k", "p_threshold", "label_language", "include_classes")
+SEQUENTIAL_OPTIONS = ("condition_on_previous_text", "carry_initial_prompt", "hallucination_silence_threshold")
 WORD_OPTIONS = ("highlight_words", "max_line_count", "max_line_width", "max_words_per_line")
 
 INTRODUCTION = """\
@@ -98,9 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.pop("head", None)
 
     failed = 0
-    for path in audio:
+    for path, result in _results(model, audio, args):
         try:
-            result = model.transcribe(path, **args)
+            if isinstance(result, Exception):
+                raise result
             if args["verbose"]:
                 for line in tag_lines(result, **tag_options):
                     print(make_safe(line))
@@ -109,6 +111,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             failed += 1
             _report(f"Skipping {path} due to {type(error).__name__}: {_one_line(error)}")
     return 1 if failed else 0
+
+
+def _results(
+    model: WhisperAT, audio: Sequence[str], options: dict[str, Any]
+) -> Iterator[tuple[str, dict | Exception]]:
+    """Every file with its result or with what went wrong."""
+    if options["batch_size"] is not None:
+        batched = {name: value for name, value in options.items() if name not in SEQUENTIAL_OPTIONS}
+        yield from model.transcribe_many(audio, **batched)  # type: ignore[misc]
+        return
+    for path in audio:
+        try:
+            yield path, model.transcribe(path, **options)
+        except Exception as error:
+            yield path, error
 
 
 def _is_convert(argv: Sequence[str]) -> bool:
@@ -177,6 +194,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--device", default=device, help="PyTorch device to compute on")
     add("--fp16", default=True, **boolean, help="compute in half precision where the device can")
     add("--compute_type", choices=COMPUTE_TYPES, help="precision by name, instead of --fp16")
+    help = "windows decoded at once, cut where it is quiet; none sees the text before it"
+    add("--batch_size", type=_positive, metavar="N", help=help)
     add("--threads", type=optional_int, default=0, metavar="N", help="CPU threads; 0 leaves it to PyTorch")
 
     group = parser.add_argument_group("output")
@@ -272,6 +291,8 @@ def _refuse_what_cannot_work(parser: argparse.ArgumentParser, args: dict[str, An
         warnings.warn("--max_line_count has no effect without --max_line_width", stacklevel=3)
     if args["max_words_per_line"] and args["max_line_width"]:
         warnings.warn("--max_words_per_line has no effect with --max_line_width", stacklevel=3)
+    if args["batch_size"] is not None and args["hallucination_silence_threshold"] is not None:
+        parser.error("--hallucination_silence_threshold needs one window after the other: leave out --batch_size")
     increment = args["temperature_increment_on_fallback"]
     if increment is not None and not increment > 0:
         parser.error("--temperature_increment_on_fallback must be above 0, or None for one try only")

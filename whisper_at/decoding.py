@@ -93,7 +93,9 @@ class DecodingTask(_upstream.DecodingTask):
             if isinstance(features, TypeError):  # upstream returns what it should raise
                 raise features
             self.heard = cast("WhisperAT", self.model).hear(features)
-        return self.heard.features
+        # `run` takes every n_group-th of what it is given, which goes well only for batches of one
+        features = self.heard.features
+        return features.repeat_interleave(self.n_group, 0) if len(features) > 1 else features
 
     def _detect_language(self, audio_features: Tensor, tokens: Tensor):
         languages, probabilities = [self.options.language] * len(tokens), None

@@ -94,7 +94,8 @@ class Decoder:
             return F.linear(hidden, self.projection).float()
         w = self.weights
         out = np.empty((len(hidden), len(self.embedding)), np.float32)
-        kernels.multiply(w.embedding, w.embedding_scale, w.embedding_bias, hidden.numpy(), out, 0)
+        with kernels.LOCK:
+            kernels.multiply(w.embedding, w.embedding_scale, w.embedding_bias, hidden.numpy(), out, False)
         return torch.from_numpy(out)
 
 
@@ -193,19 +194,20 @@ class Rows:
         numba.set_num_threads(min(torch.get_num_threads(), most))
         out = np.ascontiguousarray(x.flatten(0, 1).numpy())
         places = np.arange(self.position, self.position + n, dtype=np.int32)
-        kernels.decode(
-            d.weights,
-            out,
-            np.repeat(owners.numpy().astype(np.int32), n),
-            np.tile(places, count),
-            self.keys.numpy(),
-            self.values.numpy(),
-            self.ancestors.numpy(),
-            _numbers(self.heard.keys),
-            _numbers(self.heard.values),
-            count * n // self.heard.features.shape[0],
-            d.heads,
-        )
+        with kernels.LOCK:
+            kernels.decode(
+                d.weights,
+                out,
+                np.repeat(owners.numpy().astype(np.int32), n),
+                np.tile(places, count),
+                self.keys.numpy(),
+                self.values.numpy(),
+                self.ancestors.numpy(),
+                _numbers(self.heard.keys),
+                _numbers(self.heard.values),
+                count * n // self.heard.features.shape[0],
+                d.heads,
+            )
         return torch.from_numpy(out).unflatten(0, (count, n))
 
 

@@ -13,6 +13,7 @@ from whisper.model import *  # noqa: F401,F403
 from whisper.model import ModelDimensions, Whisper
 
 from . import checkpoints
+from .batched import transcribe_many as transcribe_many_function
 from .decoding import decode as decode_function
 from .decoding import detect_language as detect_language_function
 from .heads import Head, build_head
@@ -137,6 +138,7 @@ class WhisperAT(Whisper):
 
     detect_language = detect_language_function
     transcribe = transcribe_function
+    transcribe_many = transcribe_many_function
     decode = decode_function
 
 

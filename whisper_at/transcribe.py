@@ -14,23 +14,21 @@ import numpy as np
 import torch
 import tqdm
 from torch import Tensor
-from whisper.audio import FRAMES_PER_SECOND, HOP_LENGTH, N_FRAMES, SAMPLE_RATE, pad_or_trim
-from whisper.decoding import DecodingOptions, DecodingResult
+from whisper.audio import N_FRAMES, pad_or_trim
 from whisper.timing import add_word_timestamps
-from whisper.tokenizer import LANGUAGES, Tokenizer, get_tokenizer
+from whisper.tokenizer import Tokenizer, get_tokenizer
 from whisper.utils import format_timestamp, get_end, make_safe
 
 from .alignment import HeardModel
+from .batched import transcribe_many
 from .inference import Heard
 from .mel import LogMel
 from .segments import drop_hallucinations, seek_past_leading_silence, seek_with_words, split_segments
-from .timeline import TagRows, Window, is_single, resolutions, steps_to_seconds
+from .timeline import Window
+from .windows import Tagging, Thresholds, clips_of, decode_with_fallback, detect_language, hear, use_half
 
 if TYPE_CHECKING:
     from .model import WhisperAT
-
-AUTO_RESOLUTION = 10.0
-"""Seconds per tag row when none is asked for: the length of the clips that AudioSet is labelled by."""
 
 
 def transcribe(
@@ -52,6 +50,7 @@ def transcribe(
     hallucination_silence_threshold: float | None = None,
     at_time_res: float | Iterable[float] | None = "auto",  # type: ignore[assignment]
     strict_word_timing: bool = True,
+    batch_size: int | None = None,
     **decode_options,
 ) -> dict:
     """Transcribe a recording and tag what sounds in it.
@@ -66,6 +65,9 @@ def transcribe(
     strict_word_timing : with ``word_timestamps``, encode each window a second time without fused
         attention, as openai-whisper does, so that words are the same to the last bit. False reuses
         the features of the first pass: faster, and a word may move by a frame.
+    batch_size : cut the recording where it is quiet and decode so many windows at once, none of which
+        sees the text before it; see `transcribe_many`, which does so for many recordings.
+        ``hallucination_silence_threshold`` is not for batches.
 
     Returns
     -------
@@ -90,27 +92,48 @@ def transcribe(
     """
     if not hasattr(model, "encode"):
         raise TypeError("this is a plain Whisper: load it with whisper_at.load_model, or use its own transcribe()")
-    if isinstance(at_time_res, str) and at_time_res == "auto":
-        at_time_res = None if model.head is None else AUTO_RESOLUTION
-    row_steps = [] if at_time_res is None else resolutions(at_time_res)
-    head = model.head
-    if row_steps and head is None:
-        raise ValueError(f"cannot tag sounds: {model.head_missing}")
-    half = _use_half(model, decode_options.get("fp16", True))
+    if batch_size is not None:
+        if hallucination_silence_threshold is not None:
+            raise ValueError("hallucination_silence_threshold needs one window after the other: leave out batch_size")
+        in_batches = transcribe_many(
+            model,
+            [audio],
+            batch_size=batch_size,
+            verbose=verbose,
+            temperature=temperature,
+            compression_ratio_threshold=compression_ratio_threshold,
+            logprob_threshold=logprob_threshold,
+            no_speech_threshold=no_speech_threshold,
+            initial_prompt=initial_prompt,
+            word_timestamps=word_timestamps,
+            prepend_punctuations=prepend_punctuations,
+            append_punctuations=append_punctuations,
+            clip_timestamps=clip_timestamps,
+            at_time_res=at_time_res,
+            **decode_options,
+        )
+        ((_, result),) = in_batches
+        if isinstance(result, Exception):
+            raise result
+        return result
+    Tagging(model, at_time_res, 0)  # what cannot be tagged is refused before anything is read
+    half = use_half(model, decode_options.get("fp16", True))
     decode_options = {**decode_options, "fp16": half}
     dtype = torch.float16 if half else torch.float32
 
     # 30 s of silence behind the recording: language detection hears it, windows are cut before it
     mel = LogMel(audio, model.dims.n_mels)
     content_frames = mel.content_frames
-    clips = _clips(clip_timestamps, content_frames)
+    clips = clips_of(clip_timestamps, content_frames)
+    tagging = Tagging(model, at_time_res, content_frames)
+    thresholds = Thresholds(compression_ratio_threshold, logprob_threshold, no_speech_threshold)
 
-    encode_once = _EncodeOnce(model, mel, dtype, with_states=bool(row_steps))
+    encode_once = _EncodeOnce(model, mel, dtype, with_states=bool(tagging.rows))
     if decode_options.get("language") is None:
         # Audio that fills the first window is what that window decodes, so one pass does for both.
         shared = clips[0][0] == 0 and clips[0][1] >= N_FRAMES
         heard = encode_once(Window(0)).heard if shared and model.is_multilingual else None
-        decode_options["language"] = _detect_language(model, mel, heard, dtype, verbose)
+        decode_options["language"] = detect_language(model, mel, heard, dtype, verbose)
     language: str = decode_options["language"]
     task: str = decode_options.get("task", "transcribe")
     tokenizer = get_tokenizer(model.is_multilingual, num_languages=model.num_languages, language=language, task=task)
@@ -118,9 +141,6 @@ def transcribe(
         warnings.warn("Word-level timestamps on translations may not be reliable.")
 
     prompt = _Prompt(tokenizer, initial_prompt, carry_initial_prompt, model.dims.n_text_ctx)
-    tag_rows = (
-        {} if head is None else {steps: TagRows(steps, content_frames, head, head.label_dim) for steps in row_steps}
-    )
     segments: list[dict] = []
     last_speech = 0.0
 
@@ -130,20 +150,11 @@ def transcribe(
             while seek < clip_end:
                 window = Window(seek, min(N_FRAMES, clip_end - seek))
                 encoded = encode_once(window)
-                for rows in tag_rows.values():
-                    rows.flush(before=min(seek, later_clips))
-                    rows.add(window, encoded.states)
+                tagging.add(window, encoded.states, before=min(seek, later_clips))
 
-                result = _decode_with_fallback(
-                    model,
-                    encoded.heard,
-                    {**decode_options, "prompt": prompt.tokens()},
-                    temperature,
-                    compression_ratio_threshold,
-                    logprob_threshold,
-                    no_speech_threshold,
-                )
-                if _is_silent(result, no_speech_threshold, logprob_threshold):
+                options = {**decode_options, "prompt": prompt.tokens()}
+                (result,) = decode_with_fallback(model, encoded.heard, options, temperature, thresholds)
+                if thresholds.is_silent(result):
                     seek = window.end
                     continue
 
@@ -187,27 +198,13 @@ def transcribe(
                 progress.update(min(content_frames, seek) - window.seek)
 
     transcript = {"text": tokenizer.decode(prompt.heard), "segments": segments, "language": language}
-    if not row_steps:
-        return transcript
-    finished = {steps_to_seconds(steps): rows.finish() for steps, rows in tag_rows.items()}
-    tags: dict = {res: logits for res, (logits, _) in finished.items()}
-    coverage: dict = {res: covered for res, (_, covered) in finished.items()}
-    several = not is_single(at_time_res)
-    (only, *_) = finished
-    return {
-        **transcript,
-        "at_time_res": list(finished) if several else only,
-        "audio_tag": tags if several else tags[only],
-        "audio_tag_coverage": coverage if several else coverage[only],
-        "duration": content_frames * HOP_LENGTH / SAMPLE_RATE,
-        "task": task,
-    }
+    return transcript | tagging.result(task)
 
 
 class _Encoded(NamedTuple):
     mel: Tensor  # (n_mels, 3000)
     features: Tensor  # (1500, dim)
-    heard: Heard | Tensor  # for the decoder: shared by all its tries, or the features again where it is not stock
+    heard: Heard | Tensor  # for the decoder, as a batch of one: shared by all its tries
     states: Tensor  # (layers, steps, dim), or empty if no head is to read them
 
 
@@ -227,13 +224,8 @@ class _EncodeOnce:
             else:
                 with torch.no_grad():
                     features, states = self.model.embed_audio(mel[None]), torch.empty(1, 0)
-            self.latest = window, _Encoded(mel, features[0], _hear(self.model, features), states[0])
+            self.latest = window, _Encoded(mel, features[0], hear(self.model, features), states[0])
         return self.latest[1]
-
-
-def _hear(model: WhisperAT, features: Tensor) -> Heard | Tensor:
-    """What `decode` takes for one window's features ``(1, 1500, dim)``."""
-    return model.hear(features) if model.is_stock else features[0]
 
 
 class _Prompt:
@@ -261,77 +253,3 @@ class _Prompt:
 
     def forget(self) -> None:
         self._start = len(self._tokens)
-
-
-def _use_half(model: WhisperAT, fp16: bool) -> bool:
-    """Whether to compute in float16; upstream's warnings where a CPU cannot, or a GPU stands idle."""
-    half = fp16 if model.compute_type is None else model.compute_type == "float16"
-    if model.device == torch.device("cpu"):
-        if torch.cuda.is_available():
-            warnings.warn("Performing inference on CPU when CUDA is available")
-        if half:
-            warnings.warn("FP16 is not supported on CPU; using FP32 instead")
-            half = False
-    return half
-
-
-def _clips(clip_timestamps: str | Sequence[float], content_frames: int) -> list[tuple[int, int]]:
-    """The clips to listen to, as pairs of frames, in the order given and none past the end."""
-    if isinstance(clip_timestamps, str):
-        clip_timestamps = [float(seconds) for seconds in clip_timestamps.split(",") if clip_timestamps]
-    points = [round(seconds * FRAMES_PER_SECOND) for seconds in clip_timestamps] or [0]
-    if len(points) % 2:
-        points.append(content_frames)
-    return [(start, min(end, content_frames)) for start, end in zip(points[::2], points[1::2])]
-
-
-def _detect_language(
-    model: WhisperAT, mel: LogMel, heard: Heard | Tensor | None, dtype: torch.dtype, verbose: bool | None
-) -> str:
-    """Code of the language spoken in the first 30 s; English, unheard, if the model knows no other."""
-    if not model.is_multilingual:
-        return "en"
-    if verbose:
-        print("Detecting language using up to the first 30 seconds. Use `--language` to specify the language")
-    if heard is None:
-        with torch.no_grad():
-            heard = _hear(model, model.embed_audio(mel.window(0, N_FRAMES).to(model.device).to(dtype)[None]))
-    _, found = model.detect_language(heard)
-    probabilities = found[0] if isinstance(found, list) else found
-    language = max(probabilities, key=probabilities.__getitem__)
-    if verbose is not None:
-        print(f"Detected language: {LANGUAGES[language].title()}")
-    return language
-
-
-def _decode_with_fallback(
-    model: WhisperAT,
-    heard: Heard | Tensor,
-    options: dict,
-    temperature: float | Sequence[float],
-    compression_ratio_threshold: float | None,
-    logprob_threshold: float | None,
-    no_speech_threshold: float | None,
-) -> DecodingResult:
-    """Decode one window, at the next temperature while the result looks bad."""
-    temperatures = [temperature] if isinstance(temperature, (int, float)) else temperature
-    for t in temperatures:
-        # beams are for temperature 0 and samples for the rest
-        unused = ("beam_size", "patience") if t > 0 else ("best_of",)
-        kwargs = {name: value for name, value in options.items() if name not in unused}
-        found = model.decode(heard, DecodingOptions(**kwargs, temperature=t))
-        result = found[0] if isinstance(found, list) else found
-
-        repetitive = compression_ratio_threshold is not None and result.compression_ratio > compression_ratio_threshold
-        improbable = logprob_threshold is not None and result.avg_logprob < logprob_threshold
-        silent = no_speech_threshold is not None and result.no_speech_prob > no_speech_threshold
-        if (silent and improbable) or not (repetitive or improbable):
-            break
-    return result
-
-
-def _is_silent(result: DecodingResult, no_speech_threshold: float | None, logprob_threshold: float | None) -> bool:
-    """Whether a window holds no speech: improbable text where the model expected none."""
-    if no_speech_threshold is None or not result.no_speech_prob > no_speech_threshold:
-        return False
-    return logprob_threshold is None or not result.avg_logprob > logprob_threshold

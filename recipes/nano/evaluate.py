@@ -129,10 +129,12 @@ class Judge:
             "synthetic digit strings",
             [(with_noise(r, pools, u.audio, None), u.words) for u in r.sample(pools.test_digits, self.n(60))],
         )
-        self.errors(
-            "sentences clean",
-            [(with_noise(r, pools, u.audio, None), u.words) for u in r.sample(pools.test_sentences, self.n(90))],
-        )
+        for name, own in (("plain voices", False), ("held-out voices", True)):
+            said = [u for u in pools.test_sentences if ("+" in u.voice) == own]
+            self.errors(
+                f"sentences clean, {name}",
+                [(with_noise(r, pools, u.audio, None), u.words) for u in r.sample(said, min(len(said), self.n(60)))],
+            )
         self.errors(
             "sentences 10 dB",
             [(with_noise(r, pools, u.audio, 10), u.words) for u in r.sample(pools.test_sentences, self.n(60))],

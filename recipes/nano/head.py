@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from whisper_at.checkpoints import save_safetensors
+from whisper_at.checkpoints import encoder_sha256, save_safetensors
 from whisper_at.heads import PREFIX, TLTR
 from whisper_at.labels import find_class
 
@@ -118,6 +118,7 @@ def train_head(pools: Pools, checkpoint: Path, path: Path, minutes: float, seed:
         "width": str(head.rep_dim),
         "model": "nano.en",
         "classes": "audioset-527",
+        "encoder_sha256": encoder_sha256(model.state_dict()),
     }
     save_safetensors({PREFIX + name: tensor for name, tensor in average.items()}, path, metadata)
 

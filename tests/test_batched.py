@@ -1,0 +1,185 @@
+"""Windows in batches: cut in pauses, nothing lost, the same results as one by one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, SAMPLE_RATE, noise
+
+import whisper_at
+from whisper_at import batched
+from whisper_at.batched import quiet_cuts, transcribe_many
+from whisper_at.mel import LogMel
+from whisper_at.timeline import Window
+
+OPTIONS = {"language": "en", "fp16": False, "temperature": 0.0, "sample_len": 12}
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return whisper_at.load_model("nano.en", device="cpu")
+
+
+def with_pauses(seconds: float, pauses: list[tuple[float, float]]) -> np.ndarray:
+    audio = noise(seconds, seed=4)
+    for start, end in pauses:
+        audio[int(start * SAMPLE_RATE) : int(end * SAMPLE_RATE)] *= 1e-3
+    return audio
+
+
+def test_cuts_lie_in_pauses_and_cover_everything():
+    pauses = [(12.0, 13.0), (23.0, 23.8), (27.0, 27.2), (44.2, 44.9), (66.0, 69.0)]
+    windows = quiet_cuts(LogMel(with_pauses(100, pauses)), 0, 10000)
+    assert [w.seek for w in windows][0] == 0 and windows[-1].end == 10000
+    assert all(a.end == b.seek for a, b in zip(windows, windows[1:]))
+    assert all(0 < w.size <= 3000 for w in windows)
+    ends = [w.end / 100 for w in windows[:-1]]
+    assert 23.0 <= ends[0] <= 23.8  # the longest quiet place of the last ten seconds, not the latest
+    assert 44.2 <= ends[1] <= 44.9
+    assert 66.0 <= ends[2] <= 69.0
+
+
+@pytest.mark.parametrize("frames", [0, 1, 2999, 3000, 3001, 6000, 60001])
+def test_cuts_of_any_length(frames):
+    mel = LogMel(noise(frames / 100))
+    windows = quiet_cuts(mel, 0, frames)
+    assert sum(w.size for w in windows) == frames
+    assert all(0 < w.size <= 3000 for w in windows) and all(a.end == b.seek for a, b in zip(windows, windows[1:]))
+    if frames > 3000:
+        assert all(w.size >= 2000 for w in windows[:-1])
+
+
+def test_even_noise_is_cut_late():
+    """Where no place is quieter than another, windows are as long as they may be: digital silence has no pause."""
+    windows = quiet_cuts(LogMel(np.zeros(70 * SAMPLE_RATE, np.float32)), 0, 7000)
+    assert [w.size for w in windows[:2]] == [2984, 2984]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+@pytest.mark.parametrize("extra", [{}, {"beam_size": 3}, {"word_timestamps": True}, {"language": None}])
+def test_batches_equal_single_windows(model_multilingual, batch_size, extra):
+    """A window says the same in company as alone (batch_size 1), and tags are those of its own seconds."""
+    options = OPTIONS | extra | {"at_time_res": [0.4, 10]}
+    audio = noise(75, seed=8)
+    alone = model_multilingual.transcribe(audio, batch_size=1, **options)
+    found = model_multilingual.transcribe(audio, batch_size=batch_size, **options)
+    assert found["text"] == alone["text"] and found["language"] == alone["language"]
+    assert [s["tokens"] for s in found["segments"]] == [s["tokens"] for s in alone["segments"]]
+    assert [(s["start"], s["end"]) for s in found["segments"]] == [(s["start"], s["end"]) for s in alone["segments"]]
+    for res in (0.4, 10):
+        torch.testing.assert_close(found["audio_tag"][res], alone["audio_tag"][res], atol=1e-3, rtol=1e-3)
+        assert found["audio_tag_coverage"][res].min() == 1
+
+
+def test_same_keys_as_one_after_the_other(model_en):
+    audio = noise(40)
+    batch, plain = (model_en.transcribe(audio, batch_size=n, word_timestamps=True, **OPTIONS) for n in (2, None))
+    assert batch.keys() == plain.keys()
+    assert batch["segments"][0].keys() == plain["segments"][0].keys()
+    assert [s["id"] for s in batch["segments"]] == list(range(len(batch["segments"])))
+    assert batch["duration"] == plain["duration"] and batch["audio_tag"].shape == plain["audio_tag"].shape
+
+
+def test_a_cut_segment_is_heard_again(model_en, monkeypatch):
+    """What lies behind the last complete segment of a window is not lost."""
+    heard = []
+    real = batched._listen
+
+    def listen(model, batch, options):
+        heard.extend(job.window for job in batch)
+        return real(model, batch, options)
+
+    def split(result, window, tokenizer, n_audio_ctx):
+        from whisper_at.segments import split_segments
+
+        found = split_segments(result, window, tokenizer, n_audio_ctx)
+        return found._replace(seek=window.seek + 1000) if window.size > 1500 else found
+
+    monkeypatch.setattr(batched, "_listen", listen)
+    monkeypatch.setattr(batched, "split_segments", split)
+    result = model_en.transcribe(noise(25), batch_size=2, **OPTIONS)
+    assert heard == [Window(0, 2500), Window(1000, 1500)]
+    assert result["audio_tag_coverage"].max() == 1.0
+
+
+def test_many_recordings_share_batches_and_bad_ones_are_reported(model_en, tmp_path, monkeypatch):
+    sizes = []
+    real = batched._listen
+    monkeypatch.setattr(
+        batched, "_listen", lambda model, batch, options: sizes.append(len(batch)) or real(model, batch, options)
+    )
+    empty = tmp_path / "empty.wav"
+    empty.write_bytes(b"")
+    absent = str(tmp_path / "absent.wav")
+    recordings = [noise(5, 1), str(empty), noise(35, 2), absent, np.zeros(0, np.float32), noise(3, 3)]
+    found = list(transcribe_many(model_en, iter(recordings), batch_size=3, **OPTIONS))
+    assert len(found) == len(recordings)
+    results = {id(audio): result for audio, result in found}
+    kinds = [type(results[id(audio)]) for audio in recordings]
+    assert kinds == [dict, RuntimeError, dict, FileNotFoundError, dict, dict]
+    assert sizes[0] == 3 and sum(sizes) == 4
+    for audio in (recordings[0], recordings[2], recordings[5]):
+        alone = model_en.transcribe(audio, batch_size=1, **OPTIONS)
+        assert results[id(audio)]["text"] == alone["text"]
+    assert results[id(recordings[4])]["text"] == "" and results[id(recordings[4])]["segments"] == []
+
+
+def test_recordings_are_opened_when_their_turn_comes(model_en):
+    opened = []
+
+    def recordings():
+        for i in range(6):
+            opened.append(i)
+            yield noise(2, i)
+
+    results = transcribe_many(model_en, recordings(), batch_size=2, **OPTIONS)
+    assert opened == []
+    next(results)
+    assert opened == [0, 1]
+
+
+def test_less_memory_means_smaller_batches(model_en, monkeypatch):
+    sizes = []
+    real = batched._listen
+
+    def listen(model, batch, options):
+        sizes.append(len(batch))
+        if len(batch) > 1:
+            raise torch.OutOfMemoryError("as a GPU says it")
+        return real(model, batch, options)
+
+    monkeypatch.setattr(batched, "_listen", listen)
+    with pytest.warns(UserWarning, match="batches of 2 windows"):
+        result = model_en.transcribe(noise(70), batch_size=4, **OPTIONS)
+    assert sizes[:3] == [3, 2, 1] and result["audio_tag_coverage"].min() == 1
+
+
+def test_refusals(model_en):
+    with pytest.raises(ValueError, match="batch_size must be 1 or more, not 0"):
+        model_en.transcribe(noise(1), batch_size=0)
+    with pytest.raises(ValueError, match="leave out batch_size"):
+        model_en.transcribe(noise(1), batch_size=2, hallucination_silence_threshold=2.0)
+    model_en.head = None
+    with pytest.raises(ValueError, match="cannot tag sounds"):
+        transcribe_many(model_en, [], at_time_res=10)
+
+
+def test_clips_and_order_of_segments(model_en):
+    result = model_en.transcribe(noise(50), batch_size=4, clip_timestamps=[30, 40, 10, 20], at_time_res=10, **OPTIONS)
+    starts = [s["start"] for s in result["segments"]]
+    assert starts == sorted(starts)
+    assert [float(c) for c in result["audio_tag_coverage"]] == [0, 1, 0, 1, 0]
+
+
+def test_real_speech_in_batches(nano):
+    """The sample, several times over, is written as often: cuts lie between its sentences."""
+    once = whisper_at.load_audio(str(ROOT / "sample" / "speech.flac"))
+    pause = np.zeros(SAMPLE_RATE, np.float32)
+    audio = np.concatenate([once, pause] * 4)
+    result = nano.transcribe(audio, language="en", fp16=False, batch_size=4)
+    sequential = nano.transcribe(audio, language="en", fp16=False)
+    words, expected = result["text"].split(), sequential["text"].split()
+    assert len(expected) > 20
+    assert len(set(words) & set(expected)) > 0.8 * len(set(expected))
+    assert abs(len(words) - len(expected)) <= 0.2 * len(expected)

@@ -1,0 +1,277 @@
+"""Many windows at once: a recording is cut where it is quietest, and windows of several recordings share batches.
+
+Windows do not see each other's text. What a window leaves undone, because its last segment ran into the cut, is heard
+again as a window of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+import tqdm
+from torch import Tensor
+from whisper.audio import N_FRAMES, pad_or_trim
+from whisper.decoding import DecodingResult
+from whisper.timing import add_word_timestamps
+from whisper.tokenizer import Tokenizer, get_tokenizer
+from whisper.utils import format_timestamp, get_end, make_safe
+
+from .alignment import HeardModel
+from .inference import Heard
+from .mel import LogMel
+from .segments import split_segments
+from .timeline import Window
+from .windows import Tagging, Thresholds, clips_of, decode_with_fallback, detect_language, hear, use_half
+
+if TYPE_CHECKING:
+    from .model import WhisperAT
+
+Audio = str | os.PathLike[str] | np.ndarray | Tensor
+
+SEARCH_FRAMES = 1000
+"""A window ends in the last ten of its thirty seconds."""
+PAUSE_FRAMES = 30
+"""How long a quiet place is."""
+SHORTEST_REST = 20
+"""Frames behind a window's last segment that are not worth a window of their own."""
+
+
+def quiet_cuts(mel: LogMel, start: int, end: int) -> list[Window]:
+    """Cut the frames ``start`` to ``end`` into windows of at most 30 s, each ending where it is quietest.
+
+    The quietest 0.3 s of the last ten seconds are halved; of several that are equally quiet, the last. Windows follow
+    each other without gaps.
+    """
+    windows = []
+    while end - start > N_FRAMES:
+        region = mel.window(start + N_FRAMES - SEARCH_FRAMES, start + N_FRAMES)
+        loudness = region.mean(0).unfold(0, PAUSE_FRAMES, 1).mean(1)
+        quietest = int((loudness <= loudness.min() + 1e-6).nonzero()[-1])
+        stop = start + N_FRAMES - SEARCH_FRAMES + quietest + PAUSE_FRAMES // 2
+        stop -= stop % 2  # an encoder position is two frames
+        windows.append(Window(start, stop - start))
+        start = stop
+    if end > start:
+        windows.append(Window(start, end - start))
+    return windows
+
+
+class _Recording:
+    """A recording of which some windows are still to be heard."""
+
+    def __init__(self, model: WhisperAT, audio: Audio, options: _Options) -> None:
+        self.audio = audio
+        self.mel = LogMel(audio, model.dims.n_mels)
+        try:
+            self.clips = clips_of(options.clip_timestamps, self.mel.content_frames)
+            self.tagging = Tagging(model, options.at_time_res, self.mel.content_frames)
+            self.language = options.decode_options.get("language") or detect_language(
+                model, self.mel, None, options.dtype, options.verbose
+            )
+            self.tokenizer: Tokenizer = get_tokenizer(
+                model.is_multilingual, num_languages=model.num_languages, language=self.language, task=options.task
+            )
+        except BaseException:
+            self.mel.close()
+            raise
+        self.jobs = [
+            _Job(self, window, min([window.seek, *(start for start, _ in self.clips[i + 1 :])]))
+            for i, clip in enumerate(self.clips)
+            for window in quiet_cuts(self.mel, *clip)
+        ]
+        self.undone = len(self.jobs)
+        self.segments: list[dict] = []
+        self.last_speech = 0.0
+
+    def result(self, options: _Options) -> dict:
+        """What `transcribe` returns; ``verbose`` prints it, since recordings take turns."""
+        self.mel.close()
+        segments = sorted(self.segments, key=lambda segment: segment["start"])
+        for segment in segments if options.verbose else []:
+            start, end = format_timestamp(segment["start"]), format_timestamp(segment["end"])
+            print(make_safe(f"[{start} --> {end}] {segment['text']}"))
+        tokens = [token for segment in segments for token in segment["tokens"]]
+        numbered = [{"id": i, **segment} for i, segment in enumerate(segments)]
+        transcript = {"text": self.tokenizer.decode(tokens), "segments": numbered, "language": self.language}
+        return transcript | self.tagging.result(options.task)
+
+
+class _Job(NamedTuple):
+    """A window to be heard. ``before``: no later window of its recording starts earlier; None for a rest, whose sounds
+    are known already."""
+
+    recording: _Recording
+    window: Window
+    before: int | None
+
+
+class _Options(NamedTuple):
+    """The options of `transcribe` that matter here."""
+
+    temperature: float | Sequence[float]
+    thresholds: Thresholds
+    clip_timestamps: str | list[float]
+    at_time_res: float | Iterable[float] | None
+    word_timestamps: bool
+    punctuation: dict[str, str]
+    verbose: bool | None
+    task: str
+    decode_options: dict
+    dtype: torch.dtype
+
+
+def transcribe_many(
+    model: WhisperAT,
+    recordings: Iterable[Audio],
+    *,
+    batch_size: int = 8,
+    verbose: bool | None = None,
+    temperature: float | Sequence[float] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
+    compression_ratio_threshold: float | None = 2.4,
+    logprob_threshold: float | None = -1.0,
+    no_speech_threshold: float | None = 0.6,
+    initial_prompt: str | None = None,
+    word_timestamps: bool = False,
+    prepend_punctuations: str = "\"'“¿([{-",
+    append_punctuations: str = "\"'.。,，!！?？:：”)]}、",
+    clip_timestamps: str | list[float] = "0",
+    at_time_res: float | Iterable[float] | None = "auto",  # type: ignore[assignment]
+    **decode_options,
+) -> Iterator[tuple[Audio, dict | Exception]]:
+    """Transcribe and tag recordings, ``batch_size`` windows at a time.
+
+    Yields each recording with its result, in the shape of `transcribe`'s, as soon as it is finished. One that cannot be
+    read comes with its exception, and the others go on. Recordings are opened when their turn comes.
+
+    The options are those of `transcribe`. Every window is given the initial prompt, and none the text before it. Words
+    are timed from the features that the text came from.
+
+    Raises
+    ------
+    ValueError
+        If ``batch_size`` is not positive, or tags are asked for that the model cannot give.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
+    Tagging(model, at_time_res, 0)  # what cannot be tagged is refused before anything is read
+    half = use_half(model, decode_options.get("fp16", True))
+    options = _Options(
+        temperature,
+        Thresholds(compression_ratio_threshold, logprob_threshold, no_speech_threshold),
+        clip_timestamps,
+        at_time_res,
+        word_timestamps,
+        {"prepend_punctuations": prepend_punctuations, "append_punctuations": append_punctuations},
+        verbose,
+        decode_options.get("task", "transcribe"),
+        {**decode_options, "fp16": half},
+        torch.float16 if half else torch.float32,
+    )
+    if initial_prompt is not None:
+        options.decode_options["prompt"] = initial_prompt
+    if word_timestamps and options.task == "translate":
+        warnings.warn("Word-level timestamps on translations may not be reliable.")
+    return _run(model, recordings, batch_size, options)
+
+
+def _run(
+    model: WhisperAT, recordings: Iterable[Audio], batch_size: int, options: _Options
+) -> Iterator[tuple[Audio, dict | Exception]]:
+    waiting = iter(recordings)
+    jobs: deque[_Job] = deque()
+    with tqdm.tqdm(total=0, unit="frames", disable=options.verbose is not False) as progress:
+        while True:
+            while len(jobs) < batch_size and (audio := next(waiting, None)) is not None:
+                try:
+                    recording = _Recording(model, audio, options)
+                except Exception as error:
+                    yield audio, error
+                    continue
+                progress.total += sum(job.window.size for job in recording.jobs)
+                jobs.extend(recording.jobs)
+                if not recording.jobs:
+                    yield audio, recording.result(options)
+            if not jobs:
+                return
+            language = jobs[0].recording.language
+            batch = [job for job in jobs if job.recording.language == language][:batch_size]
+            try:
+                rests = _listen(model, batch, options)
+            except torch.OutOfMemoryError:
+                if batch_size == 1:
+                    raise
+                batch_size //= 2
+                warnings.warn(f"out of memory: going on with batches of {batch_size} windows")
+                torch.cuda.empty_cache()
+                continue
+            taken = {id(job) for job in batch}
+            jobs = deque([*rests, *(job for job in jobs if id(job) not in taken)])
+            for rest in rests:
+                rest.recording.undone += 1
+            for job in batch:
+                progress.update(0 if job.before is None else job.window.size)
+                job.recording.undone -= 1
+                if job.recording.undone == 0:
+                    yield job.recording.audio, job.recording.result(options)
+
+
+def _listen(model: WhisperAT, batch: list[_Job], options: _Options) -> list[_Job]:
+    """Encode and decode windows of one language; returns the rests that they leave."""
+    windows = [job.window for job in batch]
+    mel = torch.stack(
+        [pad_or_trim(job.recording.mel.window(job.window.seek, job.window.end), N_FRAMES) for job in batch]
+    )
+    mel = mel.to(model.device).to(options.dtype)
+    if any(job.recording.tagging.rows for job in batch):
+        features, states = model.encode(mel, windows)
+    else:
+        with torch.no_grad():
+            features, states = model.embed_audio(mel), torch.empty(len(batch), 0)
+    heard = hear(model, features)
+    decode_options = {**options.decode_options, "language": batch[0].recording.language}
+    results = decode_with_fallback(model, heard, decode_options, options.temperature, options.thresholds)
+    rests = []
+    for i, (job, result) in enumerate(zip(batch, results)):
+        if job.before is not None:
+            job.recording.tagging.add(job.window, states[i], job.before)
+        timing_model, known = model, features[i]
+        if isinstance(heard, Heard):
+            one = Heard(heard.features[i : i + 1], heard.keys[:, i : i + 1], heard.values[:, i : i + 1])
+            timing_model = HeardModel(model, one)  # type: ignore[assignment]
+        rest = _write(timing_model, job, result, known, options)
+        if rest is not None:
+            rests.append(rest)
+    return rests
+
+
+def _write(model: WhisperAT, job: _Job, result: DecodingResult, features: Tensor, options: _Options) -> _Job | None:
+    """Add a window's segments to its recording; returns what is left of the window, if its last segment was cut."""
+    recording, window = job.recording, job.window
+    if options.thresholds.is_silent(result):
+        return None
+    split = split_segments(result, window, recording.tokenizer, model.dims.n_audio_ctx)
+    if options.word_timestamps:
+        add_word_timestamps(
+            segments=split.segments,
+            model=model,
+            tokenizer=recording.tokenizer,
+            mel=features,
+            num_frames=window.size,
+            last_speech_timestamp=recording.last_speech,
+            **options.punctuation,
+        )
+        if (last_word_end := get_end(split.segments)) is not None:
+            recording.last_speech = last_word_end
+    for segment in split.segments:
+        if segment["start"] == segment["end"] or segment["text"].strip() == "":
+            segment.update(text="", tokens=[], words=[])
+        recording.segments.append(segment)
+    if window.seek < split.seek < window.end - SHORTEST_REST:
+        return _Job(recording, Window(split.seek, window.end - split.seek), None)
+    return None

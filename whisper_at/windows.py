@@ -1,0 +1,165 @@
+"""What happens to a window whether windows come one after the other or in batches: heard, decoded, tagged."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from whisper.audio import FRAMES_PER_SECOND, HOP_LENGTH, N_FRAMES, SAMPLE_RATE
+from whisper.decoding import DecodingOptions, DecodingResult
+from whisper.tokenizer import LANGUAGES
+
+from .inference import Heard
+from .mel import LogMel
+from .timeline import TagRows, Window, is_single, resolutions, steps_to_seconds
+
+if TYPE_CHECKING:
+    from .model import WhisperAT
+
+AUTO_RESOLUTION = 10.0
+"""Seconds per tag row when none is asked for: the length of the clips that AudioSet is labelled by."""
+
+
+class Tagging:
+    """The tag rows of one recording at all resolutions asked for.
+
+    Raises ValueError if a resolution is not a positive multiple of 0.4 s, or the model has no head for them.
+    """
+
+    def __init__(self, model: WhisperAT, at_time_res: float | Iterable[float] | None, content_frames: int) -> None:
+        if isinstance(at_time_res, str) and at_time_res == "auto":
+            at_time_res = None if model.head is None else AUTO_RESOLUTION
+        row_steps = [] if at_time_res is None else resolutions(at_time_res)
+        if row_steps and model.head is None:
+            raise ValueError(f"cannot tag sounds: {model.head_missing}")
+        self.several = not is_single(at_time_res)
+        self.seconds = content_frames * HOP_LENGTH / SAMPLE_RATE
+        head = model.head
+        self.rows = (
+            {} if head is None else {steps: TagRows(steps, content_frames, head, head.label_dim) for steps in row_steps}
+        )
+
+    def add(self, window: Window, states: Tensor, before: int) -> None:
+        """Take a window's states; no window to come starts before the frame ``before``."""
+        for rows in self.rows.values():
+            rows.flush(before)
+            rows.add(window, states)
+
+    def result(self, task: str) -> dict:
+        """What `transcribe` returns beside the transcript; nothing if no tags were asked for."""
+        if not self.rows:
+            return {}
+        finished = {steps_to_seconds(steps): rows.finish() for steps, rows in self.rows.items()}
+        tags: dict = {res: logits for res, (logits, _) in finished.items()}
+        coverage: dict = {res: covered for res, (_, covered) in finished.items()}
+        (only, *_) = finished
+        return {
+            "at_time_res": list(finished) if self.several else only,
+            "audio_tag": tags if self.several else tags[only],
+            "audio_tag_coverage": coverage if self.several else coverage[only],
+            "duration": self.seconds,
+            "task": task,
+        }
+
+
+class Thresholds(NamedTuple):
+    """When a decoded window counts as failed, and when as silence; None switches a test off."""
+
+    compression_ratio: float | None
+    logprob: float | None
+    no_speech: float | None
+
+    def failed(self, result: DecodingResult) -> bool:
+        """Whether another temperature should be tried."""
+        repetitive = self.compression_ratio is not None and result.compression_ratio > self.compression_ratio
+        improbable = self.logprob is not None and result.avg_logprob < self.logprob
+        silent = self.no_speech is not None and result.no_speech_prob > self.no_speech
+        return not (silent and improbable) and (repetitive or improbable)
+
+    def is_silent(self, result: DecodingResult) -> bool:
+        """Whether a window holds no speech: improbable text where the model expected none."""
+        if self.no_speech is None or not result.no_speech_prob > self.no_speech:
+            return False
+        return self.logprob is None or not result.avg_logprob > self.logprob
+
+
+def hear(model: WhisperAT, features: Tensor) -> Heard | Tensor:
+    """What the decoder takes of windows' features ``(batch, 1500, dim)``: computed once for all tries."""
+    return model.hear(features) if model.is_stock else features
+
+
+def decode_with_fallback(
+    model: WhisperAT,
+    heard: Heard | Tensor,
+    options: dict,
+    temperature: float | Sequence[float],
+    thresholds: Thresholds,
+) -> list[DecodingResult]:
+    """Decode a batch of windows; each at the next temperature while its result looks bad."""
+    temperatures = [temperature] if isinstance(temperature, (int, float)) else temperature
+    results: dict[int, DecodingResult] = {}
+    open_windows = list(range(len(heard.features if isinstance(heard, Heard) else heard)))
+    for t in temperatures:
+        # beams are for temperature 0 and samples for the rest
+        unused = ("beam_size", "patience") if t > 0 else ("best_of",)
+        kwargs = {name: value for name, value in options.items() if name not in unused}
+        part = _picked(heard, open_windows) if results else heard
+        found = model.decode(part, DecodingOptions(**kwargs, temperature=t))
+        results |= zip(open_windows, found)
+        open_windows = [i for i in open_windows if thresholds.failed(results[i])]
+        if not open_windows:
+            break
+    return [results[i] for i in sorted(results)]
+
+
+def _picked(heard: Heard | Tensor, windows: list[int]) -> Heard | Tensor:
+    """Some windows of a batch."""
+    if isinstance(heard, Tensor):
+        return heard[windows]
+    if len(windows) == len(heard.features):
+        return heard
+    return Heard(heard.features[windows], heard.keys[:, windows], heard.values[:, windows])
+
+
+def use_half(model: WhisperAT, fp16: bool) -> bool:
+    """Whether to compute in float16; upstream's warnings where a CPU cannot, or a GPU stands idle."""
+    half = fp16 if model.compute_type is None else model.compute_type == "float16"
+    if model.device == torch.device("cpu"):
+        if torch.cuda.is_available():
+            warnings.warn("Performing inference on CPU when CUDA is available")
+        if half:
+            warnings.warn("FP16 is not supported on CPU; using FP32 instead")
+            half = False
+    return half
+
+
+def clips_of(clip_timestamps: str | Sequence[float], content_frames: int) -> list[tuple[int, int]]:
+    """The clips to listen to, as pairs of frames, in the order given and none past the end."""
+    if isinstance(clip_timestamps, str):
+        clip_timestamps = [float(seconds) for seconds in clip_timestamps.split(",") if clip_timestamps]
+    points = [round(seconds * FRAMES_PER_SECOND) for seconds in clip_timestamps] or [0]
+    if len(points) % 2:
+        points.append(content_frames)
+    return [(start, min(end, content_frames)) for start, end in zip(points[::2], points[1::2])]
+
+
+def detect_language(
+    model: WhisperAT, mel: LogMel, heard: Heard | Tensor | None, dtype: torch.dtype, verbose: bool | None
+) -> str:
+    """Code of the language spoken in the first 30 s; English, unheard, if the model knows no other."""
+    if not model.is_multilingual:
+        return "en"
+    if verbose:
+        print("Detecting language using up to the first 30 seconds. Use `--language` to specify the language")
+    if heard is None:
+        with torch.no_grad():
+            heard = hear(model, model.embed_audio(mel.window(0, N_FRAMES).to(model.device).to(dtype)[None]))
+    _, found = model.detect_language(heard)
+    probabilities = cast(list[dict[str, float]], found)[0]
+    language = max(probabilities, key=probabilities.__getitem__)
+    if verbose is not None:
+        print(f"Detected language: {LANGUAGES[language].title()}")
+    return language
