@@ -441,21 +441,27 @@ def rows(timings: list[Timing], tokens: int) -> list[dict[str, Any]]:
 
 def show(title: str, table: list[dict[str, Any]]) -> None:
     print(f"\n{title}")
-    print(f"  {'':26} {'seconds':>8} {'least–most':>15} {'times':>6} {'least–most':>11} {'windows':>8} {'tokens':>7} same")
+    print(
+        f"  {'':26} {'seconds':>8} {'least–most':>15} {'times':>6} {'least–most':>11} {'windows':>8} {'tokens':>7} same"
+    )
     for row in table:
         spread = f"{min(row['seconds']):.3f}–{max(row['seconds']):.3f}"
         ratios = "{:.2f}–{:.2f}".format(*row["times_range"])
         equal = "" if row["equal"] else " !"
         share = "" if row["same"] is None else f"{row['same']:.3f}"
         work = f"{len(row['tokens']):8} {sum(row['tokens']):7}"
-        print(f"  {row['label']:26} {row['median']:8.3f} {spread:>15} {row['times']:6.2f} {ratios:>11} {work} {share}{equal}")
+        print(
+            f"  {row['label']:26} {row['median']:8.3f} {spread:>15} {row['times']:6.2f} {ratios:>11} {work} {share}{equal}"
+        )
     sys.stdout.flush()
 
 
 def show_memory(memory: dict[str, dict[str, float]], mode: str) -> None:
     print(f"\nPeak memory in MB: with the model loaded, after its first mode ({mode}, or int8's), after all modes")
     for label, peaks in memory.items():
-        print(f"  {label:26}" + "".join(f" {peaks.get(when, float('nan')):8.0f}" for when in ("loaded", "first", "last")))
+        print(
+            f"  {label:26}" + "".join(f" {peaks.get(when, float('nan')):8.0f}" for when in ("loaded", "first", "last"))
+        )
 
 
 def plot(tables: dict[str, list[dict[str, Any]]], title: str, path: Path) -> None:
@@ -531,7 +537,9 @@ def main() -> None:
     tables: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         setting = Setting(Path(folder), args.size, args.seconds, args.tokens, args.threads)
-        quantizations = sorted({e.compute for mode in args.modes for e in MODES[mode][1]() if e.peer == "faster-whisper"})
+        quantizations = sorted(
+            {e.compute for mode in args.modes for e in MODES[mode][1]() if e.peer == "faster-whisper"}
+        )
         make_weights(setting.folder, args.size, args.seed, args.peers, quantizations)
         race = Race(setting, args.peers)
         end = time.monotonic() + 60 * args.minutes

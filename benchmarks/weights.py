@@ -94,9 +94,7 @@ def write_folder(state: dict[str, Any], size: str, folder: Path) -> None:
         **ends,
         max_length=448,
         is_multilingual=True,
-        lang_to_id={
-            f"<|{code}|>": i for code, i in zip(tokenizer.all_language_codes, tokenizer.all_language_tokens)
-        },
+        lang_to_id={f"<|{code}|>": i for code, i in zip(tokenizer.all_language_codes, tokenizer.all_language_tokens)},
         task_to_id={"transcribe": tokenizer.transcribe, "translate": tokenizer.translate},
         no_timestamps_token_id=tokenizer.no_timestamps,
         prev_sot_token_id=tokenizer.sot_prev,

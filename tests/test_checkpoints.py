@@ -591,10 +591,7 @@ def test_a_download_that_is_no_such_head_is_refused_D20(server, small_head, tmp_
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("prefix", ["", "at_model.", "module.", "module.at_model.", "at_model.module."])
 def test_heads_open_under_any_prefix(tmp_path, prefix, suffix):
-    head = {
-        key.replace("at_model.", prefix): torch.rand(tensor.shape).half()
-        for key, tensor in make_head(8).items()
-    }
+    head = {key.replace("at_model.", prefix): torch.rand(tensor.shape).half() for key, tensor in make_head(8).items()}
     path = tmp_path / f"head{suffix}"
     if suffix == ".pth":
         torch.save(head, path)

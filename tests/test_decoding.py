@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 import torch
 import whisper
@@ -279,3 +280,50 @@ def test_kernels_take_more_tokens_than_they_are_used_for(model_en):
     finally:
         kernels.MOST_TOKENS = limit
     torch.testing.assert_close(compiled, by_torch, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("reduced, most", [("bfloat16", 0.01), ("int8", 0.03)])
+def test_reduced_precision_stays_close(model_en, reduced, most):
+    """Steps in reduced precision differ by a small part of the spread of the logits, and differ indeed."""
+    tokens = torch.randint(0, 50000, (1, 4), generator=torch.Generator().manual_seed(1))
+    logits = []
+    for precision in (None, reduced):
+        decoder = Decoder(model_en, torch.float32, precision)
+        heard = decoder.hear(features(1))
+        rows = Rows(decoder, heard, 3)
+        logits.append(torch.cat([rows.start(tokens)[:, 0], rows.step(torch.tensor([5, 6, 7]))]))
+    assert heard.keys.dtype == torch.float16
+    error = (logits[1] - logits[0]).std() / logits[0].std()
+    assert 0 < error < most
+    assert decoder.weights.up.dtype == ("int8" if reduced == "int8" else "float32")
+
+
+@pytest.mark.parametrize("dtype", ["half", "float32", "int8"])
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 21])
+def test_products(dtype, rows):
+    """Every block of rows, every storage, setting and adding, against NumPy in float64."""
+    r = np.random.default_rng(rows)
+    stored = r.normal(size=(70, 192)).astype(np.float16)
+    scale, bias = np.ones(70, np.float32), r.normal(size=70).astype(np.float32)
+    x = r.normal(size=(rows, 192)).astype(np.float32)
+    if dtype == "int8":
+        scale = np.abs(stored.astype(np.float32)).max(1) / 127
+        weights = np.round(stored / scale[:, None]).astype(np.int8)
+        exact = weights * scale[:, None].astype(np.float64)
+    else:
+        weights = stored.view(np.uint16) if dtype == "half" else stored.astype(np.float32)
+        exact = stored.astype(np.float64)
+    expected = x.astype(np.float64) @ exact.T + bias
+    y = np.full((rows, 70), 7.0, np.float32)
+    kernels.multiply(weights, scale, bias, x, y, False)
+    tolerance = 0.02 if dtype == "int8" else 1e-4  # activations in twelve bits
+    np.testing.assert_allclose(y, expected, atol=tolerance)
+    kernels.multiply(weights, scale, bias, x, y, True)
+    np.testing.assert_allclose(y, 2 * expected, atol=2 * tolerance)
+
+
+def test_gelu_and_exp():
+    x = np.linspace(-90, 15, 40001, dtype=np.float32)[None].copy()
+    expected = torch.nn.functional.gelu(torch.from_numpy(x).double()).numpy()
+    kernels._gelu(x)
+    np.testing.assert_allclose(x, expected, atol=1e-6)

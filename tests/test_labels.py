@@ -240,9 +240,7 @@ def test_entries_are_those_of_the_reference():
     assert all(type(score) is float for entry in parsed for _, score in entry["audio tags"])
 
 
-@pytest.mark.parametrize(
-    "wanted", [["Cough"], {47}, "cough", 47, range(47, 48), np.array([47]), torch.tensor([47])]
-)
+@pytest.mark.parametrize("wanted", [["Cough"], {47}, "cough", 47, range(47, 48), np.array([47]), torch.tensor([47])])
 def test_classes_are_restricted_before_the_top_k_D29_D30(wanted):
     assert NAMES[47] == "Cough"
     cough_is_sixth = row(c0=9.0, c1=8.0, c2=7.0, c3=6.0, c4=5.0, c47=1.0)
@@ -263,9 +261,7 @@ def test_equal_scores_come_in_order_of_index():
     assert tags(parsed) == [[(NAMES[3], 1.0), (NAMES[7], 1.0)]]
     values = [float(i % 3) for i in range(527)]
     expected = sorted(range(527), key=lambda i: (-values[i], i))
-    assert [name for name, _ in tags(parse_at_label(result(values), top_k=527))[0]] == [
-        NAMES[i] for i in expected
-    ]
+    assert [name for name, _ in tags(parse_at_label(result(values), top_k=527))[0]] == [NAMES[i] for i in expected]
 
 
 def test_any_large_top_k_gives_all_D32():
@@ -358,9 +354,7 @@ def test_empty_and_reduced_precision_rows():
     assert tags(parse_at_label({"at_time_res": 10, "audio_tag": half})) == [[(NAMES[0], 1.5)]]
 
 
-@pytest.mark.parametrize(
-    "bad", [{"text": ""}, {"audio_tag": None, "at_time_res": 10}, {"audio_tag": [[0.0] * 527]}]
-)
+@pytest.mark.parametrize("bad", [{"text": ""}, {"audio_tag": None, "at_time_res": 10}, {"audio_tag": [[0.0] * 527]}])
 def test_a_result_without_tags_says_how_to_get_them(bad):
     with pytest.raises(ValueError, match="at_time_res="):
         parse_at_label(bad)

@@ -157,6 +157,15 @@ def test_impossible_precision(checkpoint, option):
         whisper_at.load_model(str(checkpoint), **option)
 
 
+def test_the_fastest_precision(checkpoint):
+    model = whisper_at.load_model(str(checkpoint), device="cpu", compute_type="auto")
+    assert model.compute_type == "int8"
+    assert model.hear(torch.randn(1, 1500, 64)).keys.dtype == torch.float16
+    assert model.fast_decoder(torch.float32).weights.embedding.dtype == "int8"
+    with pytest.raises(ValueError, match="int8.*on cuda choose float16"):
+        whisper_at.load_model(str(checkpoint), device="cuda", compute_type="int8")
+
+
 def test_low_compute_only_where_it_exists():
     """D21: ``at_low_compute`` with tiny failed with KeyError after a download."""
     with pytest.raises(ValueError, match="tiny"):

@@ -21,7 +21,8 @@ from .inference import Decoder, Heard
 from .timeline import Window, pool_steps
 from .transcribe import transcribe as transcribe_function
 
-COMPUTE_TYPES = ("float32", "float16", "bfloat16", "int8", "auto")
+PRECISIONS = ("float32", "float16", "bfloat16", "int8")
+COMPUTE_TYPES = (*PRECISIONS, "auto")
 
 
 def has_bfloat16() -> bool:
@@ -48,8 +49,8 @@ class WhisperAT(Whisper):
 
     def __init__(self, dims: ModelDimensions, head: Head | None = None, compute_type: str | None = None):
         super().__init__(dims)
-        if compute_type not in (None, *COMPUTE_TYPES):
-            raise ValueError(f"compute_type must be one of {', '.join(COMPUTE_TYPES)} or None, not {compute_type!r}")
+        if compute_type not in (None, *PRECISIONS):
+            raise ValueError(f"compute_type must be one of {', '.join(PRECISIONS)} or None, not {compute_type!r}")
         self.compute_type = compute_type
         self._decoder: Decoder | None = None
         self.head_missing = "this model has no head; give one: load_model(..., head=FILE)"
