@@ -1,19 +1,19 @@
-"""whisper_at beside openai-whisper, faster-whisper (CTranslate2) and transformers: seconds for equal work, peak memory.
+"""Time and memory of whisper_at beside openai-whisper, faster-whisper (CTranslate2) and transformers, for equal work.
 
     python benchmarks/peers.py --size tiny
     python benchmarks/peers.py --size small --seconds 30 --tokens 50 --minutes 6 --modes greedy int8
     python benchmarks/peers.py --json tiny.json --plot tiny.png
 
-All have the same random weights, of an official size, and the same recording of tones and noise. Every window of 30 s is
-decoded to the same number of tokens behind the same prompt: the end of text is suppressed, and a random model writes no
-timestamps (see weights.py). Each contestant lives in a process of its own; the processes take turns, A B C A B C …, one
-at a time, all with the same number of threads, after a warm-up that is not timed.
+All have the same random weights, of an official size, and the same recording of tones and noise. Every window of 30 s
+is decoded to the same number of tokens behind the same prompt: the end of text is suppressed, and a random model writes
+no timestamps (see weights.py). Each contestant lives in a process of its own; the processes take turns,
+A B C A B C …, one at a time, all with the same number of threads, after a warm-up that is not timed.
 
 Seconds are those of one call that takes samples and returns text, medians with least and most. "times" is how many
 times as long as the first whisper_at of its mode: the ratio of the medians, and least and most of the ratios of single
-turns. "windows" and "tokens" are what was decoded, "same" the share of its tokens that are openai-whisper's. A "!"
-stands where the work was not equal. Peak memory is the most that the process ever held in RAM, the loading of the model
-included, in MB of 10^6 bytes.
+turns. "decoded" counts decodings of windows, "tokens" their tokens; "same" is the share that are openai-whisper's. A
+"!" stands where the work was not equal. Peak memory is the most that the process ever held in RAM, the loading of the
+model included, in MB of 10^6 bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -41,8 +42,9 @@ RATE = 16000
 WINDOW = 30  # seconds
 PAUSE = 0.3  # seconds between two turns: the threads of some libraries spin for a while after their work
 NON_SPEECH = -1  # what openai-whisper and faster-whisper suppress by default
+PROMPT = 4  # tokens: start, language, task, no timestamps
 REFERENCE = "openai-whisper"
-Windows = list[list[int]]  # tokens of each window
+Decodings = list[list[int]]  # tokens of every decoding of a window
 
 
 # --- what is to be done ---------------------------------------------------------------------------------------
@@ -73,9 +75,9 @@ class Entry(NamedTuple):
     work: Work
 
 
-def peers(work: Work, transformers: bool = True) -> list[Entry]:
+def peers(work: Work, with_transformers: bool = True) -> list[Entry]:
     """The same work for all, in float32."""
-    names = ["whisper_at", REFERENCE, "faster-whisper", *["transformers"] * transformers]
+    names = ["whisper_at", REFERENCE, "faster-whisper", *["transformers"] * with_transformers]
     return [Entry(name, name, "float32", work) for name in names]
 
 
@@ -86,7 +88,7 @@ def int8(work: Work) -> list[Entry]:
 
 def words() -> list[Entry]:
     work = Work(words=True)
-    exact, *others = peers(work, transformers=False)
+    exact, *others = peers(work, with_transformers=False)
     loose = exact._replace(label="whisper_at, not strict", work=replace(work, strict=False))
     return [exact, loose, *others]
 
@@ -103,7 +105,7 @@ MODES: dict[str, tuple[str, Callable[[], list[Entry]]]] = {
     "greedy": ("float32, greedy", lambda: peers(Work())),
     "beam": ("float32, beam of 5", lambda: peers(Work(beam=5))),
     "language": ("float32, greedy, language detected", lambda: peers(Work(language=None))),
-    "fallback": ("float32, greedy, then again at temperature 0.2", lambda: peers(Work(fallback=True))),
+    "fallback": ("float32, greedy, then again at temperature 0.2", lambda: peers(Work(fallback=True), False)),
     "words": ("float32, greedy, word timestamps", words),
     "int8": ("int8, greedy, whisper_at with tags", lambda: int8(Work())),
     "int8-beam": ("int8, beam of 5, whisper_at with tags", lambda: int8(Work(beam=5))),
@@ -133,7 +135,7 @@ class Setting:
     threads: int
 
 
-Transcribe = Callable[[np.ndarray, Work, int], Windows]
+Transcribe = Callable[[np.ndarray, Work, int], Decodings]
 
 
 def load_ours(setting: Setting, compute: str) -> Transcribe:
@@ -149,13 +151,14 @@ def load_ours(setting: Setting, compute: str) -> Transcribe:
     mode = "tl_down_tr_512_1_8" if setting.size == "small" else "tl_tr_1_8"  # the published low-compute head, TL-TR
     model.head = make_head(mode, n_layer=model.dims.n_audio_layer, rep_dim=model.dims.n_audio_state)
 
-    def transcribe(audio: np.ndarray, work: Work, tokens: int) -> Windows:
+    def transcribe(audio: np.ndarray, work: Work, tokens: int) -> Decodings:
         torch.manual_seed(0)
         ours = {"at_time_res": 10.0 if work.tags else None, "strict_word_timing": work.strict}
-        result = model.transcribe(audio, **upstream_options(work, tokens), **ours)
+        with watched(model, "decode", lambda result: result.tokens) as decoded:
+            result = model.transcribe(audio, **upstream_options(work, tokens), **ours)
         if work.tags and len(result["audio_tag"]) != -(-len(audio) // (10 * RATE)):
             raise RuntimeError(f"{len(result['audio_tag'])} rows of tags")
-        return by_window(result["segments"])
+        return decoded
 
     return transcribe
 
@@ -167,9 +170,11 @@ def load_openai(setting: Setting, compute: str) -> Transcribe:
     torch.set_num_threads(setting.threads)
     model = whisper.load_model(str(setting.folder / "model.pt"), device="cpu")
 
-    def transcribe(audio: np.ndarray, work: Work, tokens: int) -> Windows:
+    def transcribe(audio: np.ndarray, work: Work, tokens: int) -> Decodings:
         torch.manual_seed(0)
-        return by_window(model.transcribe(audio, **upstream_options(work, tokens))["segments"])
+        with watched(model, "decode", lambda result: result.tokens) as decoded:
+            model.transcribe(audio, **upstream_options(work, tokens))
+        return decoded
 
     return transcribe
 
@@ -197,25 +202,28 @@ def load_faster(setting: Setting, compute: str) -> Transcribe:
 
     folder = str(setting.folder / f"ct2_{compute}")
     model = WhisperModel(folder, device="cpu", compute_type=compute, cpu_threads=setting.threads)
+    model.model = Proxy(model.model)  # of a compiled class, whose methods cannot be watched
 
-    def transcribe(audio: np.ndarray, work: Work, tokens: int) -> Windows:
-        segments, _ = model.transcribe(
-            audio,
-            language=work.language,
-            beam_size=work.beam or 1,
-            best_of=1,
-            temperature=work.temperature,
-            max_new_tokens=tokens,
-            suppress_tokens=[NON_SPEECH, weights.EOT],
-            without_timestamps=True,
-            word_timestamps=work.words,
-            condition_on_previous_text=False,
-            compression_ratio_threshold=None,
-            log_prob_threshold=0.0 if work.fallback else None,
-            no_speech_threshold=None,
-            vad_filter=False,
-        )
-        return by_window([{"seek": segment.seek, "tokens": segment.tokens} for segment in segments])
+    def transcribe(audio: np.ndarray, work: Work, tokens: int) -> Decodings:
+        with watched(model.model, "generate", lambda result: result.sequences_ids[0]) as decoded:
+            segments, _ = model.transcribe(
+                audio,
+                language=work.language,
+                beam_size=work.beam or 1,
+                best_of=1,
+                temperature=work.temperature,
+                max_new_tokens=2 * tokens - PROMPT,  # CTranslate2 ends at half of this and the prompt together
+                suppress_tokens=[NON_SPEECH, weights.EOT],
+                without_timestamps=True,
+                word_timestamps=work.words,
+                condition_on_previous_text=False,
+                compression_ratio_threshold=None,
+                log_prob_threshold=0.0 if work.fallback else None,
+                no_speech_threshold=None,
+                vad_filter=False,
+            )
+            list(segments)  # the work is done as they are read
+        return decoded
 
     return transcribe
 
@@ -230,18 +238,17 @@ def load_transformers(setting: Setting, compute: str) -> Transcribe:
     model = transformers.WhisperForConditionalGeneration.from_pretrained(setting.folder / "hf").eval()
     extract = transformers.WhisperFeatureExtractor(feature_size=80)
 
-    def transcribe(audio: np.ndarray, work: Work, tokens: int) -> Windows:
+    def transcribe(audio: np.ndarray, work: Work, tokens: int) -> Decodings:
         torch.manual_seed(0)
-        options: dict[str, Any] = {"temperature": work.temperature, "logprob_threshold": 0.0} if work.fallback else {}
-        options |= {"num_beams": work.beam or 1, "max_new_tokens": tokens, "return_timestamps": False}
-        language, windows = work.language, []
+        options = {"num_beams": work.beam or 1, "max_new_tokens": tokens, "return_timestamps": False}
+        language, decoded = work.language, []
         for start in range(0, len(audio), WINDOW * RATE):
             mel = extract(audio[start : start + WINDOW * RATE], sampling_rate=RATE, return_tensors="pt").input_features
             if language is None:
                 language = detected(model, mel)
             ids = model.generate(mel, language=language, task="transcribe", **options)
-            windows.append([token for token in ids[0].tolist() if token < weights.EOT])
-        return windows
+            decoded.append([token for token in ids[0].tolist() if token < weights.EOT])
+        return decoded
 
     def detected(model: Any, mel: Any) -> str:
         found = int(model.detect_language(input_features=mel)[0])
@@ -258,13 +265,32 @@ LOADERS: dict[str, Callable[[Setting, str], Transcribe]] = {
 }
 
 
-def by_window(segments: list[dict[str, Any]]) -> Windows:
-    """Text tokens of segments, by the window that they are of."""
-    windows: dict[int, list[int]] = {}
-    for segment in segments:
-        window = windows.setdefault(segment["seek"], [])
-        window += [token for token in segment["tokens"] if token < weights.EOT]
-    return list(windows.values())
+class Proxy:
+    """An object whose methods can be replaced."""
+
+    def __init__(self, target: Any) -> None:
+        self._target = target
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._target, name)
+
+
+@contextmanager
+def watched(target: Any, method: str, tokens: Callable[[Any], Sequence[int]]) -> Iterator[Decodings]:
+    """Note the tokens of everything that a method returns, in a list or not."""
+    decoded: Decodings = []
+    original = getattr(target, method)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        results = original(*args, **kwargs)
+        decoded.extend(list(tokens(result)) for result in (results if isinstance(results, list) else [results]))
+        return results
+
+    setattr(target, method, call)
+    try:
+        yield decoded
+    finally:
+        delattr(target, method)  # the class's own is seen again
 
 
 def peak_memory() -> float:
@@ -274,19 +300,33 @@ def peak_memory() -> float:
 
 
 def work_on(connection: Connection, peer: str, compute: str, setting: Setting) -> None:
-    """A worker: loads, then does what it is sent, a pair of Work and whether it is in earnest, until it is sent None."""
-    try:
+    """A worker: loads, then does what it is sent, Work and whether it is in earnest, until it is sent None."""
+
+    def answer(make: Callable[[], dict[str, Any]]) -> bool:
+        try:
+            connection.send({**make(), "peak": peak_memory()})
+            return True
+        except Exception as error:
+            connection.send({"error": f"{type(error).__name__}: {error}"})
+            return False
+
+    def load() -> dict[str, Any]:
+        nonlocal transcribe
         transcribe = LOADERS[peer](setting, compute)
-        audio = recording(setting.seconds)
-        connection.send({"peak": peak_memory()})
-        while (order := connection.recv()) is not None:
-            work, earnest = order
-            start = time.perf_counter()
-            # a warm-up meets all code, but takes one window and few tokens
-            windows = transcribe(audio, work, setting.tokens) if earnest else transcribe(audio[: 5 * RATE], work, 8)
-            connection.send({"seconds": time.perf_counter() - start, "windows": windows, "peak": peak_memory()})
-    except Exception as error:
-        connection.send({"error": f"{type(error).__name__}: {error}"})
+        return {}
+
+    def turn(work: Work, earnest: bool) -> dict[str, Any]:
+        start = time.perf_counter()
+        # a warm-up meets all code, but takes one window and few tokens
+        decoded = transcribe(audio, work, setting.tokens) if earnest else transcribe(audio[: 5 * RATE], work, 8)
+        return {"seconds": time.perf_counter() - start, "decoded": decoded}
+
+    transcribe: Transcribe
+    audio = recording(setting.seconds)
+    if not answer(load):
+        return
+    while (order := connection.recv()) is not None:
+        answer(lambda: turn(*order))  # noqa: B023 (it is called at once)
 
 
 class Worker:
@@ -330,11 +370,11 @@ class Timing:
 
     label: str
     seconds: list[float] = field(default_factory=list)
-    windows: Windows = field(default_factory=list)
+    decoded: Decodings = field(default_factory=list)
 
     @property
     def tokens(self) -> list[int]:
-        return [len(window) for window in self.windows]
+        return [len(tokens) for tokens in self.decoded]
 
     @property
     def median(self) -> float:
@@ -360,33 +400,25 @@ class Race:
 
     def run(self, mode: str, repeat: int, until: float) -> list[Timing]:
         """Time the entries of a mode by turns: ``repeat`` rounds, fewer (but two) if time is up."""
-        entries, timings = [], []
+        racing = []
         for entry in MODES[mode][1]():
             if entry.peer in self.chosen and (worker := self.worker(entry)) is not None:
-                if self.turn(worker, entry, earnest=False):
-                    entries.append((entry, worker))
-                    timings.append(Timing(entry.label))
+                if turn(worker, entry, earnest=False):
+                    racing.append((entry, worker, Timing(entry.label)))
         for round_ in range(repeat):
             if round_ >= 2 and time.monotonic() > until:
                 break
-            for (entry, worker), timing in zip(entries, timings):
+            for racer in list(racing):
+                entry, worker, timing = racer
                 time.sleep(PAUSE)
-                if self.workers[entry.peer, entry.compute] is None:
+                if (answer := turn(worker, entry)) is None:
+                    racing.remove(racer)
                     continue
-                if answer := self.turn(worker, entry):
-                    timing.seconds.append(answer["seconds"])
-                    timing.windows = answer["windows"]
-                    worker.peaks.setdefault("first", answer["peak"])
-                    worker.peaks["last"] = answer["peak"]
-        return [timing for timing in timings if timing.seconds]
-
-    def turn(self, worker: Worker, entry: Entry, earnest: bool = True) -> dict[str, Any] | None:
-        try:
-            return worker.do(entry.work, earnest)
-        except RuntimeError as error:
-            print(f"{entry.label}: failed, left out from here ({error})", flush=True)
-            self.workers[entry.peer, entry.compute] = None
-            return None
+                timing.seconds.append(answer["seconds"])
+                timing.decoded = answer["decoded"]
+                worker.peaks.setdefault("first", answer["peak"])
+                worker.peaks["last"] = answer["peak"]
+        return [timing for _, _, timing in racing]
 
     def memory(self) -> dict[str, dict[str, float]]:
         return {" ".join(key): worker.peaks for key, worker in self.workers.items() if worker is not None}
@@ -395,6 +427,15 @@ class Race:
         for worker in self.workers.values():
             if worker is not None:
                 worker.stop()
+
+
+def turn(worker: Worker, entry: Entry, earnest: bool = True) -> dict[str, Any] | None:
+    """What a worker answers; None, with a line that says why, if it failed."""
+    try:
+        return worker.do(entry.work, earnest)
+    except (OSError, RuntimeError) as error:
+        print(f"{entry.label}: left out of this mode ({error})", flush=True)
+        return None
 
 
 def make_weights(folder: Path, size: str, seed: int, chosen: list[str], quantizations: list[str]) -> None:
@@ -412,8 +453,8 @@ def make_weights(folder: Path, size: str, seed: int, chosen: list[str], quantiza
 
 
 def same(timing: Timing, reference: Timing) -> float:
-    """The share of a reference's tokens that are in the same place of the same window."""
-    pairs = [pair for a, b in zip(timing.windows, reference.windows) for pair in zip(a, b)]
+    """The share of a reference's tokens that are in the same place of the same decoding."""
+    pairs = [pair for a, b in zip(timing.decoded, reference.decoded) for pair in zip(a, b)]
     return sum(a == b for a, b in pairs) / max(1, sum(reference.tokens))
 
 
@@ -442,7 +483,7 @@ def rows(timings: list[Timing], tokens: int) -> list[dict[str, Any]]:
 def show(title: str, table: list[dict[str, Any]]) -> None:
     print(f"\n{title}")
     print(
-        f"  {'':26} {'seconds':>8} {'least–most':>15} {'times':>6} {'least–most':>11} {'windows':>8} {'tokens':>7} same"
+        f"  {'':26} {'seconds':>8} {'least–most':>15} {'times':>6} {'least–most':>11} {'decoded':>8} {'tokens':>7} same"
     )
     for row in table:
         spread = f"{min(row['seconds']):.3f}–{max(row['seconds']):.3f}"
@@ -450,9 +491,8 @@ def show(title: str, table: list[dict[str, Any]]) -> None:
         equal = "" if row["equal"] else " !"
         share = "" if row["same"] is None else f"{row['same']:.3f}"
         work = f"{len(row['tokens']):8} {sum(row['tokens']):7}"
-        print(
-            f"  {row['label']:26} {row['median']:8.3f} {spread:>15} {row['times']:6.2f} {ratios:>11} {work} {share}{equal}"
-        )
+        seconds = f"{row['median']:8.3f} {spread:>15} {row['times']:6.2f} {ratios:>11}"
+        print(f"  {row['label']:26} {seconds} {work} {share}{equal}")
     sys.stdout.flush()
 
 
@@ -524,7 +564,10 @@ def parse() -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the weights")
     add("--json", type=Path, help="write all numbers to this file")
     add("--plot", type=Path, help="draw the seconds to this file (needs matplotlib)")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not PROMPT <= args.tokens <= 224 or args.repeat < 1 or args.threads < 1:
+        parser.error(f"--tokens is {PROMPT} to 224, half of a decoder's places; --repeat and --threads at least 1")
+    return args
 
 
 def main() -> None:
@@ -540,7 +583,15 @@ def main() -> None:
         quantizations = sorted(
             {e.compute for mode in args.modes for e in MODES[mode][1]() if e.peer == "faster-whisper"}
         )
-        make_weights(setting.folder, args.size, args.seed, args.peers, quantizations)
+        # in a process of its own: on Linux the peak of a process is at least what its parent held when starting it
+        context = multiprocessing.get_context("spawn")
+        making = context.Process(
+            target=make_weights, args=(setting.folder, args.size, args.seed, args.peers, quantizations)
+        )
+        making.start()
+        making.join()
+        if making.exitcode:
+            raise SystemExit("the weights could not be made")
         race = Race(setting, args.peers)
         end = time.monotonic() + 60 * args.minutes
         for i, mode in enumerate(args.modes):

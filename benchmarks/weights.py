@@ -15,7 +15,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's whisper_at, installed or not
 
-SIZES = {"tiny": (384, 6, 4), "base": (512, 8, 6), "small": (768, 12, 12)}  # width, heads, layers
+SIZES = {  # width, heads, layers
+    "mini": (128, 2, 2),  # no official one: to try a script
+    "tiny": (384, 6, 4),
+    "base": (512, 8, 6),
+    "small": (768, 12, 12),
+}
 VOCABULARY = 51865
 EOT = 50257
 SPLIT = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""  # as whisper.tokenizer's
@@ -76,8 +81,10 @@ def their_name(name: str) -> str:
 
 def write_folder(state: dict[str, Any], size: str, folder: Path) -> None:
     """A folder in Hugging Face's layout, in float32, with openai-whisper's tokens."""
-    from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
+    from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, logging
     from whisper.tokenizer import get_tokenizer
+
+    logging.disable_progress_bar()
 
     width, heads, layers = SIZES[size]
     tokenizer = get_tokenizer(True, language="en", task="transcribe")

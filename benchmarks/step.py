@@ -1,0 +1,203 @@
+"""One step of the decoder alone: milliseconds by rows, against the time that reading its weights takes.
+
+    python benchmarks/step.py                                  # tiny and small
+    python benchmarks/step.py --sizes base --rows 1 5 6 7 8 9 10
+
+A step gives every row (a beam, or a sample) of one window its next token. Weights are random (see weights.py), timed
+are steps from the fifth token on, medians. The columns: whisper_at's compiled kernels; the same by PyTorch, which
+whisper_at takes for more rows than `kernels.MOST_TOKENS`; openai-whisper. Three precisions: "half" is float32 with
+weights that are exact in half precision, as those of official checkpoints are, and kept so; "float32" is with weights
+that are not; "int8".
+
+The floor is what a step must read, once (the decoder's weights with the embedding, and the keys and values of what is
+heard), divided by the bandwidth of memory, measured here by reading a large array with all threads. A model that fits
+into the processor's cache can be faster than its floor. The crossing is where, by interpolation between the rows that
+were tried, PyTorch becomes faster than the kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import weights  # also puts this checkout's whisper_at in reach
+from peers import cores
+
+PRECISIONS = ("half", "float32", "int8")
+PROMPT = [50258, 50259, 50359, 50363]  # start, English, transcribe, no timestamps
+ALL = 1 << 30
+Step = Callable[[torch.Tensor], Any]
+
+
+class Result(NamedTuple):
+    """Milliseconds of a step, by the way it is taken."""
+
+    rows: int
+    kernels: float
+    torch: float
+    openai: float | None
+
+
+def bandwidth(megabytes: int = 512) -> float:
+    """Bytes per second that all threads together read from memory; the best of several passes."""
+    from numba import njit, prange
+
+    @njit(parallel=True)
+    def read(array):
+        total = 0
+        for i in prange(array.shape[0]):
+            for j in range(array.shape[1]):
+                total += array[i, j]
+        return total
+
+    array = np.ones((megabytes, 131072), np.int64)  # a row is 1 MiB
+    read(array[:8])
+    best = 0.0
+    for _ in range(5):
+        start = time.perf_counter()
+        read(array)
+        best = max(best, array.nbytes / (time.perf_counter() - start))
+    return best
+
+
+def make_model(size: str, precision: str) -> Any:
+    """openai-whisper's model; its weights are not exact in half precision if ``precision`` is float32."""
+    from whisper.model import ModelDimensions, Whisper
+
+    model = Whisper(ModelDimensions(**weights.dimensions(size)))
+    model.load_state_dict(weights.random_state(size))
+    if precision == "float32":
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.0003)
+    return model.eval()
+
+
+def start_ours(decoder: Any, features: torch.Tensor, rows: int) -> Step:
+    from whisper_at.inference import Rows
+
+    sequences = Rows(decoder, decoder.hear(features), rows)
+    sequences.start(torch.tensor([PROMPT]))
+    return sequences.step
+
+
+def start_openai(model: Any, features: torch.Tensor, rows: int) -> Step:
+    from whisper.decoding import PyTorchInference
+
+    inference = PyTorchInference(model, len(PROMPT))
+    tokens = torch.tensor([PROMPT]).expand(rows, -1)
+    with torch.no_grad():
+        inference.logits(tokens, features)
+
+    def step(following: torch.Tensor) -> torch.Tensor:
+        nonlocal tokens
+        tokens = torch.cat((tokens, following[:, None]), 1)
+        with torch.no_grad():
+            return inference.logits(tokens, features)[:, -1]
+
+    step.end = inference.cleanup_caching  # type: ignore[attr-defined]
+    return step
+
+
+def timed(step: Step, rows: int, steps: int) -> list[float]:
+    """Milliseconds of each of some steps, after two that are not timed."""
+    generator = torch.Generator().manual_seed(0)
+    spent = []
+    for i in range(steps + 2):
+        tokens = torch.randint(0, weights.EOT, (rows,), generator=generator)
+        start = time.perf_counter()
+        step(tokens)
+        if i >= 2:
+            spent.append(1e3 * (time.perf_counter() - start))
+    getattr(step, "end", lambda: None)()
+    return spent
+
+
+def measure(model: Any, precision: str, rows_tried: list[int], steps: int, repeat: int) -> Iterator[Result]:
+    """Time the three ways by turns for each number of rows; openai-whisper has no int8."""
+    from whisper_at import kernels
+    from whisper_at.inference import Decoder
+
+    decoder = Decoder(model, torch.float32, "int8" if precision == "int8" else None)
+    dims = model.dims
+    features = torch.randn(1, dims.n_audio_ctx, dims.n_audio_state, generator=torch.Generator().manual_seed(0))
+    most = kernels.MOST_TOKENS
+    for rows in rows_tried:
+        spent: dict[str, list[float]] = {"kernels": [], "torch": [], "openai": []}
+        for _ in range(repeat):
+            for way, limit in (("kernels", ALL), ("torch", 0)):
+                kernels.MOST_TOKENS = limit
+                spent[way] += timed(start_ours(decoder, features, rows), rows, steps)
+            if precision != "int8":
+                spent["openai"] += timed(start_openai(model, features, rows), rows, steps)
+        kernels.MOST_TOKENS = most
+        yield Result(rows, *(statistics.median(s) if s else None for s in spent.values()))  # type: ignore[arg-type]
+
+
+def bytes_read(model: Any, precision: str) -> tuple[int, int]:
+    """Bytes of the decoder's weights, and of the keys and values of what is heard, that a step of the kernels reads."""
+    from whisper_at.inference import Decoder
+
+    decoder = Decoder(model, torch.float32, "int8" if precision == "int8" else None)
+    dims = model.dims
+    heard = 2 * dims.n_text_layer * dims.n_audio_ctx * dims.n_text_state * decoder.heard.itemsize
+    return sum(array.nbytes for array in decoder.weights), heard
+
+
+def crossing(results: list[Result]) -> str:
+    """Where PyTorch becomes faster than the kernels: the last such place, in rows."""
+    leads = [result.torch / result.kernels - 1 for result in results]  # positive: the kernels are faster
+    for i in range(len(results) - 1, 0, -1):
+        if leads[i - 1] > 0 >= leads[i]:
+            low, high = results[i - 1].rows, results[i].rows
+            return f"{low + (high - low) * leads[i - 1] / (leads[i - 1] - leads[i]):.1f}"
+    return f"above {results[-1].rows}" if leads[-1] > 0 else f"below {results[0].rows}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=type("_", (argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter), {}),
+    )
+    add = parser.add_argument
+    add("--sizes", nargs="+", choices=weights.SIZES, default=["tiny", "small"], help="whose dimensions models have")
+    add("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="of the weights, see above")
+    add("--rows", nargs="+", type=int, default=[1, 2, 5, 8, 16, 32], help="that are decoded at once")
+    add("--steps", type=int, default=20, help="timed in a turn")
+    add("--repeat", type=int, default=3, help="turns of each way")
+    add("--threads", type=int, default=cores(), help="of everything")
+    args = parser.parse_args()
+    args.rows = sorted(set(args.rows))
+
+    import numba
+
+    torch.set_num_threads(args.threads)
+    numba.set_num_threads(min(args.threads, numba.config.NUMBA_NUM_THREADS))
+    speed = bandwidth()
+    print(f"{args.threads} threads of {os.cpu_count()}; memory is read at {speed / 1e9:.1f} GB/s; times in ms")
+    for size in args.sizes:
+        for precision in args.precisions:
+            model = make_model(size, precision)
+            packed, heard = bytes_read(model, precision)
+            floor = 1e3 * (packed + heard) / speed
+            read = f"{packed / 1e6:.0f} MB of weights and {heard / 1e6:.0f} MB of what is heard"
+            print(f"\n{size}, {precision}: {read}, floor {floor:.2f} ({1e3 * packed / speed:.2f} of weights alone)")
+            heads = f"{'kernels':>9} {'PyTorch':>9} {'openai-whisper':>15} {'kernels ÷ floor':>16}"
+            print(f"{'rows':>6} {heads}", flush=True)
+            results = []
+            for result in measure(model, precision, args.rows, args.steps, args.repeat):
+                results.append(result)
+                openai = "" if result.openai is None else f"{result.openai:.2f}"
+                line = f"{result.rows:6} {result.kernels:9.2f} {result.torch:9.2f} {openai:>15}"
+                print(f"{line} {result.kernels / floor:16.2f}", flush=True)
+            print(f"crossing: {crossing(results)} rows")
+
+
+if __name__ == "__main__":
+    main()
