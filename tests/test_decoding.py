@@ -316,7 +316,7 @@ def test_products(dtype, rows):
     expected = x.astype(np.float64) @ exact.T + bias
     y = np.full((rows, 70), 7.0, np.float32)
     kernels.multiply(weights, scale, bias, x, y, False)
-    tolerance = 0.02 if dtype == "int8" else 1e-4  # activations in twelve bits
+    tolerance = 0.05 if dtype == "int8" else 1e-4  # activations in twelve bits
     np.testing.assert_allclose(y, expected, atol=tolerance)
     kernels.multiply(weights, scale, bias, x, y, True)
     np.testing.assert_allclose(y, 2 * expected, atol=2 * tolerance)

@@ -261,7 +261,8 @@ def test_pooled_states_are_dropped_once_rows_are_made(model_en, monkeypatch):
 
     def watch(rows, before):
         flush(rows, before)
-        age.extend(before - window.end for window, _, _ in rows._held)
+        if before <= 20000:  # not the last one, at the end of everything
+            age.extend(before - window.end for window, _, _ in rows._held)
 
     monkeypatch.setattr(TagRows, "flush", watch)
     result = model_en.transcribe(noise(200), at_time_res=[0.4, 10, 60], temperature=0.0, sample_len=4)

@@ -295,8 +295,8 @@ class Scripted(whisper_at.WhisperAT):
             tokens = [begin, 1000, stamp, stamp]
         else:
             tokens = [begin, 1000, begin + 1500]
-        return whisper.DecodingResult(None, "en", tokens=tokens, avg_logprob=0.0, no_speech_prob=0.0,
-                                      temperature=0.0, compression_ratio=1.0)  # fmt: skip
+        return [whisper.DecodingResult(None, "en", tokens=tokens, avg_logprob=0.0, no_speech_prob=0.0,
+                                       temperature=0.0, compression_ratio=1.0)]  # fmt: skip
 
 
 class Extent(torch.nn.Module):
