@@ -29,6 +29,7 @@ def test_the_unmodified_whisper_opens_it(nano):
 def test_its_head_has_the_official_layout(nano):
     tensors, metadata = checkpoints.open_head(checkpoints.find_head("nano.en"))
     assert {k: tuple(v.shape) for k, v in tensors.items()} == checkpoints.head_shapes(nano.dims.n_audio_state)
+    assert metadata["encoder_sha256"] == checkpoints.encoder_sha256(nano.state_dict())
     assert metadata["mode"] == nano.head.mode == "tl_tr_1_8" and nano.head.label_dim == 527
 
 

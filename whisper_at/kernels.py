@@ -25,7 +25,7 @@ from numba.np.arrayobj import make_array
 FAST = {"reassoc", "contract", "nsz"}  # sums in any order; infinities stay infinities
 HOST = binding.get_host_cpu_features()
 SQRT_HALF = math.sqrt(0.5)
-MOST_TOKENS = 8
+MOST_TOKENS = 16
 """For more tokens at once a matrix library is faster."""
 LOCK = threading.Lock()
 """To be held by who calls: not every threading layer of Numba bears two callers, and one fills all cores."""
