@@ -316,10 +316,12 @@ def test_products(dtype, rows):
     expected = x.astype(np.float64) @ exact.T + bias
     y = np.full((rows, 70), 7.0, np.float32)
     kernels.multiply(weights, scale, bias, x, y, False)
-    tolerance = 0.05 if dtype == "int8" else 1e-4  # activations in twelve bits
-    np.testing.assert_allclose(y, expected, atol=tolerance)
+    tolerance = np.full(expected.shape, 1e-4)
+    if dtype == "int8":  # half a step of 12-bit activations, times what each meets
+        tolerance += np.abs(x).max(1, keepdims=True) / 2047 / 2 * np.abs(exact).sum(1)
+    assert (np.abs(y - expected) <= tolerance).all()
     kernels.multiply(weights, scale, bias, x, y, True)
-    np.testing.assert_allclose(y, 2 * expected, atol=2 * tolerance)
+    assert (np.abs(y - 2 * expected) <= 2 * tolerance).all()
 
 
 def test_gelu_and_exp():

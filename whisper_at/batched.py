@@ -27,7 +27,7 @@ from .inference import Heard
 from .mel import LogMel
 from .segments import split_segments
 from .timeline import Window
-from .windows import Tagging, Thresholds, clips_of, decode_with_fallback, detect_language, hear, use_half
+from .windows import Tagging, Thresholds, clips_of, decode_with_fallback, detect_language, hear, picked, use_half
 
 if TYPE_CHECKING:
     from .model import WhisperAT
@@ -240,28 +240,26 @@ def _listen(model: WhisperAT, batch: list[_Job], options: _Options) -> list[_Job
     for i, (job, result) in enumerate(zip(batch, results)):
         if job.before is not None:
             job.recording.tagging.add(job.window, states[i], job.before)
-        timing_model, known = model, features[i]
-        if isinstance(heard, Heard):
-            one = Heard(heard.features[i : i + 1], heard.keys[:, i : i + 1], heard.values[:, i : i + 1])
-            timing_model = HeardModel(model, one)  # type: ignore[assignment]
-        rest = _write(timing_model, job, result, known, options)
+        rest = _write(model, job, result, picked(heard, [i]) if options.word_timestamps else None, options)
         if rest is not None:
             rests.append(rest)
     return rests
 
 
-def _write(model: WhisperAT, job: _Job, result: DecodingResult, features: Tensor, options: _Options) -> _Job | None:
+def _write(
+    model: WhisperAT, job: _Job, result: DecodingResult, heard: Heard | Tensor | None, options: _Options
+) -> _Job | None:
     """Add a window's segments to its recording; returns what is left of the window, if its last segment was cut."""
     recording, window = job.recording, job.window
     if options.thresholds.is_silent(result):
         return None
     split = split_segments(result, window, recording.tokenizer, model.dims.n_audio_ctx)
-    if options.word_timestamps:
+    if heard is not None:
         add_word_timestamps(
             segments=split.segments,
-            model=model,
+            model=HeardModel(model, heard) if isinstance(heard, Heard) else model,
             tokenizer=recording.tokenizer,
-            mel=features,
+            mel=heard.features[0] if isinstance(heard, Heard) else heard[0],
             num_frames=window.size,
             last_speech_timestamp=recording.last_speech,
             **options.punctuation,

@@ -113,9 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def _results(
-    model: WhisperAT, audio: Sequence[str], options: dict[str, Any]
-) -> Iterator[tuple[str, dict | Exception]]:
+def _results(model: WhisperAT, audio: Sequence[str], options: dict[str, Any]) -> Iterator[tuple[str, dict | Exception]]:
     """Every file with its result or with what went wrong."""
     if options["batch_size"] is not None:
         batched = {name: value for name, value in options.items() if name not in SEQUENTIAL_OPTIONS}

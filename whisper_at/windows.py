@@ -106,7 +106,7 @@ def decode_with_fallback(
         # beams are for temperature 0 and samples for the rest
         unused = ("beam_size", "patience") if t > 0 else ("best_of",)
         kwargs = {name: value for name, value in options.items() if name not in unused}
-        part = _picked(heard, open_windows) if results else heard
+        part = picked(heard, open_windows) if results else heard
         found = model.decode(part, DecodingOptions(**kwargs, temperature=t))
         results |= zip(open_windows, found)
         open_windows = [i for i in open_windows if thresholds.failed(results[i])]
@@ -115,7 +115,7 @@ def decode_with_fallback(
     return [results[i] for i in sorted(results)]
 
 
-def _picked(heard: Heard | Tensor, windows: list[int]) -> Heard | Tensor:
+def picked(heard: Heard | Tensor, windows: list[int]) -> Heard | Tensor:
     """Some windows of a batch."""
     if isinstance(heard, Tensor):
         return heard[windows]

@@ -1,7 +1,7 @@
 """Pools of 16 kHz int16 sound that the windows are mixed from, made once and kept in a cache file.
 
 Held out for the evaluation: takes 45–49 of every FSDD speaker and digit; about four clips of fold 4 of every ESC-10
-class, whole Freesound sources at a time; four `espeak-ng` voice variants; one sentence in ten.
+class, whole Freesound sources at a time; two `espeak-ng` voice variants; one sentence in ten.
 """
 
 from __future__ import annotations
