@@ -29,8 +29,8 @@ def main() -> None:
         help="folder of ESC-10 with one folder per class (<fold>-<source>-<take>.ogg)",
     )
     parser.add_argument("--out", type=Path, required=True, help="where everything goes")
-    parser.add_argument("--minutes", type=float, default=105, help="of training the recogniser (105)")
-    parser.add_argument("--head-minutes", type=float, default=8, help="of training the head (8)")
+    parser.add_argument("--minutes", type=float, default=140, help="of training the recogniser (140)")
+    parser.add_argument("--head-minutes", type=float, default=24, help="of training the head (24)")
     parser.add_argument("--threads", type=int, default=2, help="threads of the training process (2)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -14,13 +14,15 @@ from .windows import Mixer, Window
 LISTENING = 0.20
 """Up to this share of the time only the encoder learns, from the frame labels: words first, then writing."""
 
-# from this share of the training time on: [(seconds, windows in a batch, encoder frozen, weight)]; the decoder has
-# more to learn than the encoder and a frozen encoder costs a third, so some of the long batches are for it alone
+# from this share of the training time on: [(seconds, windows in a batch, encoder frozen, weight)], share of windows
+# without speech; the decoder has more to learn than the encoder and a frozen encoder costs a third, so some of the
+# long batches are for it alone
 CURRICULUM = [
-    (0.00, [(4, 32, False, 1.0)]),
-    (LISTENING, [(4, 24, False, 0.6), (6, 16, False, 0.4)]),
-    (0.31, [(5, 20, False, 0.25), (12, 10, False, 0.75)]),
-    (0.46, [(12, 10, False, 0.2), (30, 6, False, 0.45), (30, 8, True, 0.35)]),
+    (0.00, [(4, 32, False, 1.0)], 0.16),
+    (LISTENING, [(4, 24, False, 0.6), (6, 16, False, 0.4)], 0.16),
+    (0.31, [(5, 20, False, 0.25), (12, 10, False, 0.75)], 0.16),
+    (0.46, [(12, 10, False, 0.2), (30, 6, False, 0.45), (30, 8, True, 0.35)], 0.16),
+    (0.75, [(12, 10, False, 0.2), (30, 6, False, 0.45), (30, 8, True, 0.35)], 0.24),
 ]
 PROMPTS = [0, 0, 0, 40, 100, 223]
 """Longest prompt of a batch of 30 s windows."""
@@ -66,6 +68,7 @@ def collate(windows: list[Window], vocabulary) -> dict[str, torch.Tensor]:
         "plain_out": _sequences(plain_out, -1),
         "plain_guides": _guides([w.plain_guides for w in windows]),
         "labels": torch.stack([torch.from_numpy(w.labels) for w in windows]),
+        "silent": torch.tensor([w.silent for w in windows]),
     }
 
 
@@ -79,10 +82,10 @@ class Batches(IterableDataset):
         torch.set_num_threads(1)
         mixer = Mixer(self.pools, self.seed)
         while True:
-            stage = [mix for begin, mix in CURRICULUM if begin <= self.progress.value][-1]
+            _, stage, silent = [stage for stage in CURRICULUM if stage[0] <= self.progress.value][-1]
             seconds, size, frozen, _ = mixer.r.choices(stage, [weight for *_, weight in stage])[0]
             prompt = mixer.r.choice(PROMPTS) if seconds >= 30 else 0
-            batch = collate([mixer.window(seconds, prompt=prompt) for _ in range(size)], mixer.vocabulary)
+            batch = collate([mixer.window(seconds, silent, prompt) for _ in range(size)], mixer.vocabulary)
             yield batch | {"frozen": frozen}
 
     def loader(self) -> Iterator[dict[str, torch.Tensor]]:

@@ -18,6 +18,7 @@ from .windows import Vocabulary
 
 PEAK_RATE, MUON_RATE, WARM_UP, DECAY = 1.5e-3, 6e-3, 150, 0.03
 NO_SPEECH = 0.93  # the rest of a silent window's start goes to <|0.00|>, which decoding forces next
+NOTHING = 4.0  # weight of a silent window's two tokens, beside the forty of one with speech
 NO_WORD = 0.4  # weight of frames without a word, which are half of all
 WEIGHTS = {"timed": 1.0, "plain": 0.5, "guide": 0.8, "frames": 0.7}
 
@@ -47,7 +48,8 @@ def losses(model: Nano, batch: dict[str, Tensor], listening: bool) -> dict[str, 
         if mode == "timed":
             zero = guess.logsumexp(-1) - guess[:, v.time0]
             nll = torch.where(wanted == v.no_speech, NO_SPEECH * nll + (1 - NO_SPEECH) * zero, nll)
-        out[mode] = nll.mean()
+        weights = torch.where(batch["silent"][:, None], NOTHING, 1.0).expand(count.shape)[count]
+        out[mode] = (nll * weights).sum() / weights.sum()
         out[f"{mode} right"] = (guess.argmax(-1) == wanted).float().mean()
     real = torch.cat([batch[f"{mode}_guides"][..., :1] >= 0 for mode in modes], 1)
     for i, (log_a, back) in enumerate(zip(attention, GUIDED.values())):

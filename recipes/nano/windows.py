@@ -238,7 +238,7 @@ class Mixer:
 
     # ---- a window ----
 
-    def window(self, seconds: float, silent_share: float = 0.16, prompt: int = 0) -> Window:
+    def window(self, seconds: float, silent_share: float, prompt: int = 0) -> Window:
         """A window of `seconds`; 30 is what the model will meet, less is cheaper and true to the 30 s positions.
 
         Four in five get a prompt of at most `prompt` tokens, if that is not 0.
@@ -254,7 +254,7 @@ class Mixer:
         if silent:
             what = r.random()
             audio = (
-                self.sounds(n)
+                self.sounds(n) + (10 ** (r.uniform(-15, 0) / 20) * self.sounds(n) if r.random() < 0.4 else 0.0)
                 if what < 0.7
                 else self._tones(n)
                 if what < 0.82

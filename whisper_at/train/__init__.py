@@ -1,0 +1,1 @@
+"""Training on frozen features: data, the fitting loop, metrics, and the recipe of TL-TR heads."""
