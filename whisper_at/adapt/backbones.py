@@ -1,8 +1,8 @@
 """Pretrained encoders of speech and sound, seen alike: a front end, L blocks, a last norm.
 
-Whisper is openai-whisper's, AST, wav2vec 2.0, HuBERT, WavLM and MMS come through ``transformers``. The pretrained modules
-are taken as they are; `Block` spells how they follow each other, so that methods can add to it at named places. A
-backbone is frozen, and computes the same for a clip alone, in a batch, and padded.
+Whisper is openai-whisper's; AST, wav2vec 2.0, HuBERT, WavLM and MMS come through ``transformers``. The pretrained
+modules are taken as they are; `Block` spells how they follow each other, so that methods can add to it at named places.
+A backbone is frozen, and computes the same for a clip alone, in a batch, and padded.
 """
 
 from __future__ import annotations
@@ -158,19 +158,20 @@ class Backbone(nn.Module):
         `padded` says that the mask may be False somewhere; without it, attention goes unmasked, which is faster.
         """
         tokens = Tokens(values, mask, self.front.special)
-        for patch in self.sequence.values():
+        patches: list[Any] = list(self.sequence.values())
+        for patch in patches:
             tokens = patch.start(tokens)
         states = [tokens.values]
         bias: Tensor | None = None
         for i, block in enumerate(self.blocks):
             inner = tokens
-            for patch in self.sequence.values():
+            for patch in patches:
                 inner = patch.before(i, inner)
             size = inner.values.shape[1]
             if self.relative is not None and (bias is None or bias.shape[-1] != size):
                 bias = self.relative(size)
             inner = inner._replace(values=block(inner.values, inner.mask if padded else None, bias))
-            for patch in reversed(self.sequence.values()):
+            for patch in reversed(patches):
                 inner = patch.after(i, inner)
             tokens = tokens._replace(values=inner.values)
             states.append(tokens.values)
