@@ -92,14 +92,15 @@ class _Recording:
     def result(self, options: _Options) -> dict:
         """What `transcribe` returns; ``verbose`` prints it, since recordings take turns."""
         self.mel.close()
-        segments = sorted(self.segments, key=lambda segment: segment["start"])
+        order = sorted(range(len(self.segments)), key=lambda i: self.segments[i]["start"])
+        segments = [self.segments[i] for i in order]
         for segment in segments if options.verbose else []:
             start, end = format_timestamp(segment["start"]), format_timestamp(segment["end"])
             print(make_safe(f"[{start} --> {end}] {segment['text']}"))
         tokens = [token for segment in segments for token in segment["tokens"]]
         numbered = [{"id": i, **segment} for i, segment in enumerate(segments)]
         transcript = {"text": self.tokenizer.decode(tokens), "segments": numbered, "language": self.language}
-        return transcript | self.tagging.result(options.task)
+        return transcript | self.tagging.result(options.task, self.audio, segments, order)
 
 
 class _Job(NamedTuple):
@@ -240,14 +241,14 @@ def _listen(model: WhisperAT, batch: list[_Job], options: _Options) -> list[_Job
     for i, (job, result) in enumerate(zip(batch, results)):
         if job.before is not None:
             job.recording.tagging.add(job.window, states[i], job.before)
-        rest = _write(model, job, result, picked(heard, [i]) if options.word_timestamps else None, options)
+        rest = _write(model, job, states[i], result, picked(heard, [i]) if options.word_timestamps else None, options)
         if rest is not None:
             rests.append(rest)
     return rests
 
 
 def _write(
-    model: WhisperAT, job: _Job, result: DecodingResult, heard: Heard | Tensor | None, options: _Options
+    model: WhisperAT, job: _Job, states: Tensor, result: DecodingResult, heard: Heard | Tensor | None, options: _Options
 ) -> _Job | None:
     """Add a window's segments to its recording; returns what is left of the window, if its last segment was cut."""
     recording, window = job.recording, job.window
@@ -270,6 +271,7 @@ def _write(
         if segment["start"] == segment["end"] or segment["text"].strip() == "":
             segment.update(text="", tokens=[], words=[])
         recording.segments.append(segment)
+        recording.tagging.add_segment(window, states, segment)
     if window.seek < split.seek < window.end - SHORTEST_REST:
         return _Job(recording, Window(split.seek, window.end - split.seek), None)
     return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
 import math
 import os
 import sys
@@ -22,16 +23,30 @@ from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
 from whisper.utils import format_timestamp, make_safe, optional_float, optional_int, str2bool
 from whisper.version import __version__ as upstream_version
 
-from . import checkpoints, convert, huggingface
+from . import checkpoints, huggingface
+from .attached import attached_names
 from .labels import find_classes
 from .model import COMPUTE_TYPES, WhisperAT, load_model
 from .timeline import resolutions, steps_to_seconds
 from .version import __version__
-from .writers import get_writer, tag_rows
+from .writers import get_writer, own_rows, tag_rows
 
 DEFAULT_RESOLUTION = 10.0  # seconds; the length of AudioSet's clips, which heads are trained on
 TRACEBACK_VARIABLE = "WHISPER_AT_TRACEBACK"
 LANGUAGE_CHOICES = sorted(LANGUAGES.keys()) + sorted(name.title() for name in TO_LANGUAGE_CODE)
+SUBCOMMANDS = {
+    "convert": ("convert", ""),
+    "features": ("train.features_cli", "whisper-at[train]"),
+    "train": ("train.cli", "whisper-at[train]"),
+    "evaluate": ("train.evaluate", "whisper-at[train]"),
+    "count": ("train.flops", "whisper-at[train]"),
+    "study": ("study.cli", "whisper-at[train]"),
+    "adapt": ("adapt.cli", "whisper-at[adapt]"),
+    "embed": ("adapt.embed_cli", "whisper-at[adapt]"),
+    "search": ("adapt.search_cli", "whisper-at[adapt]"),
+    "lineareval": ("adapt.lineareval_cli", "whisper-at[adapt]"),
+}
+"""Their modules, imported when called, and the extra that brings what they need."""
 TAG_OPTIONS = ("top_k", "p_threshold", "label_language", "include_classes")
 SEQUENTIAL_OPTIONS = ("condition_on_previous_text", "carry_initial_prompt", "hallucination_silence_threshold")
 WORD_OPTIONS = ("highlight_words", "max_line_count", "max_line_width", "max_words_per_line")
@@ -49,19 +64,30 @@ examples:
   whisper-at street.wav --model medium.en --at_time_res 0.4,10 --top_k 3
   whisper-at night/*.wav --model base --include_classes "Dog; Siren; /m/03m9d0z"
 
-`whisper-at convert` writes any Whisper as one .safetensors (see whisper-at convert --help).
+other commands (each with --help):
+  whisper-at convert                             any Whisper as one .safetensors
+  whisper-at train | features | evaluate | count heads for your own sounds, from frozen features
+  whisper-at adapt                               adapters, LoRA, prompts … on any frozen audio encoder
+  whisper-at embed | search | lineareval         embeddings from all layers of an encoder
+  whisper-at study                               how noise hurts recognition, and what encoders know of it
+
 A file that cannot be read is reported and the rest go on; the exit status is then 1.
 Set {TRACEBACK_VARIABLE}=1 to see where in the program an error arose."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns 0, or 1 if any file failed. Wrong arguments exit with status 2."""
-    argv = sys.argv[1:] if argv is None else argv
-    if _is_convert(argv):
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if _is_subcommand(argv):
         try:
-            return convert.main(argv[1:])
+            return importlib.import_module(f"whisper_at.{SUBCOMMANDS[argv[0]][0]}").main(argv[1:])
+        except ImportError as error:
+            _report(
+                f"whisper-at {argv[0]}: error: {_one_line(error)}; install what it needs: {SUBCOMMANDS[argv[0]][1]}"
+            )
+            return 1
         except Exception as error:
-            _report(f"whisper-at convert: error: {_one_line(error)}")
+            _report(f"whisper-at {argv[0]}: error: {_one_line(error)}")
             return 1
     parser = build_parser()
     args = vars(parser.parse_args(argv))
@@ -90,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             device=args.pop("device"),
             download_root=args.pop("model_dir"),
             at_low_compute=args.pop("at_low_compute"),
-            head=args.pop("head") if args["at_time_res"] else None,  # nothing to tag, no head to fetch
+            head=_one_or_several(args.pop("head")) if args["at_time_res"] else None,  # nothing to tag, none to fetch
             compute_type=args.pop("compute_type"),
         )
     except Exception as error:  # of many types: a missing GPU alone has three
@@ -113,6 +139,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
+def _one_or_several(heads: list[str]) -> str | list[str]:
+    return heads[0] if len(heads) == 1 else heads
+
+
 def _results(model: WhisperAT, audio: Sequence[str], options: dict[str, Any]) -> Iterator[tuple[str, dict | Exception]]:
     """Every file with its result or with what went wrong."""
     if options["batch_size"] is not None:
@@ -126,29 +156,34 @@ def _results(model: WhisperAT, audio: Sequence[str], options: dict[str, Any]) ->
             yield path, error
 
 
-def _is_convert(argv: Sequence[str]) -> bool:
-    """Whether this is the subcommand; a recording that happens to be named so is still a recording."""
-    return list(argv[:1]) == ["convert"] and (os.path.isdir("convert") or not os.path.lexists("convert"))
+def _is_subcommand(argv: Sequence[str]) -> bool:
+    """Whether this is a subcommand; a recording that happens to be named so is still a recording."""
+    return argv[:1] != [] and argv[0] in SUBCOMMANDS and (os.path.isdir(argv[0]) or not os.path.lexists(argv[0]))
 
 
 def tag_lines(result: Mapping[str, Any], **tag_options) -> Iterator[str]:
     """Sounds as they are shown: ``[00:10.000 --> 00:20.000] Dog (2.31), Animal (2.10)``, one line a row.
 
     Rows without tags are left out, several resolutions come one after the other under a heading each, and a
-    result without tags has no lines. Keyword arguments are those of :func:`whisper_at.writers.tag_rows`.
+    result without tags has no lines. Attached heads follow under their names, with probabilities. Keyword
+    arguments are those of :func:`whisper_at.writers.tag_rows`.
     """
-    if result.get("audio_tag") is None:
-        return
-    rows = tag_rows(result, **tag_options)
-    several = rows if isinstance(rows, dict) else {result["at_time_res"]: rows}
-    for seconds, members in several.items():
-        if len(several) > 1:
-            yield f"Sounds every {seconds:g} s:"
-        for row in members:
-            if row["tags"]:
-                start, end = format_timestamp(row["start"]), format_timestamp(row["end"])
-                tags = ", ".join(f"{tag['name']} ({tag['logit']:.2f})" for tag in row["tags"])
-                yield f"[{start} --> {end}] {tags}"
+    shared = {name: value for name, value in tag_options.items() if name in ("top_k", "p_threshold")}
+    found = {} if result.get("audio_tag") is None else {"Sounds": tag_rows(result, **tag_options)}
+    found |= {name: own_rows(result, name, **shared)["rows"] for name in attached_names(result)}
+    for heading, rows in found.items():
+        several = rows if isinstance(rows, dict) else {result["at_time_res"]: rows}
+        for seconds, members in several.items():
+            if len(several) > 1:
+                yield f"{heading} every {seconds:g} s:"
+            elif heading != "Sounds":
+                yield f"{heading}:"
+            for row in members:
+                if row["tags"]:
+                    start, end = format_timestamp(row["start"]), format_timestamp(row["end"])
+                    score = "logit" if heading == "Sounds" else "probability"
+                    tags = ", ".join(f"{tag['name']} ({tag[score]:.2f})" for tag in row["tags"])
+                    yield f"[{start} --> {end}] {tags}"
 
 
 # --- the parser ---------------------------------------------------------------------------------------------
@@ -215,7 +250,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--label_language", type=_label_language, metavar="LANGUAGE", help=help)
     help = "only these classes: indices, MIDs or names, separated by ';'; may be repeated"
     add("--include_classes", type=_classes, action="extend", metavar="CLASSES", help=help)
-    add("--head", metavar="FILE|NAME", help="tagging head, if not the one published for the model")
+    help = "tagging head, if not the one published for the model (auto); repeat it for several, also of your own sounds"
+    add("--head", metavar="FILE|NAME", action="append", help=help)
     add("--at_low_compute", action="store_true", help="take the small published head (small to large-v2)")
 
     group = parser.add_argument_group("speech")
@@ -273,7 +309,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _refuse_what_cannot_work(parser: argparse.ArgumentParser, args: dict[str, Any]) -> None:
     """Settle what arguments mean together; exits with status 2 before anything is loaded."""
-    defaults = dict(zip(TAG_OPTIONS, (5, -1.0, "follow_asr", None)), head="auto")
+    defaults = dict(zip(TAG_OPTIONS, (5, None, "follow_asr", None)), head=["auto"])
     wanted = args["at_low_compute"] or any(args[name] is not None for name in defaults)
     if args["at_time_res"] is None and wanted:
         args["at_time_res"] = DEFAULT_RESOLUTION
@@ -300,19 +336,20 @@ def _refuse_what_cannot_work(parser: argparse.ArgumentParser, args: dict[str, An
 
 def _refuse_missing_head(parser: argparse.ArgumentParser, args: dict[str, Any]) -> None:
     """Tags need a head; whether there is one is known without loading or fetching anything."""
-    model, head, low = args["model"], args["head"], args["at_low_compute"]
-    if head == "auto":
-        try:
-            published = checkpoints.head_name(model, low)
-        except ValueError as error:
-            parser.error(_one_line(error))
-        if published is None:
-            parser.error(f"no tagging head is published for {model}: take another --model, or give --head FILE")
-    elif low:
+    model, low = args["model"], args["at_low_compute"]
+    if low and "auto" not in args["head"]:
         parser.error("--at_low_compute chooses among published heads; leave it out where --head is given")
-    elif head not in checkpoints.available_heads() and not os.path.isfile(os.path.expanduser(head)):
-        near = _nearest(head, checkpoints.available_heads())
-        parser.error(f"argument --head: {head!r} is neither a file nor {near}")
+    for head in args["head"]:
+        if head == "auto":
+            try:
+                published = checkpoints.head_name(model, low)
+            except ValueError as error:
+                parser.error(_one_line(error))
+            if published is None:
+                parser.error(f"no tagging head is published for {model}: take another --model, or give --head FILE")
+        elif head not in checkpoints.available_heads() and not os.path.isfile(os.path.expanduser(head)):
+            near = _nearest(head, checkpoints.available_heads())
+            parser.error(f"argument --head: {head!r} is neither a file nor {near}")
 
 
 def _temperatures(temperature: float, increment: float | None) -> tuple[float, ...] | list[float]:

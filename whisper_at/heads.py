@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from whisper.model import ResidualAttentionBlock
 
+from .attached import Classes
+
 N_CLASSES = 527
 PREFIX = "at_model."
 """What official checkpoints put before each parameter's name."""
@@ -51,6 +53,7 @@ class TLTR(nn.Module):
         down, time_heads, layer_heads = match.groups()
         width = int(down) if down else rep_dim
         self.label_dim, self.n_layer, self.rep_dim, self.mode = label_dim, n_layer, rep_dim, mode
+        self.classes: Classes | None = None  # AudioSet's
         if down:
             self.down_layer = _projection(rep_dim, width)
         self.time_tr = ResidualAttentionBlock(width, int(time_heads))
@@ -85,6 +88,7 @@ class LayerPoolHead(nn.Module):
         self.pooling, down, heads = match.groups()
         width = int(down) if down else rep_dim
         self.label_dim, self.n_layer, self.rep_dim, self.mode = label_dim, n_layer, rep_dim, mode
+        self.classes: Classes | None = None  # AudioSet's
         if self.pooling == "wa":
             self.layer_weight = nn.Parameter(torch.full((n_layer,), 1 / n_layer))
         if down:
@@ -147,7 +151,7 @@ def infer_mode(tensors: dict[str, Tensor], metadata: dict[str, str] | None = Non
 def build_head(tensors: dict[str, Tensor], metadata: dict[str, str] | None, *, n_layer: int, rep_dim: int) -> Head:
     """The head whose parameters these are, checked against an encoder of ``n_layer`` x ``rep_dim``.
 
-    Sizes and mode come from the parameters themselves (spec section 1.3).
+    Sizes and mode come from the parameters themselves (spec section 1.3), what the outputs mean from the metadata.
 
     Raises
     ------
@@ -180,4 +184,9 @@ def build_head(tensors: dict[str, Tensor], metadata: dict[str, str] | None, *, n
             f"expected {wanted.get(name, 'none of that name')} ({len(wrong)} such)"
         )
     head.load_state_dict(tensors)
+    head.classes = Classes.from_metadata(metadata or {})
+    if head.classes is not None and len(head.classes.names) != head.label_dim:
+        raise ValueError(
+            f"this head has {head.label_dim} outputs, but its metadata name {len(head.classes.names)} classes"
+        )
     return head.float().eval().requires_grad_(False)

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
 
+from .attached import attached_names, named_tags
 from .timeline import seconds_to_steps, steps_to_seconds
 
 ASSETS = Path(__file__).parent / "assets"
@@ -238,10 +239,11 @@ def parse_at_label(
     result: Mapping[str, Any],
     language: str = "follow_asr",
     top_k: int = 5,
-    p_threshold: float = -1,
+    p_threshold: float | None = -1,
     include_class_list: Iterable[int | str] | int | str | None = None,
     *,
     probabilities: bool = False,
+    head: str | None = None,
 ) -> list[dict[str, Any]] | dict[float, list[dict[str, Any]]]:
     """Turn the tag rows of a `transcribe` result into named tags.
 
@@ -256,10 +258,13 @@ def parse_at_label(
     language : code or name of the language of the tag names; "follow_asr" takes ``result["language"]``, or
         English where the text was translated into it
     top_k : at most so many tags a row, from 1; more than there are classes gives all of them
-    p_threshold : a logit, whatever `probabilities` says; -1 is a probability of 0.27
+    p_threshold : a logit, whatever `probabilities` says; -1 is a probability of 0.27, and what None stands for
     include_class_list : the wanted classes as indices, MIDs or English names, in any container; None is all
         527
-    probabilities : give the sigmoid of each logit as its score
+    probabilities : give the sigmoid of each logit as its score; of a head of one's own, the calibrated probability
+    head : the name of an attached head (`WhisperAT.attach`) whose rows to name, rather than AudioSet's. Its classes are
+        given by index or name; ``p_threshold`` then stands for the probability that it has as a logit, and None for
+        the head's own thresholds (-1 where it has none); ``language`` means nothing
 
     Returns
     -------
@@ -273,14 +278,17 @@ def parse_at_label(
         if `result` carries no tags, `top_k` is below 1, a class does not exist, or the rows are not of 527
         classes
     """
+    top_k = operator.index(top_k)
+    if top_k < 1:
+        raise ValueError(f"top_k is the number of tags a row may have, from 1; it is {top_k}")
+    if head is not None:
+        return _parse_own(result, head, top_k, p_threshold, include_class_list, probabilities)
     if result.get("audio_tag") is None or result.get("at_time_res") is None:
         raise ValueError(
             "this result carries no audio tags: transcribe with at_time_res= (seconds of a row, such as 10) "
             "on a model that has an AudioSet head (load_model(..., head=...))"
         )
-    top_k = operator.index(top_k)
-    if top_k < 1:
-        raise ValueError(f"top_k is the number of tags a row may have, from 1; it is {top_k}")
+    threshold = -1 if p_threshold is None else p_threshold
     if include_class_list is None:
         wanted = np.arange(N_CLASSES)
     else:
@@ -296,7 +304,7 @@ def parse_at_label(
         entries = []
         for (start, end), row in zip(_times(len(logits), resolution, duration), logits):
             scores = row[wanted]
-            above = np.flatnonzero(scores > p_threshold)  # false for NaN
+            above = np.flatnonzero(scores > threshold)  # false for NaN
             best = above[np.argsort(-scores[above], kind="stable")[:top_k]]
             score = _sigmoid if probabilities else float
             entries.append(
@@ -311,6 +319,33 @@ def parse_at_label(
     if isinstance(tags, Mapping):  # JSON has made strings of the keys
         return {float(resolution): parse(rows, float(resolution)) for resolution, rows in tags.items()}
     return parse(tags, result["at_time_res"])
+
+
+def _parse_own(
+    result: Mapping[str, Any],
+    head: str,
+    top_k: int,
+    p_threshold: float | None,
+    include_class_list: Iterable[int | str] | int | str | None,
+    probabilities: bool,
+) -> list[dict[str, Any]] | dict[float, list[dict[str, Any]]]:
+    """`parse_at_label` for an attached head."""
+    if head not in attached_names(result):
+        there = ", ".join(attached_names(result)) or "none"
+        raise ValueError(f"this result has no head {head!r}; attached were: {there}")
+    found, score = result[head], "probability" if probabilities else "logit"
+
+    def parse(logits: Any, resolution: float) -> list[dict[str, Any]]:
+        tagged = named_tags(found, logits, top_k, p_threshold, include_class_list)
+        times = _times(len(tagged), resolution, result.get("duration"))
+        return [
+            {"time": {"start": start, "end": end}, "audio tags": [(tag["name"], tag[score]) for tag in tags]}
+            for (start, end), tags in zip(times, tagged)
+        ]
+
+    if isinstance(found["logits"], Mapping):
+        return {float(resolution): parse(rows, float(resolution)) for resolution, rows in found["logits"].items()}
+    return parse(found["logits"], result["at_time_res"])
 
 
 def _rows(tags: Any) -> np.ndarray:

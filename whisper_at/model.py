@@ -13,10 +13,11 @@ from whisper.model import *  # noqa: F401,F403
 from whisper.model import ModelDimensions, Whisper
 
 from . import checkpoints
+from .attached import RESERVED, Listener
 from .batched import transcribe_many as transcribe_many_function
 from .decoding import decode as decode_function
 from .decoding import detect_language as detect_language_function
-from .heads import Head, build_head
+from .heads import TLTR, Head, LayerPoolHead, build_head
 from .inference import Decoder, Heard
 from .timeline import Window, pool_steps
 from .transcribe import transcribe as transcribe_function
@@ -40,6 +41,7 @@ class WhisperAT(Whisper):
     ----------
     head : from pooled states to class logits, or None; always float32. May be set to another that fits
     head_missing : if there is no head, why, and how to get one
+    attached : heads and listeners of one's own by name, see `attach`
     compute_type : None for upstream's rule (``fp16=True`` on CUDA, float32 on CPU), ``float32``, ``float16`` (CUDA
         only), ``bfloat16`` (the encoder and what the decoder hears of it; the decoder's weights stay as they are) or
         ``int8`` (that, and the decoder's weights in eight bits; CPU only)
@@ -53,6 +55,7 @@ class WhisperAT(Whisper):
             raise ValueError(f"compute_type must be one of {', '.join(PRECISIONS)} or None, not {compute_type!r}")
         self.compute_type = compute_type
         self._decoder: Decoder | None = None
+        self.attached: dict[str, Head | Listener] = {}
         self.head_missing = "this model has no head; give one: load_model(..., head=FILE)"
         self.head = head
 
@@ -73,10 +76,44 @@ class WhisperAT(Whisper):
             )
         return head.to(self.device).eval().requires_grad_(False)
 
+    def attach(self, name: str, head: Head | Listener | str | Path) -> None:
+        """Let a head or classifier of one's own hear every recording too; ``result[name]`` holds what it finds.
+
+        Parameters
+        ----------
+        name : a key of results that is not taken
+        head : a head with classes of its own (``whisper-at train`` writes such), or the file of one, which reads the
+            encoder pass that the text comes from; or a `Listener`, such as an adapted classifier of
+            `whisper_at.adapt`, which hears recordings in a pass of its own. The text is the same with any of them.
+
+        Raises
+        ------
+        ValueError
+            If the name is taken, the head fits another encoder, or its classes have no names.
+        """
+        if name in RESERVED or name in self.attached or not name:
+            raise ValueError(f"{name!r} cannot be the name of a head: results have, or may have, that key already")
+        if isinstance(head, (str, Path)):
+            head = open_fitting_head(head, self)
+        if isinstance(head, torch.nn.Module) and not hasattr(head, "logits"):
+            head = self._fitted(cast(Head, head))
+            if head.classes is None:
+                raise ValueError("this head's outputs have no names: it is AudioSet's (model.head), or lacks metadata")
+        elif not isinstance(head, Listener):
+            raise ValueError(f"a {type(head).__name__} cannot be attached: it is neither a head nor a Listener")
+        self.attached[name] = head
+
+    def detach(self, name: str) -> None:
+        """Undo `attach`; KeyError if nothing has that name."""
+        del self.attached[name]
+
     def _apply(self, fn: Callable, recurse: bool = True) -> WhisperAT:
         super()._apply(fn, recurse)
         if self.head is not None:
             self.head.to(self.device)  # follows the model, but keeps its precision: model.half() is D15
+        for head in self.attached.values():
+            if isinstance(head, (TLTR, LayerPoolHead)):
+                head.to(self.device)
         return self
 
     @torch.no_grad()
@@ -149,7 +186,7 @@ def load_model(
     download_root: str | None = None,
     in_memory: bool = False,
     at_low_compute: bool = False,
-    head: str | Path | None = "auto",
+    head: str | Path | Sequence[str | Path] | None = "auto",
     compute_type: str | None = None,
 ) -> WhisperAT:
     """Load a Whisper and the head that hears sounds in it.
@@ -164,7 +201,8 @@ def load_model(
     in_memory : read the whole checkpoint into memory first
     at_low_compute : take the published 512-wide head (small, medium and large only)
     head : ``"auto"`` for the published head of a named model, a published head's name, a file
-        (``.pth`` or ``.safetensors``), or None for none
+        (``.pth`` or ``.safetensors``), or None for none; or several of these. A file with classes of its own is
+        attached under its name without the suffix
     compute_type : ``float32``, ``float16`` (CUDA), ``bfloat16``, ``int8`` (CPU), see `WhisperAT`; ``auto`` is
         int8 on a CPU and float16 on CUDA; None is upstream's rule
 
@@ -192,7 +230,8 @@ def load_model(
         raise ValueError("compute_type='float16' needs a GPU; on a CPU choose float32, bfloat16 or int8")
     if compute_type == "int8" and not on_cpu:
         raise ValueError(f"compute_type='int8' is for CPUs; on {device} choose float16 or bfloat16")
-    published = checkpoints.head_name(name, at_low_compute) if head == "auto" else None
+    if head == "auto":
+        checkpoints.head_name(name, at_low_compute)  # what cannot be had is refused before anything is fetched
 
     path = checkpoints.find_whisper(name, download_root)
     dims, state = checkpoints.open_whisper(path, in_memory)
@@ -201,20 +240,44 @@ def load_model(
     if (dump := checkpoints.alignment_heads(name, path, dims)) is not None:
         model.set_alignment_heads(dump)
 
-    source = published if head == "auto" else head
-    if source is not None:
-        tensors, metadata = checkpoints.open_head(checkpoints.find_head(str(source), download_root))
-        sizes = {"n_layer": model.dims.n_audio_layer, "rep_dim": model.dims.n_audio_state}
-        try:
-            model.head = build_head(tensors, metadata, **sizes)
-        except ValueError as error:
-            raise ValueError(f"head {source} does not fit {name}: {error}") from None
-        trained_on = metadata.get("encoder_sha256")  # hashing takes time: only where there is something to compare
-        if trained_on is not None and trained_on != checkpoints.encoder_sha256(state):
-            message = f"head {source} was trained on another encoder than that of {name}: its tags may be wrong"
-            warnings.warn(message, stacklevel=2)
-    elif head == "auto":
-        model.head_missing = (
-            f"no head is published for {name!r}; train one, or give a file: load_model({name!r}, head=FILE)"
-        )
+    for source in [head] if head is None or isinstance(head, (str, Path)) else head:
+        if source == "auto":
+            published = checkpoints.head_name(name, at_low_compute)
+            if published is None:
+                model.head_missing = (
+                    f"no head is published for {name!r}; train one, or give a file: load_model({name!r}, head=FILE)"
+                )
+                continue
+            source = published
+        if source is not None:
+            found = open_fitting_head(source, model, download_root, name)
+            if found.classes is None:
+                model.head = found
+            else:
+                model.attach(Path(source).name.removesuffix(".safetensors").removesuffix(".head"), found)
     return model.to(device)
+
+
+def open_fitting_head(
+    source: str | Path, model: WhisperAT, download_root: str | None = None, model_name: str = "this model"
+) -> Head:
+    """The head of that name or file, checked against a model's encoder; arguments as of `load_model`.
+
+    Raises
+    ------
+    ValueError
+        If it does not fit the encoder.
+    FileNotFoundError, RuntimeError
+        If there is no such head, or it cannot be read.
+    """
+    tensors, metadata = checkpoints.open_head(checkpoints.find_head(str(source), download_root))
+    sizes = {"n_layer": model.dims.n_audio_layer, "rep_dim": model.dims.n_audio_state}
+    try:
+        head = build_head(tensors, metadata, **sizes)
+    except ValueError as error:
+        raise ValueError(f"head {source} does not fit {model_name}: {error}") from None
+    trained_on = metadata.get("encoder_sha256")  # hashing takes time: only where there is something to compare
+    if trained_on is not None and trained_on != checkpoints.encoder_sha256(model.state_dict()):
+        message = f"head {source} was trained on another encoder than that of {model_name}: its tags may be wrong"
+        warnings.warn(message, stacklevel=3)
+    return head

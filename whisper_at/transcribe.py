@@ -77,6 +77,8 @@ def transcribe(
       ``[i, i + 1) * at_time_res``; NaN where nothing was heard (clips leave gaps)
     - ``audio_tag_coverage``: ``(rows,)``, the share of each row that was heard, 0…1
     - ``at_time_res``: the resolution in seconds
+    - by the name of each head or listener of one's own (`WhisperAT.attach`): a dict of its ``classes``, ``kind``,
+      ``temperature``, ``thresholds``, and ``logits``, rows as above, ``segments``, ``(segments, classes)``
     - ``duration``: seconds of audio
     - ``task``: ``transcribe`` or ``translate``, which the language of labels depends on
 
@@ -190,6 +192,7 @@ def transcribe(
                     if segment["start"] == segment["end"] or segment["text"].strip() == "":
                         segment.update(text="", tokens=[], words=[])
                     segments.append({"id": len(segments), **segment})
+                    tagging.add_segment(window, encoded.states, segment)
                     prompt.extend(segment["tokens"])
                 if not condition_on_previous_text or result.temperature > 0.5:
                     prompt.forget()
@@ -198,7 +201,7 @@ def transcribe(
                 progress.update(min(content_frames, seek) - window.seek)
 
     transcript = {"text": tokenizer.decode(prompt.heard), "segments": segments, "language": language}
-    return transcript | tagging.result(task)
+    return transcript | tagging.result(task, audio, segments, list(range(len(segments))))
 
 
 class _Encoded(NamedTuple):

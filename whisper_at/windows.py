@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
+import os
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from whisper.audio import FRAMES_PER_SECOND, HOP_LENGTH, N_FRAMES, SAMPLE_RATE
 from whisper.decoding import DecodingOptions, DecodingResult
 from whisper.tokenizer import LANGUAGES
 
+from .attached import Classes, Listener, listen, row_spans, span_logits
+from .heads import TLTR, LayerPoolHead
 from .inference import Heard
 from .mel import LogMel
-from .timeline import TagRows, Window, is_single, resolutions, steps_to_seconds
+from .timeline import STEP_SECONDS, TagRows, Window, is_single, resolutions, steps_to_seconds
 
 if TYPE_CHECKING:
     from .model import WhisperAT
@@ -24,45 +29,87 @@ AUTO_RESOLUTION = 10.0
 
 
 class Tagging:
-    """The tag rows of one recording at all resolutions asked for.
+    """The tag rows of one recording at all resolutions asked for, of the AudioSet head and of attached ones.
 
     Raises ValueError if a resolution is not a positive multiple of 0.4 s, or the model has no head for them.
     """
 
     def __init__(self, model: WhisperAT, at_time_res: float | Iterable[float] | None, content_frames: int) -> None:
         if isinstance(at_time_res, str) and at_time_res == "auto":
-            at_time_res = None if model.head is None else AUTO_RESOLUTION
-        row_steps = [] if at_time_res is None else resolutions(at_time_res)
-        if row_steps and model.head is None:
+            at_time_res = None if model.head is None and not model.attached else AUTO_RESOLUTION
+        self.row_steps = [] if at_time_res is None else resolutions(at_time_res)
+        if self.row_steps and model.head is None and not model.attached:
             raise ValueError(f"cannot tag sounds: {model.head_missing}")
         self.several = not is_single(at_time_res)
         self.seconds = content_frames * HOP_LENGTH / SAMPLE_RATE
-        head = model.head
-        self.rows = (
-            {} if head is None else {steps: TagRows(steps, content_frames, head, head.label_dim) for steps in row_steps}
-        )
+        attached = model.attached if self.row_steps else {}
+        self.own = {name: head for name, head in attached.items() if isinstance(head, (TLTR, LayerPoolHead))}
+        self.listeners = {name: cast(Listener, head) for name, head in attached.items() if name not in self.own}
+        heads = self.own if model.head is None else {"audio_tag": model.head, **self.own}
+        self.rows = {
+            name: {steps: TagRows(steps, content_frames, head, head.label_dim) for steps in self.row_steps}
+            for name, head in heads.items()
+            if self.row_steps
+        }
+        self.segments: dict[str, list[Tensor]] = {name: [] for name in self.own}
 
     def add(self, window: Window, states: Tensor, before: int) -> None:
         """Take a window's states; no window to come starts before the frame ``before``."""
-        for rows in self.rows.values():
-            rows.flush(before)
-            rows.add(window, states)
+        for by_steps in self.rows.values():
+            for rows in by_steps.values():
+                rows.flush(before)
+                rows.add(window, states)
 
-    def result(self, task: str) -> dict:
-        """What `transcribe` returns beside the transcript; nothing if no tags were asked for."""
-        if not self.rows:
+    def add_segment(self, window: Window, states: Tensor, segment: dict) -> None:
+        """Take the next segment of the transcript, and the window that it was heard in."""
+        for name, head in self.own.items():
+            self.segments[name].append(span_logits(head, window, states, segment["start"], segment["end"]))
+
+    def result(
+        self, task: str, audio: str | os.PathLike[str] | np.ndarray | Tensor, segments: list[dict], order: list[int]
+    ) -> dict:
+        """What `transcribe` returns beside the transcript; nothing if no tags were asked for.
+
+        ``order`` says which of the segments given to `add_segment` each of ``segments`` was.
+        """
+        if not self.row_steps:
             return {}
-        finished = {steps_to_seconds(steps): rows.finish() for steps, rows in self.rows.items()}
-        tags: dict = {res: logits for res, (logits, _) in finished.items()}
-        coverage: dict = {res: covered for res, (_, covered) in finished.items()}
-        (only, *_) = finished
-        return {
-            "at_time_res": list(finished) if self.several else only,
-            "audio_tag": tags if self.several else tags[only],
-            "audio_tag_coverage": coverage if self.several else coverage[only],
-            "duration": self.seconds,
-            "task": task,
-        }
+        seconds = [steps_to_seconds(steps) for steps in self.row_steps]
+
+        def by_resolution(found: list) -> Any:
+            return dict(zip(seconds, found)) if self.several else found[0]
+
+        out: dict[str, Any] = {"at_time_res": seconds if self.several else seconds[0]}
+        finished = {name: [rows.finish() for rows in by_steps.values()] for name, by_steps in self.rows.items()}
+        if "audio_tag" in finished:
+            out["audio_tag"] = by_resolution([logits for logits, _ in finished["audio_tag"]])
+        for found in list(finished.values())[:1]:  # all heads heard the same
+            out["audio_tag_coverage"] = by_resolution([coverage for _, coverage in found])
+        out |= {"duration": self.seconds, "task": task}
+        for name, head in self.own.items():
+            spoken = [self.segments[name][i] for i in order]
+            out[name] = _described(head.classes) | {
+                "logits": by_resolution([logits for logits, _ in finished[name]]),
+                "segments": torch.stack(spoken) if spoken else torch.zeros(0, head.label_dim),
+            }
+        for name, listener in self.listeners.items():
+            total = math.ceil(round(self.seconds / STEP_SECONDS, 6))
+            spans = [row_spans(-(-total // steps), steps, self.seconds) for steps in self.row_steps]
+            spans.append([(segment["start"], segment["end"]) for segment in segments])
+            heard = listen(listener, audio, [span for part in spans for span in part])
+            *tag_rows, of_segments = heard.split(list(map(len, spans)))
+            out[name] = _described(listener.classes) | {"logits": by_resolution(tag_rows), "segments": of_segments}
+        return out
+
+
+def _described(classes: Classes | None) -> dict[str, Any]:
+    assert classes is not None  # `attach` sees to it
+    return {
+        "classes": list(classes.names),
+        "kind": classes.kind,
+        "temperature": classes.temperature,
+        "thresholds": None if classes.thresholds is None else list(classes.thresholds),
+    }
 
 
 class Thresholds(NamedTuple):

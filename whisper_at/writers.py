@@ -17,6 +17,7 @@ import torch
 from whisper.utils import ResultWriter
 from whisper.utils import get_writer as get_upstream_writer
 
+from .attached import attached_names, named_tags
 from .labels import audioset_labels, find_class, label_names, parse_at_label
 
 UPSTREAM_KEYS = ("text", "segments", "language")
@@ -28,7 +29,7 @@ def get_writer(
     output_dir: str,
     *,
     top_k: int = 5,
-    p_threshold: float = -1,
+    p_threshold: float | None = None,
     label_language: str = "follow_asr",
     include_classes: Iterable[int | str] | None = None,
 ) -> Callable[..., None]:
@@ -67,7 +68,7 @@ def get_writer(
 def tag_rows(
     result: Mapping[str, Any],
     top_k: int = 5,
-    p_threshold: float = -1,
+    p_threshold: float | None = None,
     label_language: str = "follow_asr",
     include_classes: Iterable[int | str] | None = None,
 ) -> list[dict[str, Any]] | dict[float, list[dict[str, Any]]]:
@@ -110,16 +111,52 @@ def tag_rows(
     return rows(parsed, coverage)
 
 
+def own_rows(result: Mapping[str, Any], head: str, top_k: int = 5, p_threshold: float | None = None) -> dict[str, Any]:
+    """Name what an attached head found: ``{"classes", "kind", "rows", "segments"}``.
+
+    ``rows`` are as of :func:`tag_rows`, without ``mid`` (for several resolutions, a dict from seconds to such lists),
+    ``segments`` the same with the times of the transcript's segments; probabilities are calibrated. Which tags count
+    is decided as :func:`whisper_at.labels.parse_at_label` does it.
+    """
+    found = result[head]
+    entries = parse_at_label(result, top_k=top_k, p_threshold=p_threshold, head=head)  # for the times of rows
+
+    def rows(logits: Any, times: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        tagged = named_tags(found, logits, top_k, p_threshold)
+        return [{"start": time["start"], "end": time["end"], "tags": tags} for time, tags in zip(times, tagged)]
+
+    by_row: Any
+    if isinstance(entries, dict):
+        by_row = {
+            seconds: rows(logits, (entry["time"] for entry in entries[float(seconds)]))
+            for seconds, logits in found["logits"].items()
+        }
+    else:
+        by_row = rows(found["logits"], (entry["time"] for entry in entries))
+    return {
+        "classes": list(found["classes"]),
+        "kind": found["kind"],
+        "rows": by_row,
+        "segments": rows(found["segments"], result["segments"]),
+    }
+
+
 def plain_result(result: dict, **tag_options) -> dict:
     """The result as it goes into files: itself if it holds no tags, else a copy of plain values.
 
     Upstream's keys come first and unchanged, then ``duration``, ``at_time_res``, ``audio_tag_coverage`` and
-    ``audio_tag`` (what :func:`tag_rows` returns), then whatever else is there. Tensors become lists, and
-    numbers that JSON lacks become null. Keyword arguments are those of :func:`tag_rows`.
+    ``audio_tag`` (what :func:`tag_rows` returns), then whatever else is there, attached heads as :func:`own_rows`
+    names them. Tensors become lists, and numbers that JSON lacks become null. Keyword arguments are those of
+    :func:`tag_rows`.
     """
-    if result.get("audio_tag") is None:
+    attached = attached_names(result)
+    if result.get("audio_tag") is None and not attached:
         return result
-    values = {**result, "audio_tag": tag_rows(result, **tag_options)}
+    values = dict(result)
+    if result.get("audio_tag") is not None:
+        values["audio_tag"] = tag_rows(result, **tag_options)
+    shared = {name: value for name, value in tag_options.items() if name in ("top_k", "p_threshold")}
+    values |= {name: own_rows(result, name, **shared) for name in attached}
     first = [key for key in UPSTREAM_KEYS + TAG_KEYS if key in values]
     return {key: _plain(values[key]) for key in dict.fromkeys([*first, *values])}
 

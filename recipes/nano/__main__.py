@@ -29,17 +29,18 @@ def main() -> None:
         help="folder of ESC-10 with one folder per class (<fold>-<source>-<take>.ogg)",
     )
     parser.add_argument("--out", type=Path, required=True, help="where everything goes")
-    parser.add_argument("--minutes", type=float, default=140, help="of training the recogniser (140)")
-    parser.add_argument("--head-minutes", type=float, default=24, help="of training the head (24)")
+    parser.add_argument("--steps", type=int, default=8000, help="of training the recogniser (8000)")
+    parser.add_argument("--head-scenes", type=int, default=8000, help="that the head is trained on (8000)")
+    parser.add_argument("--head-steps", type=int, default=6000, help="of training the head (6000)")
     parser.add_argument("--threads", type=int, default=2, help="threads of the training process (2)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     pools = make_pools(args.fsdd, args.esc10, args.out / "pools.pkl", args.seed)
-    checkpoint = train(pools, args.out, args.minutes, args.seed)
+    checkpoint = train(pools, args.out, args.steps, args.seed)
     head = args.out / "nano.en.head.safetensors"
     if not head.exists():
-        train_head(pools, checkpoint, head, args.head_minutes, args.seed)
+        train_head(pools, checkpoint, head, args.head_scenes, args.head_steps, args.seed)
     print(f"{checkpoint} and {head}; measure them with: python -m recipes.nano.evaluate --out {args.out}")
 
 

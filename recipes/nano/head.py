@@ -7,7 +7,6 @@ The head sees rows of 1 to 75 steps cut at random, as tagging at any resolution 
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,30 +65,31 @@ def new_head(model: whisper.Whisper) -> TLTR:
     return TLTR(527, n_layer=model.dims.n_audio_layer, rep_dim=model.dims.n_audio_state, mode="tl_tr_1_8")
 
 
-def train_head(pools: Pools, checkpoint: Path, path: Path, minutes: float, seed: int = 0) -> None:
-    """Trains a head for the checkpoint and writes it to `path`: two thirds of `minutes` go to states."""
+def train_head(pools: Pools, checkpoint: Path, path: Path, scenes: int, steps: int, seed: int = 0) -> None:
+    """Trains a head for the checkpoint on states of so many scenes, and writes it to `path`."""
     torch.manual_seed(seed)
     model = whisper.load_model(str(checkpoint), device="cpu").eval()
     loader = iter(DataLoader(_SceneStream(pools, seed * 7919 + 1), batch_size=16, num_workers=1, prefetch_factor=4))
-    states, labels, lengths, begun = [], [], [], time.time()
-    while time.time() - begun < minutes * 40:
+    states, labels, lengths = [], [], []
+    for i in range(-(-scenes // 16)):
         mel, audible, n = next(loader)
         states.append(pooled_states(model, mel).half())
         labels.append(audible)
         lengths.append(n)
+        if i % 50 == 49:
+            print(f"{16 * (i + 1)} of {scenes} scenes", flush=True)
     all_states, all_labels, all_lengths = torch.cat(states), torch.cat(labels), torch.cat(lengths)
     del states, loader
-    print(f"{len(all_states)} scenes", flush=True)
 
     head, table = new_head(model), label_table()
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05)
     trained = table.sum(0) > 0
     average = {name: tensor.clone() for name, tensor in head.state_dict().items()}
-    begun, step, running = time.time(), 0, 0.0
+    running = 0.0
     generator = np.random.default_rng(seed)
-    while (done := (time.time() - begun) / (minutes * 20)) < 1:
+    for step in range(1, steps + 1):
         for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * min(1.0, (step + 1) / 100) * (1 - done) + 1e-6
+            group["lr"] = 1e-3 * min(1.0, step / 100) * (1 - step / steps) + 1e-6
         width = int(generator.choice([1, 2, 3, 5, 8, 10, 12, 13, 15, 20, 25, 25, 50, 75]))
         size = 64 if width <= 25 else 24
         fitting = torch.nonzero(all_lengths >= width)[:, 0]
@@ -106,11 +106,11 @@ def train_head(pools: Pools, checkpoint: Path, path: Path, minutes: float, seed:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
         optimizer.step()
-        step, running = step + 1, running + loss.item()
+        running += loss.item()
         for name, tensor in head.state_dict().items():
             average[name].lerp_(tensor, 1 / min(step, 200))
         if step % 200 == 0:
-            print(f"head: step {step}, {done:.0%} of the time, loss {running / 200:.4f}", flush=True)
+            print(f"head: step {step} of {steps}, loss {running / 200:.4f}", flush=True)
             running = 0.0
     metadata = {
         "mode": "tl_tr_1_8",

@@ -1,4 +1,4 @@
-"""Training of encoder and decoder against the clock: the learning rate falls to zero when the minutes are over."""
+"""Training of encoder and decoder for a number of steps, over which the learning rate falls to zero."""
 
 from __future__ import annotations
 
@@ -75,39 +75,38 @@ def make_optimizers(model: Nano) -> list[torch.optim.Optimizer]:
     ]
 
 
-def save(model: Nano, optimizers: list[torch.optim.Optimizer], elapsed: float, step: int, path: Path) -> None:
+def save(model: Nano, optimizers: list[torch.optim.Optimizer], step: int, path: Path) -> None:
     """State to resume from."""
     temporary = path.with_suffix(".part")
     state = {"model": model.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in optimizers]}
-    torch.save(state | {"elapsed": elapsed, "step": step}, temporary)
+    torch.save(state | {"step": step}, temporary)
     temporary.rename(path)
 
 
-def train(pools: Pools, out: Path, minutes: float, seed: int = 0) -> Path:
-    """Trains for `minutes` of wall-clock time (over all resumed runs) and returns the exported checkpoint's path.
+def train(pools: Pools, out: Path, steps: int, seed: int = 0) -> Path:
+    """Trains for `steps` (over all resumed runs) and returns the exported checkpoint's path.
 
-    Every five minutes the state is saved and `out/nano.en.pt` renewed.
+    Every 250 steps the state is saved and `out/nano.en.pt` renewed. A finished run that is given more steps goes on
+    with the learning rate that belongs to its place among them.
     """
     torch.manual_seed(seed)
     vocabulary = Vocabulary()
     model = Nano(vocabulary)
     optimizers = make_optimizers(model)
     state, checkpoint = out / "state.pt", out / "nano.en.pt"
-    elapsed, step = 0.0, 0
+    step = 0
     if state.exists():
         saved = torch.load(state, weights_only=True)
         model.load_state_dict(saved["model"])
         for optimizer, kept in zip(optimizers, saved["optimizers"]):
             optimizer.load_state_dict(kept)
-        elapsed, step = saved["elapsed"], saved["step"]
-    total = minutes * 60
-    progress = multiprocessing.Value("d", elapsed / total)
+        step = saved["step"]
+    progress = multiprocessing.Value("d", step / steps)
     loader = Batches(pools, seed * 100003 + step, progress).loader()
-    begun, windows, sums, last_save = time.time() - elapsed, 0, {}, elapsed
-    since = time.time()
-    while elapsed < total:
+    windows, sums, since = 0, {}, time.time()
+    while step < steps:
         batch = next(loader)
-        share = min(1.0, (step + 1) / WARM_UP, max(0.01, 1.5 * (1 - elapsed / total)))
+        share = min(1.0, (step + 1) / WARM_UP, max(0.01, 1.5 * (1 - step / steps)))
         for optimizer, peak in zip(optimizers, (MUON_RATE, PEAK_RATE)):
             for group in optimizer.param_groups:
                 group["lr"] = peak * share
@@ -123,12 +122,10 @@ def train(pools: Pools, out: Path, minutes: float, seed: int = 0) -> Path:
         step, windows = step + 1, windows + len(batch["mel"])
         for name, value in parts.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach())
-        elapsed = time.time() - begun
-        progress.value = min(1.0, elapsed / total)
+        progress.value = step / steps
         if step % 50 == 0:
             line = {
                 "step": step,
-                "minutes": round(elapsed / 60, 2),
                 "rate": round(PEAK_RATE * share, 6),
                 "windows/s": round(windows / (time.time() - since), 1),
             }
@@ -137,10 +134,7 @@ def train(pools: Pools, out: Path, minutes: float, seed: int = 0) -> Path:
             with open(out / "log.jsonl", "a") as log:
                 log.write(json.dumps(line) + "\n")
             windows, sums, since = 0, {}, time.time()
-        if elapsed - last_save > 300:
-            save(model, optimizers, elapsed, step, state)
+        if step % 250 == 0 or step == steps:
+            save(model, optimizers, step, state)
             model.export(checkpoint)
-            last_save = elapsed
-    save(model, optimizers, elapsed, step, state)
-    model.export(checkpoint)
     return checkpoint
