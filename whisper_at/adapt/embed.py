@@ -145,6 +145,5 @@ def _encoded(
             continue
         step = model.frame_seconds or model.network.piece_seconds
         for i, vector in enumerate(heard.T.contiguous().cpu().numpy()):
-            yield Embedding(
-                str(path), round(i * step, 6), max(round(i * step, 6), min((i + 1) * step, seconds)), vector
-            )
+            start, end = round(i * step, 6), round((i + 1) * step, 6)
+            yield Embedding(str(path), start, max(start, min(end, seconds)), vector)

@@ -55,10 +55,10 @@ class EmbeddingWriter:
         self.rows = 0
         self._pending: list[Embedding] = []
         self._temporary = temporary_beside(self.path)
-        sink = {".parquet": _Parquet, ".npz": _Npz}.get(self.path.suffix.lower())
-        if sink is None:
+        if self.path.suffix.lower() not in (".parquet", ".npz"):
             raise ValueError(f"embeddings are written to a .parquet or an .npz, not to {self.path.name}")
-        self._sink: _Parquet | _Npz = sink(self._temporary, width, self.config)
+        kind = _Npz if self.path.suffix.lower() == ".npz" else _Parquet
+        self._sink: _Parquet | _Npz = kind(self._temporary, width, self.config)
 
     def write(self, row: Embedding) -> None:
         """Add a row."""
@@ -173,8 +173,8 @@ def read_rows(path: str | os.PathLike[str], at_once: int = 4096) -> Iterator[Row
         return
     for batch in _opened(path).iter_batches(at_once, columns=["path", "start", "end", "embedding"]):
         flat = batch.column(3).flatten().to_numpy(zero_copy_only=False)
-        columns = (batch.column(i).to_numpy(zero_copy_only=False) for i in (1, 2))
-        yield Rows(batch.column(0).to_pylist(), *columns, flat.reshape(len(batch), -1))
+        starts, ends = (batch.column(i).to_numpy(zero_copy_only=False) for i in (1, 2))
+        yield Rows(batch.column(0).to_pylist(), starts, ends, flat.reshape(len(batch), -1))
 
 
 def _existing(path: str | os.PathLike[str]) -> Path:

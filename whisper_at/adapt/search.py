@@ -71,9 +71,8 @@ def search(path: str | os.PathLike[str], query: np.ndarray, k: int = 5) -> list[
     best: list[Hit] = []
     for rows in read_rows(path):
         if rows.vectors.shape[1] != query.shape[1]:
-            raise ValueError(
-                f"the query has {query.shape[1]} numbers, but embeddings in {path} {rows.vectors.shape[1]}"
-            )
+            wanted = rows.vectors.shape[1]
+            raise ValueError(f"the query has {query.shape[1]} numbers, but embeddings in {path} have {wanted}")
         norms = np.maximum(np.linalg.norm(rows.vectors, axis=1), 1e-12)
         scores = (rows.vectors @ query.T).max(axis=1) / norms
         for i in np.argsort(-scores, kind="stable")[:k]:
