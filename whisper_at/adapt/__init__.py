@@ -1,1 +1,24 @@
-"""Adapting frozen audio encoders: backbones, what methods add to them, and heads on top."""
+"""Adapting frozen audio encoders: backbones, methods that add to them, and what reads their layers.
+
+>>> import torch
+>>> from whisper_at.adapt import adapt, load_backbone
+>>> backbone = load_backbone("nano.en", "cpu")
+>>> adapt(backbone, {"name": "lora", "sites": ["q", "v"], "rank": 8, "alpha": 8})
+>>> hidden = backbone(torch.zeros(1, 16000))
+>>> len(hidden.states), hidden.states[0].shape
+(5, torch.Size([1, 50, 128]))
+"""
+
+from .backbones import Backbone as Backbone
+from .backbones import Hidden as Hidden
+from .backbones import load_backbone as load_backbone
+from .backbones import random_backbone as random_backbone
+from .backbones import transformers_backbone as transformers_backbone
+from .backbones import whisper_backbone as whisper_backbone
+from .methods import METHODS as METHODS
+from .methods import adapt as adapt
+from .methods import count_parameters as count_parameters
+from .methods import load_peft as load_peft
+from .methods import merge as merge
+from .methods import save_peft as save_peft
+from .methods import unmerge as unmerge
