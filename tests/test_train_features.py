@@ -1,0 +1,325 @@
+"""Features on disk: both protocols against independent computations, resuming, damage, ``.npz``, and the command."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import namedtuple
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import torch.nn.functional as F
+import whisper
+from conftest import SAMPLE_RATE, noise
+
+from whisper_at.audio import load_audio
+from whisper_at.train import extract as extraction
+from whisper_at.train import features_cli
+from whisper_at.train.data import Clip
+from whisper_at.train.extract import describe, encode, extract, load_part, mel_windows
+from whisper_at.train.features import About, Features, FeatureWriter, key_of, short_key, write_npz
+
+SECONDS = (0.7, 3.0, 5.0, 31.0)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> list[Clip]:
+    folder = tmp_path_factory.mktemp("sounds")
+    for i, seconds in enumerate(SECONDS):
+        soundfile.write(folder / f"{i}.wav", noise(seconds, i), SAMPLE_RATE)
+    return [Clip(folder / f"{i}.wav", ("x",)) for i in range(len(SECONDS))]
+
+
+def block_outputs(model, mel: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Outputs of all blocks ``(layers, positions, dim)``, spelled out: no hook and no pooling of ours."""
+    encoder, found = model.encoder, []
+    with torch.no_grad():
+        x = F.gelu(F.conv1d(mel[None], encoder.conv1.weight, encoder.conv1.bias, padding=1))
+        x = F.gelu(F.conv1d(x, encoder.conv2.weight, encoder.conv2.bias, stride=2, padding=1))[0].T + positions
+        x = x[None]
+        for block in encoder.blocks:
+            x = block(x)
+            found.append(x[0])
+    return torch.stack(found)
+
+
+def test_protocol_10_is_the_clip_alone_with_the_table_of_positions_cut(model_en, clips, tmp_path):
+    """Spec section 3.1: dynamic range by the clip's own maximum, padded with 0.0, 500 positions, mean over 20."""
+    about = describe("random", model_en, "10")
+    assert extract(clips, tmp_path / "f", model_en, about) == []
+    features = Features.open(tmp_path / "f")
+    assert features.n_steps.tolist() == [25] * 4
+    for i in features.find(clips):
+        mel = whisper.log_mel_spectrogram(load_audio(clips[i].path))[:, :1000]
+        mel = torch.cat([mel, torch.zeros(80, 1000 - mel.shape[1])], dim=1)
+        wanted = block_outputs(model_en, mel, model_en.encoder.positional_embedding[:500])
+        wanted = wanted.reshape(2, 25, 20, 64).mean(2)
+        torch.testing.assert_close(
+            torch.from_numpy(features.states(i).astype(np.float32)), wanted, rtol=2e-3, atol=2e-3
+        )
+
+
+def test_protocol_10_of_five_seconds_ends_in_half_a_step(model_en, clips):
+    about = describe("random", model_en, "10", seconds=5)
+    ((mel, window),) = mel_windows(clips[3], about, 80)
+    (states,) = encode(model_en, [mel], [window])
+    wanted = block_outputs(model_en, torch.from_numpy(mel), model_en.encoder.positional_embedding[:250])
+    assert states.shape == (2, 13, 64)
+    torch.testing.assert_close(states[:, :12], wanted[:, :240].reshape(2, 12, 20, 64).mean(2))
+    torch.testing.assert_close(states[:, 12], wanted[:, 240:].mean(1))
+
+
+def test_protocol_30_hears_as_transcription_does(model_en, clips, tmp_path):
+    """Silence behind the end, whole windows, and only steps that hold audio (D6)."""
+    about = describe("random", model_en, "30")
+    extract(clips, tmp_path / "f", model_en, about, batch=2)
+    features = Features.open(tmp_path / "f")
+    assert features.n_steps[features.find(clips)].tolist() == [2, 8, 13, 78]
+    mel = whisper.log_mel_spectrogram(load_audio(clips[1].path), padding=whisper.audio.N_SAMPLES)[:, :3000]
+    wanted = block_outputs(model_en, mel, model_en.encoder.positional_embedding)[:, :160].reshape(2, 8, 20, 64).mean(2)
+    found = torch.from_numpy(features.states(features.find(clips)[1]).astype(np.float32))
+    # the last step: audio of 3.0 s ends in its middle, and what lies behind is no part of it
+    torch.testing.assert_close(found[:, :7], wanted[:, :7], rtol=2e-3, atol=2e-3)
+
+
+def test_batched_and_single_and_other_processes_agree(model_en, clips, tmp_path):
+    about = describe("random", model_en, "30", dtype="float32")
+    extract(clips, tmp_path / "a", model_en, about, batch=1)
+    extract(clips, tmp_path / "b", model_en, about, batch=8, workers=2)
+    a, b = Features.open(tmp_path / "a"), Features.open(tmp_path / "b")
+    for i, j in zip(a.find(clips), b.find(clips)):
+        np.testing.assert_allclose(a.states(i), b.states(j), rtol=1e-4, atol=1e-4)
+
+
+def test_clips_that_cannot_be_read_are_told_and_left_out_T4(model_en, clips, tmp_path):
+    """T4: features that are missing must not turn into zeros."""
+    (tmp_path / "text.wav").write_text("no sound")
+    (tmp_path / "empty.wav").write_bytes(b"")
+    soundfile.write(tmp_path / "blip.wav", np.ones(100) * 0.1, SAMPLE_RATE)
+    bad = [Clip(tmp_path / f"{name}.wav", ()) for name in ("text", "empty", "blip", "gone")]
+    bad.append(replace(clips[0], start=5.0, end=6.0))
+    told = extract([bad[0], *clips[:2], *bad[1:]], tmp_path / "f", model_en, describe("random", model_en))
+    assert [entry.clip for entry in told] == bad
+    assert "empty" in told[1].reason and "too short" in told[2].reason and "0.70 s long" in told[4].reason
+    features = Features.open(tmp_path / "f")
+    assert len(features) == 2 and (features.find(bad) == -1).all()
+
+
+def test_a_part_of_a_file_is_that_part(clips):
+    whole = load_part(clips[1])
+    np.testing.assert_array_equal(load_part(replace(clips[1], start=1.0, end=2.5)), whole[16000:40000])
+    np.testing.assert_array_equal(load_part(replace(clips[1], start=2.0)), whole[32000:])
+
+
+def test_states_that_are_there_are_not_computed_again(model_en, clips, tmp_path, monkeypatch):
+    about = describe("random", model_en)
+    extract(clips[:2], tmp_path / "f", model_en, about)
+    encoded = []
+    real = extraction.encode
+    monkeypatch.setattr(extraction, "encode", lambda m, mels, w: encoded.append(len(mels)) or real(m, mels, w))
+    extract(clips[:3], tmp_path / "f", model_en, about)
+    assert encoded == [1]
+    extract(clips[:3], tmp_path / "f", model_en, about)
+    assert encoded == [1]
+
+
+def test_a_file_that_changed_is_heard_again(model_en, tmp_path):
+    clip = Clip(tmp_path / "a.wav", ())
+    soundfile.write(clip.path, noise(1), SAMPLE_RATE)
+    about = describe("random", model_en)
+    extract([clip], tmp_path / "f", model_en, about)
+    soundfile.write(clip.path, noise(2, 1), SAMPLE_RATE)
+    assert Features.open(tmp_path / "f").find([clip]).tolist() == [-1]
+    extract([clip], tmp_path / "f", model_en, about)
+    features = Features.open(tmp_path / "f")
+    assert len(features) == 1 and features.n_steps.tolist() == [5]
+
+
+ABOUT = About("m", "sha", "30", 0.0, 2, 3)
+
+
+def states(i: int, steps: int = 4) -> np.ndarray:
+    return (np.arange(2 * steps * 3).reshape(2, steps, 3) + 100 * i).astype(np.float32)
+
+
+def filled(folder, n=5, about=ABOUT, close=True) -> FeatureWriter:
+    writer = FeatureWriter(folder, about)
+    for i in range(n):
+        writer.add(Clip(folder.parent / f"{i}.wav", ()), states(i, 4 + i))
+        if i % 2:
+            writer.flush()
+    if close:
+        writer.__exit__()
+    return writer
+
+
+def test_what_is_written_is_read(tmp_path):
+    filled(tmp_path / "f")
+    features = Features.open(tmp_path / "f")
+    assert features.n_steps.tolist() == [4, 5, 6, 7, 8]
+    for i in range(5):
+        np.testing.assert_array_equal(features.states(i), states(i, 4 + i))
+    assert isinstance(features.states(0).base, np.memmap)
+
+
+def test_batches_cut_and_go_round(tmp_path):
+    """D5: a clip that is too short is repeated, never filled with zeros."""
+    filled(tmp_path / "f")
+    features = Features.open(tmp_path / "f")
+    found = features.batch([0, 2], 5, [2, 1])
+    assert found.dtype == torch.float32 and found.shape == (2, 2, 5, 3)
+    np.testing.assert_array_equal(found[0], states(0)[:, [2, 3, 0, 1, 2]])
+    np.testing.assert_array_equal(found[1], states(2, 6)[:, 1:6])
+
+
+def test_a_killed_writer_loses_only_what_it_was_filling(tmp_path):
+    writer = filled(tmp_path / "f", close=False)  # 2 shards, and one clip in memory
+    writer._lock.close()
+    index = tmp_path / "f" / "index.jsonl"
+    for torn in ("", '{"key": "/x/4.wav", "shard": 2, "position": 0, "steps": 8, "size": 0, "mtime": 0}\n', '{"key'):
+        with open(index, "a") as file:
+            file.write(torn)
+        assert len(Features.open(tmp_path / "f")) == 4
+    with FeatureWriter(tmp_path / "f", ABOUT) as again:
+        assert len(again.done) == 4
+        again.add(Clip(tmp_path / "4.wav", ()), states(4))
+    features = Features.open(tmp_path / "f")
+    assert len(features) == 5
+    np.testing.assert_array_equal(features.states(4), states(4))
+
+
+def test_a_damaged_shard_is_refused(tmp_path):
+    filled(tmp_path / "f")
+    shard = tmp_path / "f" / "shard-00001.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    features = Features.open(tmp_path / "f")
+    features.states(0)
+    with pytest.raises(ValueError, match="SHA-256"):
+        features.states(2)
+    shard.write_bytes(content[:-1])
+    with pytest.raises(ValueError, match="bytes"):
+        Features.open(tmp_path / "f", verify=False).states(2)
+    shard.unlink()
+    with pytest.raises(ValueError, match="missing"):
+        Features.open(tmp_path / "f").states(2)
+
+
+def test_a_damaged_index_is_refused(tmp_path):
+    filled(tmp_path / "f")
+    index = tmp_path / "f" / "index.jsonl"
+    lines = index.read_text().splitlines(keepends=True)
+    index.write_text("".join(lines[1:]))
+    with pytest.raises(ValueError, match="damaged"):
+        Features.open(tmp_path / "f")
+
+
+def test_other_encoders_folders_and_writers_are_refused(tmp_path):
+    writer = filled(tmp_path / "f", close=False)
+    with pytest.raises(ValueError, match="another process"):
+        FeatureWriter(tmp_path / "f", ABOUT)
+    writer.__exit__()
+    with pytest.raises(ValueError, match="encoder_sha256"):
+        FeatureWriter(tmp_path / "f", replace(ABOUT, encoder_sha256="other"))
+    (tmp_path / "g").mkdir()
+    (tmp_path / "g" / "letter.txt").write_text("hello")
+    with pytest.raises(ValueError, match="not empty"):
+        FeatureWriter(tmp_path / "g", ABOUT)
+    with pytest.raises(ValueError, match="holds no features"):
+        Features.open(tmp_path / "g")
+    with pytest.raises(FileNotFoundError):
+        Features.open(tmp_path / "h")
+
+
+def test_numbers_that_half_precision_lacks_are_refused(tmp_path):
+    with FeatureWriter(tmp_path / "f", ABOUT) as writer:
+        with pytest.raises(ValueError, match="float32"):
+            writer.add(Clip(tmp_path / "a.wav", ()), states(0) + 1e6)
+        with pytest.raises(ValueError, match="no numbers"):
+            writer.add(Clip(tmp_path / "a.wav", ()), states(0) * np.nan)
+        with pytest.raises(ValueError, match="2, steps, 3"):
+            writer.add(Clip(tmp_path / "a.wav", ()), states(0).transpose(2, 1, 0))
+    with FeatureWriter(tmp_path / "g", replace(ABOUT, dtype="float32")) as writer:
+        writer.add(Clip(tmp_path / "a.wav", ()), states(0) + 1e6)
+    np.testing.assert_array_equal(Features.open(tmp_path / "g").states(0), states(0) + 1e6)
+
+
+def test_features_that_moved_are_found_by_name(tmp_path):
+    filled(tmp_path / "f", 2)
+    features = Features.open(tmp_path / "f")
+    assert features.find([Clip(tmp_path / "other" / "1.flac", ()), Clip(tmp_path / "7.wav", ())]).tolist() == [1, -1]
+    assert features.find([Clip(tmp_path / "1.wav", (), start=1.0)]).tolist() == [-1]
+
+
+def test_short_keys_keep_dots_and_parts():
+    assert short_key("/a/Y1.b#c.wav") == "Y1.b#c"
+    assert short_key(key_of(Clip(os.path.abspath("d.x/Y1.wav"), (), start=1.5, end=3.0))) == "Y1#1.5-3.0"
+
+
+def test_npz_goes_both_ways(tmp_path):
+    """Spec section 3.1: ``arr_0`` of ``[L, 25, d]`` in a file called as the audio is."""
+    filled(tmp_path / "f")
+    features = Features.open(tmp_path / "f")
+    assert write_npz(features, tmp_path / "npz") == 5
+    array = np.load(tmp_path / "npz" / "3.npz")["arr_0"]
+    assert array.dtype == np.float16
+    np.testing.assert_array_equal(array, states(3, 7))
+    back = Features.open(tmp_path / "npz")
+    assert back.n_steps.tolist() == features.n_steps.tolist() and back.about.layers == 2 and back.about.dim == 3
+    assert back.find([Clip(tmp_path / "elsewhere" / "3.flac", ())]).tolist() == [3]
+    torch.testing.assert_close(back.batch([1, 4], 6), features.batch([1, 4], 6))
+
+
+def test_npz_of_one_name_are_refused(tmp_path):
+    with FeatureWriter(tmp_path / "f", ABOUT) as writer:
+        for folder in "ab":
+            writer.add(Clip(tmp_path / folder / "same.wav", ()), states(0))
+    with pytest.raises(ValueError, match="same name"):
+        write_npz(Features.open(tmp_path / "f"), tmp_path / "npz")
+    assert not (tmp_path / "npz").exists()
+
+
+def test_a_small_disk_is_refused_before_any_work(model_en, clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        extraction.shutil, "disk_usage", lambda path: namedtuple("usage", "total used free")(9, 9, 1000)
+    )
+    monkeypatch.setattr(extraction, "encode", lambda *_: pytest.fail("encoded"))
+    with pytest.raises(RuntimeError, match="larger disk"):
+        extract(clips, tmp_path / "f", model_en, describe("random", model_en, "10"))
+
+
+def test_time_and_space_are_told_from_the_first_clips(model_en, clips, tmp_path):
+    told: list[str] = []
+    many = [replace(clips[1], start=i / 10) for i in range(8)]
+    extract(many, tmp_path / "f", model_en, describe("random", model_en), batch=1, say=told.append)
+    assert len(told) == 1 and "8 clips" in told[0] and "on disk" in told[0]
+
+
+@pytest.mark.parametrize("protocol, seconds", [("20", None), ("10", 31), ("10", 5.01), ("30", 5), ("10", -1)])
+def test_wrong_protocols_are_refused(model_en, protocol, seconds):
+    with pytest.raises(ValueError, match="protocol|seconds"):
+        describe("random", model_en, protocol, seconds)
+
+
+def test_the_command(checkpoint, clips, tmp_path, capsys):
+    (tmp_path / "list.txt").write_text("".join(f"{clip.path}\n" for clip in clips[:2]) + "gone.wav\n")
+    options = ["--model", str(checkpoint), "--device", "cpu", "--workers", "0"]
+    source, out = str(tmp_path / "list.txt"), str(tmp_path / "f")
+    assert features_cli.main([source, *options, "-o", out, "--protocol", "10"]) == 1
+    captured = capsys.readouterr()
+    assert "2 clips, 50 steps" in captured.out and "gone.wav" in captured.err
+    about = json.loads((tmp_path / "f" / "features.json").read_text())
+    assert about["protocol"] == "10" and about["layers"] == 2 and about["dim"] == 64
+    assert features_cli.main([out, "--to", "npz", "-o", str(tmp_path / "npz")]) == 0
+    assert np.load(tmp_path / "npz" / "0.npz")["arr_0"].shape == (2, 25, 64)
+    back = ["--to", "shards", "--protocol", "10", "-o", str(tmp_path / "g")]
+    assert features_cli.main([str(tmp_path / "npz"), *options, *back]) == 0
+    assert Features.open(tmp_path / "g").find(clips[:2]).tolist() == [0, 1]
+    for wrong in (["nowhere", *options, "-o", out], [source, "-o", out], [source, *options, "-o", source]):
+        with pytest.raises(SystemExit) as caught:
+            features_cli.main(wrong)
+        assert caught.value.code == 2

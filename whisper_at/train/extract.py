@@ -1,0 +1,312 @@
+"""From recordings to pooled states: decode in several processes, encode in batches, write a store."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from whisper.audio import HOP_LENGTH, N_FFT, N_FRAMES, SAMPLE_RATE
+
+from ..audio import load_audio, log_mel_spectrogram
+from ..checkpoints import encoder_sha256
+from ..mel import LogMel
+from ..model import WhisperAT
+from ..timeline import POSITION_FRAMES, STEP_POSITIONS, Window, pool_steps
+from .data import Clip
+from .features import About, FeatureWriter, key_of, stamp
+
+PROTOCOLS = ("10", "30")
+FRAMES_PER_SECOND = SAMPLE_RATE // HOP_LENGTH
+TIMED = 3  # batches whose time tells how long the rest will take
+SPARE = 1.02  # of the space that states need: rows of the index
+
+
+class Unreadable(NamedTuple):
+    """A clip without states, and why."""
+
+    clip: Clip
+    reason: str
+
+
+def describe(
+    name: str, model: WhisperAT, protocol: str = "30", seconds: float | None = None, dtype: str = "float16"
+) -> About:
+    """What the states of this model and protocol are.
+
+    Parameters
+    ----------
+    name : of the model
+    protocol : ``"10"`` as Whisper-AT's heads were trained: the spectrogram of the clip alone, its dynamic range cut
+        below its own maximum, padded with 0.0 or cut to ``seconds``; the encoder sees so many positions and no more
+        (spec section 3.1). ``"30"`` as transcription hears: windows of 30 s with silence behind the end, of which
+        only steps that hold audio are kept. Heads are told how long a clip is by neither.
+    seconds : length under protocol 10, a multiple of 0.02 up to 30; 10 by default
+
+    Raises
+    ------
+    ValueError
+        If there is no such protocol or length.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol must be {' or '.join(PROTOCOLS)}, not {protocol!r}")
+    if protocol == "30" and seconds:
+        raise ValueError("seconds is for protocol 10; protocol 30 keeps every clip as long as it is")
+    seconds = float(seconds or 10.0) if protocol == "10" else 0.0
+    frames = round(seconds * FRAMES_PER_SECOND)
+    if protocol == "10" and (
+        not 0 < frames <= N_FRAMES or frames % POSITION_FRAMES or abs(frames / FRAMES_PER_SECOND - seconds) > 1e-6
+    ):
+        raise ValueError(f"seconds must be a multiple of 0.02 up to 30, not {seconds:g}")
+    dims = model.dims
+    sha256 = encoder_sha256(model.state_dict())
+    return About(name, sha256, protocol, seconds, dims.n_audio_layer, dims.n_audio_state, dtype)
+
+
+def load_part(clip: Clip, sr: int = SAMPLE_RATE) -> np.ndarray:
+    """Samples of a clip, float32 ``(samples,)``; of a file, or of the part of it that the clip is.
+
+    Raises
+    ------
+    FileNotFoundError, RuntimeError
+        As `load_audio`.
+    ValueError
+        If it ends before it starts, or starts behind the file's end.
+    """
+    audio = load_audio(clip.path, sr)
+    if clip.start or clip.end is not None:
+        first, last = round(clip.start * sr), len(audio) if clip.end is None else round(clip.end * sr)
+        if not 0 <= first < last or first >= len(audio):
+            part = f"{clip.start:g} to {'the end' if clip.end is None else f'{clip.end:g}'} s"
+            raise ValueError(f"{part} is no part of it: it is {len(audio) / sr:.2f} s long")
+        audio = audio[first:last]
+    return audio
+
+
+def mel_windows(clip: Clip, about: About, n_mels: int) -> list[tuple[np.ndarray, Window]]:
+    """What the encoder is to see of a clip: spectrograms ``(n_mels, frames)``, and where each lies in the clip.
+
+    Raises
+    ------
+    FileNotFoundError, RuntimeError, ValueError
+        As `load_part`; or the clip is too short to hold an encoder position (20 ms).
+    """
+    audio = load_part(clip)
+    if len(audio) < max(N_FFT // 2 + 1, POSITION_FRAMES * HOP_LENGTH):
+        raise ValueError(f"it holds {len(audio) / SAMPLE_RATE * 1000:.0f} ms of sound, which is too short")
+    if about.protocol == "10":
+        frames = round(about.seconds * FRAMES_PER_SECOND)
+        alone = log_mel_spectrogram(audio, n_mels)[:, :frames]
+        return [(F.pad(alone, (0, frames - alone.shape[1])).numpy(), Window(0, frames))]
+    with LogMel(audio, n_mels) as mel:
+        content = mel.content_frames
+        return [
+            (mel.window(seek, seek + N_FRAMES).numpy(), Window(seek, min(N_FRAMES, content - seek)))
+            for seek in range(0, content, N_FRAMES)
+            if content - seek >= POSITION_FRAMES
+        ]
+
+
+@torch.no_grad()
+def encode(model: WhisperAT, mels: Sequence[np.ndarray], windows: Sequence[Window]) -> list[Tensor]:
+    """Pooled states of windows of one length, ``(layers, steps, dim)`` each; only steps that hold audio.
+
+    Full windows go through the model as in transcription. The encoder sees shorter ones with its table of positions
+    cut to their length (spec section 3.1).
+    """
+    mel = torch.from_numpy(np.stack(mels)).to(model.device)
+    mel = mel.half() if mel.is_cuda and model.compute_type in (None, "float16") else mel
+    if mel.shape[-1] == N_FRAMES:
+        _, states = model.encode(mel, windows)
+    else:
+        encoder, layers = model.encoder, []
+        x = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel)))).permute(0, 2, 1)
+        x = (x + encoder.positional_embedding[: x.shape[1]]).to(x.dtype)
+        for block in encoder.blocks:
+            x = block(x)
+            layers.append(pool_steps(x, windows))
+        states = torch.stack(layers, dim=1)
+    steps = [-(-(window.size // POSITION_FRAMES) // STEP_POSITIONS) for window in windows]
+    return [item[:, :n].float().cpu() for item, n in zip(states, steps)]
+
+
+def extract(
+    clips: Sequence[Clip],
+    folder: str | Path,
+    model: WhisperAT,
+    about: About,
+    *,
+    workers: int = 0,
+    batch: int = 16,
+    progress: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Unreadable]:
+    """Write the states of clips to a store; clips that are there already are passed over.
+
+    Returns the clips that could not be read, which the store then lacks: nothing stands in their place (defect T4).
+
+    Parameters
+    ----------
+    about : see `describe`
+    workers : processes that decode and compute spectrograms; 0 for none beside this one
+    batch : windows that the encoder sees at once
+    say : is told, after the first clips, how much time and space the rest will take
+
+    Raises
+    ------
+    ValueError
+        As `FeatureWriter`.
+    RuntimeError
+        If the disk has no room for them.
+    """
+    unreadable: list[Unreadable] = []
+    with FeatureWriter(folder, about) as writer:
+        todo = [clip for clip in dict.fromkeys(clips) if not _is_done(clip, writer)]
+        if not todo:
+            return unreadable
+        clock = _Clock(len(todo), about, writer.folder, say)
+        if about.protocol == "10":
+            clock.refuse_small_disk(-(-round(about.seconds * FRAMES_PER_SECOND / POSITION_FRAMES) // STEP_POSITIONS))
+        decoded = _decoded(todo, about, model.dims.n_mels, workers)
+        bar = tqdm(total=len(todo), unit="clip", disable=not progress, desc="features")
+        with bar:
+            for clip, result in _encoded(decoded, todo, model, batch, clock):
+                if isinstance(result, str):
+                    unreadable.append(Unreadable(clip, result))
+                else:
+                    try:
+                        writer.add(clip, result)
+                    except ValueError as error:
+                        unreadable.append(Unreadable(clip, str(error)))
+                bar.update()
+    return unreadable
+
+
+def _is_done(clip: Clip, writer: FeatureWriter) -> bool:
+    row = writer.done.get(key_of(clip))
+    return row is not None and clip.path.exists() and stamp(clip.path) == (row.size, row.mtime)
+
+
+def _decoded(todo: Sequence[Clip], about: About, n_mels: int, workers: int) -> Iterator[list | str]:
+    """For each clip, in order, its windows or what is wrong with it."""
+    loader: DataLoader = DataLoader(
+        _Decoding(list(todo), about, n_mels),  # type: ignore[arg-type]
+        batch_size=None,
+        num_workers=min(workers, len(todo)),
+        prefetch_factor=8 if workers else None,
+        collate_fn=_unchanged,
+    )
+    return iter(loader)
+
+
+def _unchanged(item: list | str) -> list | str:
+    return item
+
+
+@dataclass
+class _Decoding:
+    """Windows of clips by number; what goes wrong is an answer, so that the rest go on."""
+
+    clips: list[Clip]
+    about: About
+    n_mels: int
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, i: int) -> list | str:
+        try:
+            return mel_windows(self.clips[i], self.about, self.n_mels)
+        except (OSError, RuntimeError, ValueError) as error:
+            return str(error)
+
+
+def _encoded(
+    decoded: Iterator[list | str], todo: Sequence[Clip], model: WhisperAT, batch: int, clock: _Clock
+) -> Iterator[tuple[Clip, Tensor | str]]:
+    """For each clip its states ``(layers, steps, dim)`` or what is wrong with it; windows of several go together."""
+    held: list[tuple[Clip, list]] = []
+    for clip, result in zip(todo, decoded):
+        if isinstance(result, str):
+            yield clip, result
+            continue
+        held.append((clip, result))
+        if sum(len(windows) for _, windows in held) >= batch:
+            yield from _flushed(held, model, batch, clock)
+            held = []
+    yield from _flushed(held, model, batch, clock)
+
+
+def _flushed(
+    held: list[tuple[Clip, list]], model: WhisperAT, batch: int, clock: _Clock
+) -> Iterator[tuple[Clip, Tensor | str]]:
+    together = [window for _, windows in held for window in windows]
+    states: list[Tensor] = []
+    for first in range(0, len(together), batch):
+        part = together[first : first + batch]
+        states += encode(model, [mel for mel, _ in part], [window for _, window in part])
+    for clip, windows in held:
+        own, states = states[: len(windows)], states[len(windows) :]
+        yield clip, torch.cat(own, dim=1)
+        clock.count(sum(item.shape[1] for item in own))
+    clock.batch_done()
+
+
+class _Clock:
+    """Tells time and space from the first batches."""
+
+    def __init__(self, n_clips: int, about: About, folder: Path, say: Callable[[str], None]) -> None:
+        self.n_clips, self.about, self.folder, self.say = n_clips, about, folder, say
+        self.clips = self.steps = self.batches = self.before = 0
+        self.begun = time.perf_counter()
+
+    def count(self, steps: int) -> None:
+        self.clips, self.steps = self.clips + 1, self.steps + steps
+
+    def batch_done(self) -> None:
+        self.batches += 1
+        now = time.perf_counter()
+        if self.batches == 1:  # its time is that of starting, too
+            self.before, self.first = self.clips, now
+        if self.batches == TIMED and self.clips > self.before:
+            each = (now - self.first) / (self.clips - self.before)
+            needed = self.refuse_small_disk(self.steps / self.clips)
+            left = each * (self.n_clips - self.clips)
+            self.say(f"{self.n_clips} clips: about {duration(left)} more, and {size(needed)} on disk")
+
+    def refuse_small_disk(self, steps: float) -> float:
+        """Bytes that all clips take at so many steps a clip; RuntimeError if they do not fit."""
+        itemsize = np.dtype(self.about.dtype).itemsize
+        needed = SPARE * self.n_clips * steps * self.about.layers * self.about.dim * itemsize
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise RuntimeError(
+                f"the features of {self.n_clips} clips take {size(needed)}, but {self.folder} has {size(free)} free; "
+                "choose a folder on a larger disk, or a smaller model"
+            )
+        return needed
+
+
+def size(n_bytes: float) -> str:
+    """Bytes for people: ``"1.5 GB"``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.4g} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: ``"3 min"``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
