@@ -10,7 +10,7 @@ from conftest import SAMPLE_RATE, noise
 
 import whisper_at
 from whisper_at import cli
-from whisper_at.attached import Classes, listen, named_tags, own_classes, span_logits
+from whisper_at.attached import Classes, Reader, listen, named_tags, own_classes, span_logits
 from whisper_at.checkpoints import save_safetensors
 from whisper_at.heads import PREFIX, build_head, make_head
 from whisper_at.timeline import Window
@@ -38,7 +38,8 @@ def head_file(path, classes: Classes, n_layer: int = 2, rep_dim: int = 64, **ext
 class Loudness:
     """A listener whose logits say how loud and how long what it heard was."""
 
-    classes = Classes(("loud", "long"))
+    classes = ("loud", "long")
+    kind = "multi_label"
     sample_rate = SAMPLE_RATE
 
     def __init__(self):
@@ -76,12 +77,12 @@ def test_a_segment_is_made_of_the_steps_that_it_touches():
     head = own_head(BIRDS)
     states = torch.randn(2, 75, 64)
     window = Window(1200, 2000)  # 12 to 32 s: steps 30 to 79
-    found = span_logits(head, window, states, 13.3, 14.1)
+    found = span_logits(head, 3, window, states, 13.3, 14.1)
     torch.testing.assert_close(found, head(states[None, :, 3:6])[0], rtol=0, atol=0)  # 13.2–14.4 s
-    at_the_end = span_logits(head, window, states, 31.9, 40.0)
+    at_the_end = span_logits(head, 3, window, states, 31.9, 40.0)
     torch.testing.assert_close(at_the_end, head(states[None, :, 49:50])[0], rtol=0, atol=0)
-    torch.testing.assert_close(span_logits(head, window, states, 12.0, 12.0), head(states[None, :, :1])[0])
-    assert span_logits(head, Window(0, 10), states.fill_(math.nan), 0, 0.1).isnan().all()
+    torch.testing.assert_close(span_logits(head, 3, window, states, 12.0, 12.0), head(states[None, :, :1])[0])
+    assert span_logits(head, 3, Window(0, 10), states.fill_(math.nan), 0, 0.1).isnan().all()
 
 
 def test_a_listener_hears_rows_and_segments_in_its_own_pass(model_en, tmp_path):
@@ -100,6 +101,27 @@ def test_a_listener_hears_rows_and_segments_in_its_own_pass(model_en, tmp_path):
     for segment, logits in zip(result["segments"], result["level"]["segments"]):
         if segment["end"] > segment["start"]:
             np.testing.assert_allclose(logits[1], min(segment["end"], 25) - segment["start"], atol=1e-4)
+
+
+def test_a_listener_may_read_the_models_own_pass(model_en):
+    """A reader sees pooled states, and behind them those after the encoder's last norm; heads see what they saw."""
+
+    class Lazy(Loudness):
+        def on_states(self, model):
+            return Reader(Classes(self.classes), lambda states: states.mean(2).flatten(1)[:, [0, -1]])
+
+    audio, settings = noise(20), SETTINGS | {"at_time_res": 0.4}
+    model_en.attach("birds", own_head(BIRDS))
+    without = model_en.transcribe(audio, **settings)
+    model_en.attach("lazy", Lazy())
+    for options in ({}, {"batch_size": 1}):
+        result = model_en.transcribe(audio, **settings, **options)
+        torch.testing.assert_close(result["audio_tag"], without["audio_tag"])
+        torch.testing.assert_close(result["birds"]["logits"], without["birds"]["logits"])
+        mel = whisper_at.log_mel_spectrogram(audio, padding=480000)[:, :2000]
+        features, states = model_en.encode(whisper_at.pad_or_trim(mel, 3000)[None], [Window(0, 2000)])
+        expected = torch.stack([states[0, 0, :50, 0], features[0, :1000].view(50, 20, -1).mean(1)[:, -1]], 1)
+        torch.testing.assert_close(result["lazy"]["logits"], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_long_spans_are_heard_in_parts_and_empty_ones_are_nan():

@@ -2,7 +2,7 @@
 
 A *head* reads the pooled states of the one encoder pass. A *listener* is any other classifier of sound, such as a
 backbone adapted by `whisper_at.adapt`: it hears the recording in a pass of its own, and the text is none of its
-business.
+business. One that can do with the model's own pass offers a *reader* of its states instead.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .audio import SAMPLE_RATE, stream_audio
-from .timeline import STEP_FRAMES, STEP_POSITIONS, Window, position_mask, steps_to_seconds
+from .timeline import STEP_FRAMES, STEP_POSITIONS, Classifier, Window, position_mask, steps_to_seconds
 
 KINDS = ("multi_label", "single_label")
 RESERVED = frozenset(
@@ -92,17 +92,42 @@ class Classes:
 
 @runtime_checkable
 class Listener(Protocol):
-    """A classifier of sound that hears recordings itself."""
+    """A classifier of sound that hears recordings itself.
 
-    classes: Classes
+    It may have a method ``on_states(model)``, which gives a `Reader` if the model's own encoder pass holds all that it
+    needs, or else None.
+    """
+
+    classes: Sequence[str]
+    kind: str
     sample_rate: int
 
     def logits(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
         """Logits ``(batch, classes)`` of float32 ``(batch, samples)``, of which ``lengths`` ``(batch,)`` are sound."""
 
 
-def span_logits(head: Any, window: Window, states: Tensor, start: float, end: float) -> Tensor:
-    """Logits ``(classes,)`` of a head for the seconds ``start`` to ``end``, from one window's pooled states.
+class Reader:
+    """A classifier on what the model's own encoder pass leaves.
+
+    Parameters
+    ----------
+    classes : what its outputs mean
+    classify : from ``(batch, layers + 1, steps, dim)`` to logits ``(batch, classes)``: pooled states of every block
+        before the encoder's last norm and, behind them, those of the last one after it
+    """
+
+    def __init__(self, classes: Classes, classify: Callable[[Tensor], Tensor]) -> None:
+        self.classes, self.label_dim, self.classify = classes, len(classes.names), classify
+
+    @torch.no_grad()
+    def __call__(self, states: Tensor) -> Tensor:
+        return self.classify(states)
+
+
+def span_logits(
+    classify: Classifier, n_classes: int, window: Window, states: Tensor, start: float, end: float
+) -> Tensor:
+    """Logits ``(classes,)`` for the seconds ``start`` to ``end``, from one window's pooled states.
 
     ``states`` is ``(layers, steps, dim)`` as `pool_steps` lays it out. Every step that the span touches counts, of
     those that hold audio; NaN where there is none.
@@ -113,8 +138,8 @@ def span_logits(head: Any, window: Window, states: Tensor, start: float, end: fl
     first = min(max(first, 0), len(count) - 1)
     steps = [i for i in range(first, min(max(last, first + 1), len(count))) if count[i]]
     if not steps:
-        return torch.full((head.label_dim,), math.nan)
-    return head(states[None, :, steps])[0].float().cpu()
+        return torch.full((n_classes,), math.nan)
+    return classify(states[None, :, steps])[0].float().cpu()
 
 
 def listen(
@@ -135,7 +160,7 @@ def listen(
         pieces = max(1, math.ceil((end - start) / longest - 1e-9))
         edges = np.linspace(start, end, pieces + 1)
         parts += [(i, round(a * rate), round(b * rate)) for a, b in zip(edges, edges[1:])]
-    out = torch.zeros(len(spans), len(listener.classes.names))
+    out = torch.zeros(len(spans), len(listener.classes))
     weight = torch.zeros(len(spans))
     with _samples(audio, rate) as samples:
         parts = [(i, a, min(b, len(samples))) for i, a, b in parts if a < min(b, len(samples))]

@@ -27,7 +27,17 @@ from .inference import Heard
 from .mel import LogMel
 from .segments import split_segments
 from .timeline import Window
-from .windows import Tagging, Thresholds, clips_of, decode_with_fallback, detect_language, hear, picked, use_half
+from .windows import (
+    Tagging,
+    Thresholds,
+    clips_of,
+    decode_with_fallback,
+    detect_language,
+    encode,
+    hear,
+    picked,
+    use_half,
+)
 
 if TYPE_CHECKING:
     from .model import WhisperAT
@@ -229,11 +239,7 @@ def _listen(model: WhisperAT, batch: list[_Job], options: _Options) -> list[_Job
         [pad_or_trim(job.recording.mel.window(job.window.seek, job.window.end), N_FRAMES) for job in batch]
     )
     mel = mel.to(model.device).to(options.dtype)
-    if any(job.recording.tagging.rows for job in batch):
-        features, states = model.encode(mel, windows)
-    else:
-        with torch.no_grad():
-            features, states = model.embed_audio(mel), torch.empty(len(batch), 0)
+    features, states = encode(model, mel, windows, [job.recording.tagging for job in batch])
     heard = hear(model, features)
     decode_options = {**options.decode_options, "language": batch[0].recording.language}
     results = decode_with_fallback(model, heard, decode_options, options.temperature, options.thresholds)

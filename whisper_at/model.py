@@ -13,7 +13,7 @@ from whisper.model import *  # noqa: F401,F403
 from whisper.model import ModelDimensions, Whisper
 
 from . import checkpoints
-from .attached import RESERVED, Listener
+from .attached import RESERVED, Listener, Reader
 from .batched import transcribe_many as transcribe_many_function
 from .decoding import decode as decode_function
 from .decoding import detect_language as detect_language_function
@@ -55,7 +55,7 @@ class WhisperAT(Whisper):
             raise ValueError(f"compute_type must be one of {', '.join(PRECISIONS)} or None, not {compute_type!r}")
         self.compute_type = compute_type
         self._decoder: Decoder | None = None
-        self.attached: dict[str, Head | Listener] = {}
+        self.attached: dict[str, Head | Listener | Reader] = {}
         self.head_missing = "this model has no head; give one: load_model(..., head=FILE)"
         self.head = head
 
@@ -83,8 +83,9 @@ class WhisperAT(Whisper):
         ----------
         name : a key of results that is not taken
         head : a head with classes of its own (``whisper-at train`` writes such), or the file of one, which reads the
-            encoder pass that the text comes from; or a `Listener`, such as an adapted classifier of
-            `whisper_at.adapt`, which hears recordings in a pass of its own. The text is the same with any of them.
+            encoder pass that the text comes from; or a `Listener`, such as a classifier of `whisper_at.adapt`, which
+            hears recordings in a pass of its own unless that one holds all that it needs. The text is the same with
+            any of them.
 
         Raises
         ------
@@ -101,6 +102,8 @@ class WhisperAT(Whisper):
                 raise ValueError("this head's outputs have no names: it is AudioSet's (model.head), or lacks metadata")
         elif not isinstance(head, Listener):
             raise ValueError(f"a {type(head).__name__} cannot be attached: it is neither a head nor a Listener")
+        elif hasattr(head, "on_states"):
+            head = head.on_states(self) or head
         self.attached[name] = head
 
     def detach(self, name: str) -> None:

@@ -25,7 +25,7 @@ from .inference import Heard
 from .mel import LogMel
 from .segments import drop_hallucinations, seek_past_leading_silence, seek_with_words, split_segments
 from .timeline import Window
-from .windows import Tagging, Thresholds, clips_of, decode_with_fallback, detect_language, hear, use_half
+from .windows import Tagging, Thresholds, clips_of, decode_with_fallback, detect_language, encode, hear, use_half
 
 if TYPE_CHECKING:
     from .model import WhisperAT
@@ -130,7 +130,7 @@ def transcribe(
     tagging = Tagging(model, at_time_res, content_frames)
     thresholds = Thresholds(compression_ratio_threshold, logprob_threshold, no_speech_threshold)
 
-    encode_once = _EncodeOnce(model, mel, dtype, with_states=bool(tagging.rows))
+    encode_once = _EncodeOnce(model, mel, dtype, tagging)
     if decode_options.get("language") is None:
         # Audio that fills the first window is what that window decodes, so one pass does for both.
         shared = clips[0][0] == 0 and clips[0][1] >= N_FRAMES
@@ -214,19 +214,15 @@ class _Encoded(NamedTuple):
 class _EncodeOnce:
     """Encodes a window the first time it is asked for; keeps the latest one only."""
 
-    def __init__(self, model: WhisperAT, mel: LogMel, dtype: torch.dtype, with_states: bool) -> None:
-        self.model, self.mel, self.dtype, self.with_states = model, mel, dtype, with_states
+    def __init__(self, model: WhisperAT, mel: LogMel, dtype: torch.dtype, tagging: Tagging) -> None:
+        self.model, self.mel, self.dtype, self.tagging = model, mel, dtype, tagging
         self.latest: tuple[Window, _Encoded] | None = None
 
     def __call__(self, window: Window) -> _Encoded:
         if self.latest is None or self.latest[0] != window:
             mel = pad_or_trim(self.mel.window(window.seek, window.end), N_FRAMES)
             mel = mel.to(self.model.device).to(self.dtype)
-            if self.with_states:
-                features, states = self.model.encode(mel[None], [window])
-            else:
-                with torch.no_grad():
-                    features, states = self.model.embed_audio(mel[None]), torch.empty(1, 0)
+            features, states = encode(self.model, mel[None], [window], [self.tagging])
             self.latest = window, _Encoded(mel, features[0], hear(self.model, features), states[0])
         return self.latest[1]
 

@@ -15,11 +15,11 @@ from whisper.audio import FRAMES_PER_SECOND, HOP_LENGTH, N_FRAMES, SAMPLE_RATE
 from whisper.decoding import DecodingOptions, DecodingResult
 from whisper.tokenizer import LANGUAGES
 
-from .attached import Classes, Listener, listen, row_spans, span_logits
-from .heads import TLTR, LayerPoolHead
+from .attached import Classes, Listener, Reader, listen, row_spans, span_logits
+from .heads import TLTR, Head, LayerPoolHead
 from .inference import Heard
 from .mel import LogMel
-from .timeline import STEP_SECONDS, TagRows, Window, is_single, resolutions, steps_to_seconds
+from .timeline import STEP_SECONDS, Classifier, TagRows, Window, is_single, pool_steps, resolutions, steps_to_seconds
 
 if TYPE_CHECKING:
     from .model import WhisperAT
@@ -43,12 +43,18 @@ class Tagging:
         self.several = not is_single(at_time_res)
         self.seconds = content_frames * HOP_LENGTH / SAMPLE_RATE
         attached = model.attached if self.row_steps else {}
-        self.own = {name: head for name, head in attached.items() if isinstance(head, (TLTR, LayerPoolHead))}
+        heads = (TLTR, LayerPoolHead)
+        self.own = {name: head for name, head in attached.items() if isinstance(head, (*heads, Reader))}
         self.listeners = {name: cast(Listener, head) for name, head in attached.items() if name not in self.own}
-        heads = self.own if model.head is None else {"audio_tag": model.head, **self.own}
+        self.needs_features = any(isinstance(head, Reader) for head in self.own.values())
+        self.classifiers: dict[str, tuple[Classifier, int]] = {}
+        for name, head in (self.own if model.head is None else {"audio_tag": model.head, **self.own}).items():
+            # readers see one state more than heads
+            plain = isinstance(head, Reader) or not self.needs_features
+            self.classifiers[name] = head if plain else _Without(head), head.label_dim  # type: ignore[assignment, arg-type]
         self.rows = {
-            name: {steps: TagRows(steps, content_frames, head, head.label_dim) for steps in self.row_steps}
-            for name, head in heads.items()
+            name: {steps: TagRows(steps, content_frames, *classifier) for steps in self.row_steps}
+            for name, classifier in self.classifiers.items()
             if self.row_steps
         }
         self.segments: dict[str, list[Tensor]] = {name: [] for name in self.own}
@@ -62,8 +68,8 @@ class Tagging:
 
     def add_segment(self, window: Window, states: Tensor, segment: dict) -> None:
         """Take the next segment of the transcript, and the window that it was heard in."""
-        for name, head in self.own.items():
-            self.segments[name].append(span_logits(head, window, states, segment["start"], segment["end"]))
+        for name, found in self.segments.items():
+            found.append(span_logits(*self.classifiers[name], window, states, segment["start"], segment["end"]))
 
     def result(
         self, task: str, audio: str | os.PathLike[str] | np.ndarray | Tensor, segments: list[dict], order: list[int]
@@ -98,8 +104,35 @@ class Tagging:
             spans.append([(segment["start"], segment["end"]) for segment in segments])
             heard = listen(listener, audio, [span for part in spans for span in part])
             *tag_rows, of_segments = heard.split(list(map(len, spans)))
-            out[name] = _described(listener.classes) | {"logits": by_resolution(tag_rows), "segments": of_segments}
+            classes = Classes(tuple(listener.classes), listener.kind)
+            out[name] = _described(classes) | {"logits": by_resolution(tag_rows), "segments": of_segments}
         return out
+
+
+class _Without:
+    """A head that is handed one state more than it reads."""
+
+    def __init__(self, head: Head) -> None:
+        self.head = head
+
+    def __call__(self, states: Tensor) -> Tensor:
+        return self.head(states[:, :-1])
+
+
+def encode(
+    model: WhisperAT, mel: Tensor, windows: Sequence[Window], tagging: Sequence[Tagging]
+) -> tuple[Tensor, Tensor]:
+    """Features ``(batch, 1500, dim)`` of windows, and the states that their recordings' heads and readers are to see.
+
+    No states are made where nobody is to see them.
+    """
+    if not any(each.rows for each in tagging):
+        with torch.no_grad():
+            return model.embed_audio(mel), torch.empty(len(mel), 0)
+    features, states = model.encode(mel, windows)
+    if any(each.needs_features for each in tagging):
+        states = torch.cat([states, pool_steps(features, windows)[:, None]], dim=1)
+    return features, states
 
 
 def _described(classes: Classes | None) -> dict[str, Any]:
