@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import pytest
 import torch
 from torch import Tensor, nn
 
+from whisper_at.adapt.backbones import Hidden
 from whisper_at.adapt.pooling import (
     ConvHead,
     LinearHead,
@@ -21,12 +20,6 @@ from whisper_at.adapt.pooling import (
 from whisper_at.heads import TLTR
 
 WIDTH, DEPTH = 16, 3
-
-
-class Hidden(NamedTuple):
-    states: tuple[Tensor, ...]
-    mask: Tensor
-    special: int = 0
 
 
 def hidden(lengths: list[int], special: int = 0, seed: int = 0, fill: float = 50.0) -> Hidden:
@@ -63,19 +56,19 @@ def one(of: Hidden, i: int) -> Hidden:
 )
 def test_which_tokens_are_averaged(pooling, wanted):
     mask = torch.tensor([[True] * 7 + [False]])  # CLS, DIST, three prompts, two frames, padding
-    assert "".join(str(int(b)) for b in chosen_tokens(pooling, mask, 2, 3)[0]) == wanted
+    assert "".join(str(int(b)) for b in chosen_tokens(pooling, Hidden((), mask, 2, slice(2, 5)))[0]) == wanted
 
 
 def test_impossible_poolings_are_refused():
     mask = torch.ones(1, 5, dtype=torch.bool)
     with pytest.raises(ValueError, match="pooling must be one of"):
-        chosen_tokens("mean", mask)
+        chosen_tokens("mean", Hidden((), mask, 0))
     with pytest.raises(ValueError, match="0 special tokens"):
-        chosen_tokens("cls", mask)
+        chosen_tokens("cls", Hidden((), mask, 0))
     with pytest.raises(ValueError, match="1 special tokens"):
-        chosen_tokens("cls_dist", mask, special=1)
+        chosen_tokens("cls_dist", Hidden((), mask, 1))
     with pytest.raises(ValueError, match="no prompts"):
-        chosen_tokens("prompts", mask, special=1)
+        chosen_tokens("prompts", Hidden((), mask, 1))
 
 
 def test_masked_mean_and_max_are_those_of_the_real_tokens():
@@ -130,10 +123,22 @@ def test_head_of_peft_ser_has_the_published_number_of_parameters(width, publishe
 
 def test_s11_first_state_is_left_out_or_counted():
     of = hidden([4])
-    changed = Hidden((of.states[0] + 100, *of.states[1:]), of.mask)
+    changed = of._replace(states=(of.states[0] + 100, *of.states[1:]))
     for layers, matters in (("weighted", False), ("weighted_conv", True), ("last", False)):
         head = ConvHead(WIDTH, DEPTH, 2, layers)
         assert torch.equal(logits(head, of), logits(head, changed)) is not matters
+
+
+def test_tltr_hears_frames_only_wherever_prompts_stand():
+    torch.manual_seed(4)
+    head = make_adapt_head("tl_tr_1_4", width=WIDTH, depth=DEPTH, classes=2, frame_rate=5.0)
+    plain = hidden([6])
+    extra = torch.full((1, 2, WIDTH), 9.0)
+    more = torch.ones(1, 8, dtype=torch.bool)
+    front = Hidden(tuple(torch.cat([extra, s], 1) for s in plain.states), more, 0, slice(0, 2))
+    back = Hidden(tuple(torch.cat([s, extra], 1) for s in plain.states), more, 0, slice(6, 8))
+    assert torch.equal(logits(head, plain), logits(head, front))
+    assert torch.equal(logits(head, plain), logits(head, back))
 
 
 def test_layer_weights_start_uniform():

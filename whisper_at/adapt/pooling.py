@@ -8,28 +8,18 @@ Softmax is no part of a head: losses are taken of logits (W1).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..heads import TLTR
+from .backbones import Hidden
 
 POOLINGS = ("all", "frames", "cls", "cls_dist", "prompts", "prompts_speech", "speech", "mean_max")
 LAYERS = ("last", "weighted", "weighted_conv")
 STEP_SECONDS = 0.4
-
-
-class States(Protocol):
-    """Hidden states of a backbone: L + 1 tensors ``(batch, tokens, dim)``, and which tokens are what."""
-
-    @property
-    def states(self) -> tuple[Tensor, ...]: ...
-    @property
-    def mask(self) -> Tensor: ...
-    @property
-    def special(self) -> int: ...
 
 
 class Reduced(NamedTuple):
@@ -39,17 +29,12 @@ class Reduced(NamedTuple):
     mask: Tensor
 
 
-def chosen_tokens(pooling: str, mask: Tensor, special: int = 0, prompts: int = 0) -> Tensor:
+def chosen_tokens(pooling: str, hidden: Hidden) -> Tensor:
     """Which tokens a pooling averages, bool ``(batch, tokens)``.
 
-    The sequence is [CLS, DIST …] (``special`` tokens), ``prompts`` prompts, then frames or patches.
-
-    Parameters
-    ----------
-    pooling : ``all`` real tokens; ``frames`` (or ``speech``, as PETL_AST calls it) without special tokens and
-        prompts, ``mean_max`` the same; ``cls`` the first token; ``cls_dist`` all special ones; ``prompts``;
-        ``prompts_speech`` everything after the special tokens
-    mask : bool ``(batch, tokens)``, the real ones
+    ``all`` real tokens; ``frames`` (or ``speech``, as PETL_AST calls it) without special tokens and prompts, and
+    ``mean_max`` the same; ``cls`` the first token; ``cls_dist`` all special ones; ``prompts``; ``prompts_speech`` all
+    but the special ones.
 
     Raises
     ------
@@ -58,20 +43,23 @@ def chosen_tokens(pooling: str, mask: Tensor, special: int = 0, prompts: int = 0
     """
     if pooling not in POOLINGS:
         raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, not {pooling!r}")
-    if pooling in ("cls", "cls_dist") and special < (2 if pooling == "cls_dist" else 1):
-        raise ValueError(f"pooling {pooling!r}: this backbone has {special} special tokens; take 'frames'")
-    if pooling == "prompts" and not prompts:
-        raise ValueError("pooling 'prompts': there are no prompts in the output; take 'frames', or prompts that stay")
-    first, last = {
-        "all": (0, None),
-        "cls": (0, 1),
-        "cls_dist": (0, special),
-        "prompts": (special, special + prompts),
-        "prompts_speech": (special, None),
-    }.get(pooling, (special + prompts, None))
-    chosen = torch.zeros_like(mask)
-    chosen[:, first:last] = mask[:, first:last]
-    return chosen
+    if pooling in ("cls", "cls_dist") and hidden.special < (2 if pooling == "cls_dist" else 1):
+        raise ValueError(f"pooling {pooling!r}: this backbone has {hidden.special} special tokens; take 'frames'")
+    if pooling == "prompts" and hidden.prompts is None:
+        raise ValueError("pooling 'prompts': the output has no prompts; take 'frames', or a method whose prompts stay")
+    place = torch.arange(hidden.mask.shape[1], device=hidden.mask.device)
+    special = place < hidden.special
+    prompts = torch.zeros_like(special)
+    if hidden.prompts is not None:
+        prompts[hidden.prompts] = True
+    chosen = {
+        "all": special | ~special,
+        "cls": place < 1,
+        "cls_dist": special,
+        "prompts": prompts,
+        "prompts_speech": ~special,
+    }.get(pooling, ~special & ~prompts)
+    return hidden.mask & chosen
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
@@ -106,23 +94,20 @@ class LinearHead(nn.Module):
     layers : ``last``; ``weighted`` for a learned average of the L block outputs; ``weighted_conv`` for one of all
         L + 1 states, the first being what goes into block 1
     pooling : see `chosen_tokens`; ``mean_max`` adds the maximum over frames to their mean (spec section 4)
-    prompts : prompt tokens in the backbone's output
     """
 
-    def __init__(
-        self, width: int, depth: int, classes: int, layers: str = "last", pooling: str = "frames", prompts: int = 0
-    ) -> None:
+    def __init__(self, width: int, depth: int, classes: int, layers: str = "last", pooling: str = "frames") -> None:
         super().__init__()
         if pooling not in POOLINGS:
             raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, not {pooling!r}")
-        self.layers, self.pooling, self.prompts = layers, pooling, prompts
+        self.layers, self.pooling = layers, pooling
         self.average = _layer_average(layers, depth)
         self.linear = nn.Linear(width, classes)
 
-    def reduce(self, hidden: States) -> Reduced:
+    def reduce(self, hidden: Hidden) -> Reduced:
         """Of each layer that counts, the mean of the chosen tokens; for ``mean_max`` of several, the tokens."""
         values = _picked(hidden.states, self.layers)
-        mask = chosen_tokens(self.pooling, hidden.mask, hidden.special, self.prompts)
+        mask = chosen_tokens(self.pooling, hidden)
         if self.pooling != "mean_max":
             pooled = masked_mean(values, mask)
         elif self.average is None:
@@ -156,9 +141,9 @@ class ConvHead(nn.Module):
         )
         self.mlp = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, classes))
 
-    def reduce(self, hidden: States) -> Reduced:
-        """The layers that count, with every token; special tokens are masked."""
-        return Reduced(_picked(hidden.states, self.layers), chosen_tokens("frames", hidden.mask, hidden.special))
+    def reduce(self, hidden: Hidden) -> Reduced:
+        """The layers that count, with every token; special tokens and prompts are masked."""
+        return Reduced(_picked(hidden.states, self.layers), chosen_tokens("frames", hidden))
 
     def forward(self, values: Tensor, mask: Tensor) -> Tensor:
         """Logits ``(batch, classes)``."""
@@ -168,8 +153,9 @@ class ConvHead(nn.Module):
 
 
 class TLTRHead(nn.Module):
-    """Whisper-AT's TL-TR on any backbone with a frame rate: block outputs, averaged over steps of 0.4 s.
+    """Whisper-AT's TL-TR on any backbone with a frame rate: states 1 to L, averaged over steps of 0.4 s.
 
+    Other than in Whisper-AT, the last state is that after the encoder's final norm.
     Clips of a batch are grouped by their number of steps, so that none attends to the padding of another.
     """
 
@@ -178,10 +164,10 @@ class TLTRHead(nn.Module):
         self.step = round(STEP_SECONDS * frame_rate)
         self.tltr = TLTR(classes, n_layer=depth, rep_dim=width, mode=mode)
 
-    def reduce(self, hidden: States) -> Reduced:
+    def reduce(self, hidden: Hidden) -> Reduced:
         """``(batch, layers, steps, dim)``: the mean of the real frames of each step; a step without any is masked."""
-        values = torch.stack(hidden.states[1:], 1)[:, :, hidden.special :]
-        mask = hidden.mask[:, hidden.special :]
+        everything = chosen_tokens("frames", hidden._replace(mask=torch.ones_like(hidden.mask)))[0]
+        values, mask = torch.stack(hidden.states[1:], 1)[:, :, everything], hidden.mask[:, everything]
         pad = -values.shape[2] % self.step
         mask = F.pad(mask, (0, pad)).unflatten(1, (-1, self.step))
         weight = mask.to(values.dtype)[:, None, ..., None]
@@ -211,7 +197,6 @@ def make_adapt_head(
     classes: int,
     layers: str = "last",
     pooling: str = "frames",
-    prompts: int = 0,
     frame_rate: float | None = None,
 ) -> AdaptHead:
     """A fresh head by name: ``linear``, ``conv`` (PEFT-SER's), or ``tl_tr…`` in the spelling of TL-TR's modes.
@@ -222,7 +207,7 @@ def make_adapt_head(
         If there is no such head, or the backbone's output does not suit it.
     """
     if head == "linear":
-        return LinearHead(width, depth, classes, layers, pooling, prompts)
+        return LinearHead(width, depth, classes, layers, pooling)
     if head == "conv":
         return ConvHead(width, depth, classes, layers)
     if head.startswith("tl_"):

@@ -1,0 +1,234 @@
+"""A classifier of recordings: a frozen backbone, what methods add to it, and a head; fitted, saved and loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..files import read_tensors, save_safetensors
+from ..train.data import Clip, Dataset
+from ..train.fit import Fitted
+from .backbones import Backbone, load_backbone
+from .learning import Evaluation, Recipe, WaveSource, all_logits, evaluate_classifier, fit_classifier
+from .methods import adapt, count_parameters
+from .pooling import Reduced, make_adapt_head
+
+FORMAT = "whisper_at.adapt 1"
+Method = str | Mapping[str, Any]
+
+
+class AudioClassifier(nn.Module):
+    """From waveforms to logits of classes.
+
+    Parameters
+    ----------
+    backbone : a `Backbone`, which is adapted in place (or is already), or a name for `load_backbone`
+    methods : names of methods, or tables ``{"name": …, option: value}``; none for a head on the plain encoder
+    classes : their names, in the order of the outputs
+    head : ``linear``, ``conv`` (PEFT-SER's), ``tl_tr`` (Whisper-AT's)
+    layers : what a head hears: ``last``, ``weighted`` (blocks) or ``weighted_conv`` (and what goes into the first)
+    pooling : of tokens, for ``linear``; see `whisper_at.adapt.pooling.chosen_tokens`
+    seconds : cut longer clips to this, or None
+    pad : fill shorter clips with silence, up to ``seconds``, that counts as a part of them
+    frames, normalize, device : as of `load_backbone`
+    seed : of the random numbers that new parameters begin with
+
+    Raises
+    ------
+    ValueError
+        If a method, a site, a head or a pooling does not suit the backbone; before any work.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone | str,
+        methods: Method | Sequence[Method] = (),
+        classes: Sequence[str] = (),
+        *,
+        head: str = "linear",
+        layers: str = "last",
+        pooling: str = "frames",
+        seconds: float | None = None,
+        pad: bool = False,
+        frames: int | None = None,
+        normalize: bool | None = None,
+        device: str | torch.device | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not classes:
+            raise ValueError("a classifier needs the names of its classes")
+        if pad and seconds is None:
+            raise ValueError("pad says that shorter clips are filled up, and seconds, up to what: give it, too")
+        if not isinstance(backbone, Backbone):
+            backbone = load_backbone(backbone, device, frames=frames, normalize=normalize)
+        self.classes, self.seconds, self.pad = tuple(classes), seconds, pad
+        self._options = {"head": head, "layers": layers, "pooling": pooling, "frames": frames, "normalize": normalize}
+        sizes = {"width": backbone.width, "depth": backbone.layers, "classes": len(self.classes)}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            new = make_adapt_head(head, layers=layers, pooling=pooling, frame_rate=backbone.frame_rate, **sizes)
+            self.head = new.to(next(backbone.parameters()).device)
+            if methods or not backbone.methods:
+                adapt(backbone, _method_tables(methods))
+        self.backbone = backbone
+        self._try_out()
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return next(self.parameters()).device
+
+    def forward(self, first: Tensor, second: Tensor | None = None) -> Tensor:
+        """Logits ``(batch, classes)``.
+
+        Parameters
+        ----------
+        first : waveforms float32 ``(batch, samples)`` at `backbone.sample_rate`, or what the head keeps of them,
+            ``(batch, layers, tokens, dim)``
+        second : int ``(batch,)`` samples of each waveform (None: all are full), or the mask of what was kept
+        """
+        if first.dim() == 2:
+            first, second = self.reduce(first, second)
+        return self.head(first, second)
+
+    def reduce(self, waveforms: Tensor, lengths: Tensor | None = None) -> Reduced:
+        """What the head keeps of the hidden states of waveforms."""
+        return self.head.reduce(self.backbone(waveforms, lengths))
+
+    def fit(
+        self,
+        train: Dataset,
+        valid: Dataset | None = None,
+        recipe: Recipe | None = None,
+        out: str | os.PathLike[str] | None = None,
+        cache: str | os.PathLike[str] | None = None,
+        progress: bool = False,
+    ) -> Fitted:
+        """Train; see `whisper_at.adapt.learning.fit_classifier`."""
+        return fit_classifier(self, train, valid, recipe or Recipe(), out, cache, progress)
+
+    def evaluate(
+        self,
+        dataset: Dataset,
+        batch_size: int = 32,
+        cache: str | os.PathLike[str] | None = None,
+        progress: bool = False,
+    ) -> Evaluation:
+        """Scores, logits and confusions on labelled clips."""
+        return evaluate_classifier(self, dataset, batch_size, cache, progress)
+
+    def predict(
+        self,
+        files: Sequence[str | os.PathLike[str]],
+        batch_size: int = 32,
+        cache: str | os.PathLike[str] | None = None,
+        progress: bool = False,
+    ) -> np.ndarray:
+        """Probabilities ``(files, classes)`` of recordings; the softmax is taken here and only here (W1)."""
+        source = WaveSource(self, Dataset(tuple(Clip(Path(f), ()) for f in files), self.classes), cache, progress)
+        return torch.from_numpy(all_logits(self, source, batch_size, progress)).softmax(1).numpy()
+
+    def count(self) -> dict[str, int]:
+        """Parameters of the patch, of it and its norms, all that train, and the frozen ones (`count_parameters`)."""
+        return count_parameters(self.backbone, self.head)
+
+    # --- on disk --------------------------------------------------------------------------------------------------
+
+    def configuration(self) -> dict[str, Any]:
+        """What `load` builds it from."""
+        known = {"backbone": self.backbone.name, "methods": self.backbone.methods, "classes": list(self.classes)}
+        return known | self._options | {"seconds": self.seconds, "pad": self.pad}
+
+    def trained(self) -> dict[str, Tensor]:
+        """What training changes and nothing frozen: parameters, and buffers of modules with such parameters (S2)."""
+        names = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        learning = {name.rpartition(".")[0] for name in names}
+        names |= {name for name, _ in self.named_buffers() if name.rpartition(".")[0] in learning}
+        return {name: tensor for name, tensor in self.state_dict().items() if name in names}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one ``.safetensors``: what was trained, and the configuration as metadata (S2)."""
+        metadata = {
+            "format": "pt",
+            "kind": FORMAT,
+            "configuration": json.dumps(self.configuration()),
+            "frozen_sha256": self._frozen_sha256(),
+        }
+        save_safetensors(self.trained(), path, metadata)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        backbone: Backbone | str | None = None,
+        device: str | torch.device | None = None,
+    ) -> AudioClassifier:
+        """Open what `save` wrote; ``backbone`` stands for the one it names (of another place, say).
+
+        Raises
+        ------
+        RuntimeError
+            If the file is damaged, or no such classifier.
+        ValueError
+            If its parameters are not those of the model that its configuration describes.
+
+        Warns if the frozen weights are not those that it was trained on.
+        """
+        tensors, metadata = read_tensors(Path(path))
+        if metadata.get("kind") != FORMAT:
+            raise RuntimeError(f"{path} is no classifier of whisper_at.adapt; `whisper-at adapt fit` writes such files")
+        known = json.loads(metadata["configuration"])
+        chosen = known.pop("backbone") if backbone is None else known.pop("backbone") and backbone
+        if isinstance(chosen, Backbone):
+            known |= {"frames": None, "normalize": None}
+        model = cls(chosen, device=device, **known)
+        model.load_trained(tensors, path)
+        if metadata.get("frozen_sha256") != model._frozen_sha256():
+            message = f"{path} was trained on other frozen weights than those of {model.backbone.name}: expect nonsense"
+            warnings.warn(message, stacklevel=2)
+        return model.eval()
+
+    def load_trained(self, tensors: Mapping[str, Tensor], source: object) -> None:
+        """Take over what was trained; ValueError if names or shapes differ."""
+        wanted = {name: tuple(tensor.shape) for name, tensor in self.trained().items()}
+        given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if wrong := sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name)):
+            name = wrong[0]
+            raise ValueError(
+                f"{source} does not fit {self.backbone.name}: {name} is {given.get(name, 'missing')}, expected "
+                f"{wanted.get(name, 'none of that name')} ({len(wrong)} such)"
+            )
+        self.load_state_dict(dict(tensors), strict=False)
+
+    def _frozen_sha256(self) -> str:
+        """SHA-256 of the frozen parameters' values rounded to float16, in the order of their names."""
+        digest = hashlib.sha256()
+        for name, parameter in sorted(self.named_parameters()):
+            if not parameter.requires_grad and parameter.device.type != "meta":
+                digest.update(f"{name} {tuple(parameter.shape)}\n".encode())
+                digest.update(parameter.detach().to("cpu", torch.float16).contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def _try_out(self) -> None:
+        """Hear the shortest possible clip, so that a pooling or a method that cannot work is refused now."""
+        if self.device.type != "meta":
+            was = self.training
+            self.eval()
+            with torch.no_grad():
+                self(torch.zeros(1, max(self.backbone.front.least, 1600), device=self.device))
+            self.train(was)
+
+
+def _method_tables(methods: Method | Sequence[Method]) -> list[dict[str, Any]]:
+    given = [methods] if isinstance(methods, (str, Mapping)) else methods
+    return [{"name": one} if isinstance(one, str) else dict(one) for one in given]

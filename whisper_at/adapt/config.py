@@ -1,0 +1,227 @@
+"""One experiment as a TOML file: what is adapted how, on which data, divided and fitted how.
+
+A file is a flat table of the fields of `Config`, with ``method`` (a name, a table ``{name = …, option = …}`` or
+several such), ``recipe`` (the fields of `whisper_at.adapt.learning.Recipe`), ``reader`` (options of the dataset's
+reader) and ``reported`` (figures of a paper, which nothing reads but people) as tables.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import sys
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import datasets
+from .backbones import RANDOM_NAMES, Backbone, load_backbone, random_backbone
+from .classifier import AudioClassifier
+from .learning import Recipe
+from .pooling import LAYERS, POOLINGS
+from .protocols import PROTOCOLS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class Config:
+    """An experiment.
+
+    Attributes
+    ----------
+    backbone, frames, normalize, method, head, layers, pooling, seconds, pad : as of `AudioClassifier`
+    random : take random weights of the backbone's sizes, to try things out; ``whisper-nano``, ``ast-tiny`` …
+    classes : their number, for counting without data
+    dataset, root, reader : as of `whisper_at.adapt.datasets.read`; root is relative to where the command runs
+    protocol, parts, only : how to divide it (`whisper_at.adapt.protocols`), into how many parts where the protocol
+        leaves that open, and which of the divisions to run (from 0; all if None)
+    few_shot, few_shot_first : train on so many clips of each class, drawn with the seed or the first ones
+    recipe : how to fit
+    seeds : one run for each; it stands for the recipe's
+    out : folder for everything that is written
+    cache : folder of decoded audio; see `whisper_at.adapt.waves.Waves`
+    device : where to compute; CUDA if there is any, else the CPU
+    reported : what a paper reports, for people to compare with
+    """
+
+    backbone: str = "nano.en"
+    frames: int | None = None
+    normalize: bool | None = None
+    random: bool = False
+    method: tuple[dict[str, Any], ...] = ()
+    head: str = "linear"
+    layers: str = "last"
+    pooling: str = "frames"
+    seconds: float | None = None
+    pad: bool = False
+    classes: int | None = None
+    dataset: str = ""
+    root: str = ""
+    reader: dict[str, Any] = field(default_factory=dict)
+    protocol: str = "splits"
+    parts: int | None = None
+    only: tuple[int, ...] | None = None
+    few_shot: int | None = None
+    few_shot_first: bool = False
+    recipe: Recipe = field(default_factory=Recipe)
+    seeds: tuple[int, ...] = (0,)
+    out: str = "adapted"
+    cache: str | None = None
+    device: str | None = None
+    reported: dict[str, Any] = field(default_factory=dict)
+
+
+def read_config(path: str | os.PathLike[str] | None, changes: Iterable[str] = ()) -> Config:
+    """A `Config` of a TOML file and ``key=value`` changes to it; ``recipe.lr=1e-3`` reaches into a table.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is no TOML, or a key or a value is wrong; the nearest key is named.
+    """
+    return make_config(changed(read_toml(path) if path is not None else {}, changes))
+
+
+def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a TOML file holds."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"no such configuration: {path}")
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no TOML: {error}") from None
+
+
+def changed(table: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]:
+    """The table after changes ``key=value``; values are TOML's, or text where they are none."""
+    table = {name: dict(value) if isinstance(value, dict) else value for name, value in table.items()}
+    for change in changes:
+        name, equals, text = change.partition("=")
+        if not equals:
+            raise ValueError(f"a change is written key=value, not {change!r}")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text.strip()
+        outer, _, inner = name.strip().partition(".")
+        if not inner:
+            table[outer] = value
+            continue
+        if outer == "method" and isinstance(table.get(outer), str):
+            table[outer] = {"name": table[outer]}
+        if not isinstance(table.setdefault(outer, {}), dict):
+            raise ValueError(f"{name}: {outer} is no single table here; change it in the file")
+        table[outer][inner] = value
+    return table
+
+
+def make_config(table: Mapping[str, Any]) -> Config:
+    """A `Config` of what a TOML file holds; ValueError names a wrong key, the nearest right one, or a wrong value."""
+    values = _checked(Config, table, "")
+    if "method" in values:
+        values["method"] = _methods(values["method"])
+    if "recipe" in values:
+        values["recipe"] = Recipe(**_checked(Recipe, values["recipe"], "recipe."))
+    config = Config(**values)
+    for name, known in (("layers", LAYERS), ("pooling", POOLINGS), ("protocol", tuple(PROTOCOLS))):
+        if getattr(config, name) not in known:
+            raise ValueError(_unknown(f"{name} =", getattr(config, name), known))
+    if config.dataset:
+        datasets.canonical_name(config.dataset)
+    if not config.seeds:
+        raise ValueError("seeds is empty: give at least one")
+    return config
+
+
+def build(config: Config, classes: Sequence[str], seed: int = 0, count_only: bool = False) -> AudioClassifier:
+    """The classifier of a configuration; with ``count_only`` it has sizes, but no weights, and needs no files."""
+    backbone: Backbone
+    if count_only:
+        backbone = sized_backbone(config.backbone, config.frames)
+    elif config.random:
+        backbone = random_backbone(config.backbone, frames=config.frames)
+    else:
+        backbone = load_backbone(config.backbone, config.device, frames=config.frames, normalize=config.normalize)
+    return AudioClassifier(
+        backbone,
+        config.method,
+        classes,
+        head=config.head,
+        layers=config.layers,
+        pooling=config.pooling,
+        seconds=config.seconds,
+        pad=config.pad,
+        frames=config.frames,
+        normalize=config.normalize,
+        seed=seed,
+    )
+
+
+def sized_backbone(name: str, frames: int | None = None) -> Backbone:
+    """A backbone of the sizes of a published one, without weights where the sizes are known, else loaded."""
+    alias = {"wavlm-base": "wavlm-base-plus"}.get(name, name)
+    known = next((n for n in (alias, f"whisper-{alias.removesuffix('.en')}") if n in RANDOM_NAMES), None)
+    if known is None or name == "nano.en":
+        return load_backbone(name, "cpu", frames=frames)
+    return random_backbone(known, frames=frames, device="meta")
+
+
+# --- checks -----------------------------------------------------------------------------------------------------
+
+
+def _methods(given: Any) -> tuple[dict[str, Any], ...]:
+    several = given if isinstance(given, (list, tuple)) else [given]
+    tables = tuple({"name": one} if isinstance(one, str) else dict(one) for one in several)
+    for table in tables:
+        if not isinstance(table.get("name"), str):
+            raise ValueError(f'a method is a name or a table with one, {{name = "lora", rank = 8}}; not {table}')
+    return tables
+
+
+def _checked(kind: type, table: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The table's values in the types of a dataclass' fields; ValueError for a wrong key or type."""
+    fields = {f.name for f in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    out = {}
+    for name, value in table.items():
+        if name not in fields:
+            raise ValueError(_unknown("there is no key", f"{prefix}{name}", [f"{prefix}{f}" for f in sorted(fields)]))
+        out[name] = value if name in ("method", "recipe") else _typed(value, hints[name], f"{prefix}{name}")
+    return out
+
+
+def _typed(value: Any, hint: Any, name: str) -> Any:
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        origin = typing.get_origin(option) or option
+        if origin is types.NoneType:
+            if value is None or value == "none":
+                return None
+        elif origin is tuple and isinstance(value, (list, tuple)):
+            inner = typing.get_args(option)
+            each = [inner[0]] * len(value) if inner[-1] is ... else inner
+            if len(each) == len(value):
+                return tuple(_typed(one, kind, name) for one, kind in zip(value, each))
+        elif origin is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+        elif isinstance(value, origin) and not (origin is int and isinstance(value, bool)):
+            return value
+    said = " or ".join(getattr(o, "__name__", str(o)).replace("NoneType", "none") for o in options)
+    raise ValueError(f"{name} = {value!r} is not {said}")
+
+
+def _unknown(what: str, name: Any, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{what} {name!r}: {hint}There are {', '.join(known)}"
