@@ -110,7 +110,7 @@ def adapt(backbone: Backbone, methods: Sequence[Mapping[str, Any]] | Mapping[str
         _strip(backbone)
         raise ValueError(f"{backbone.name} cannot be adapted: {error}") from None
     backbone.methods = [{"name": name, **settings} for name, settings in wanted]
-    backbone.to(device)
+    backbone.to(device).train(backbone.training)
 
 
 def _complete(method: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
