@@ -57,10 +57,10 @@ def smoothed_targets(
 
 
 def mask_span(r: np.random.Generator, below: float, size: int) -> tuple[int, int]:
-    """Start and end of a masked span: length uniform below ``below``, place uniform (as torchaudio masks)."""
-    length = r.random() * min(below, size)
-    start = r.random() * (size - length)
-    return int(start), int(start) + int(length)
+    """Start and end of a masked span: a length uniform below ``below``, anywhere."""
+    length = int(r.random() * min(below, size))
+    start = int(r.integers(0, size - length + 1))
+    return start, start + length
 
 
 class HeadTask:
@@ -93,6 +93,7 @@ class HeadTask:
         if self._chances is not None and not self._chances[-1] > 0:
             raise ValueError("balanced sampling draws clips by their labels, and no clip has any")
         self._n_steps = features.n_steps[self.items]
+        self._longest = max(min(settings.rows), int(self._n_steps.max()))  # longer rows would only repeat
         self._order: tuple[tuple[int, int], np.ndarray] = ((-1, -1), np.zeros(0, int))
         self._readers = ThreadPoolExecutor(settings.readers) if settings.readers else None
         self._ahead: dict[tuple[int, int], Future[Batch]] = {}
@@ -125,7 +126,7 @@ class HeadTask:
         settings = self.settings
         r = np.random.default_rng([settings.seed, epoch, step])
         picked = self._picked(r, epoch, step)
-        width = int(r.choice(settings.rows))
+        width = min(int(r.choice(settings.rows)), self._longest)
         states = self._cut(r, picked, width)
         partners = share = None
         if settings.mixup > 0:

@@ -41,7 +41,7 @@ class Settings:
     time_mask, freq_mask : masked spans are shorter than so many steps, or dimensions; 0 for none
     most_masked : share of a row's steps below which time masks are
     smoothing : ε of label smoothing
-    rows : lengths in steps (0.4 s) of the rows trained on; each batch draws one
+    rows : lengths in steps (0.4 s) of the rows trained on; each batch draws one, at most the longest clip's
     valid_share : part of the training clips that is held out to choose epochs and to calibrate, unless the data
         have a part for that (defect T2)
     threshold_precision : precision that each class's threshold is to reach on held-out clips
@@ -53,14 +53,14 @@ class Settings:
 
     mode: str = "tl_tr_1_8"
     loss: str = "auto"
-    epochs: int = 60
+    epochs: int = 100
     batch: int = 32
     epoch_share: float = 1.0
     least_steps: int = 10
     optimizer: str = "adamw"
-    rate: float = 1e-3
+    rate: float = 2e-3
     betas: tuple[float, ...] = (0.9, 0.98)
-    weight_decay: float = 0.05
+    weight_decay: float = 0.1
     warm_up: float = 2.0
     decay: str = "cosine"
     decay_start: int = 15
@@ -76,7 +76,7 @@ class Settings:
     freq_mask: int = 0
     most_masked: float = 0.4
     smoothing: float = 0.1
-    rows: tuple[int, ...] = (3, 5, 8, 13, 25, 75)
+    rows: tuple[int, ...] = (3, 8, 13, 25, 75)
     valid_share: float = 0.2
     threshold_precision: float = 0.9
     protocol: str = "30"
