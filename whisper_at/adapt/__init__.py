@@ -15,6 +15,8 @@ from .backbones import load_backbone as load_backbone
 from .backbones import random_backbone as random_backbone
 from .backbones import transformers_backbone as transformers_backbone
 from .backbones import whisper_backbone as whisper_backbone
+from .classifier import AudioClassifier as AudioClassifier
+from .learning import Recipe as Recipe
 from .methods import METHODS as METHODS
 from .methods import adapt as adapt
 from .methods import count_parameters as count_parameters
@@ -22,3 +24,4 @@ from .methods import load_peft as load_peft
 from .methods import merge as merge
 from .methods import save_peft as save_peft
 from .methods import unmerge as unmerge
+from .pretrained import load_model as load_model
