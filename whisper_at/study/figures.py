@@ -31,12 +31,17 @@ def draw_errors(curves: Mapping[str, Mapping[float, Errors]]) -> Figure:
     alone = any(np.inf in curve for curve in curves.values())
     for place, (name, curve) in enumerate(curves.items()):
         points = sorted(((snr, 100 * e.rate) for snr, e in curve.items() if np.isfinite(snr)), reverse=True)
-        style = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)], "ms": 5}
+        style = {
+            "color": COLOURS[place % len(COLOURS)],
+            "marker": MARKERS[place % len(MARKERS)],
+            "ms": 5,
+            "clip_on": False,
+        }
         axes.plot(*zip(*points), STYLES[place // len(COLOURS) % len(STYLES)], label=name, **style)
         if np.inf in curve:
             axes.plot([apart], [100 * curve[np.inf].rate], **(style | {"mfc": "none"}))
     ticks = ([apart] if alone else []) + ratios
-    axes.set_xticks(ticks, (["none"] if alone else []) + [f"{snr:g}" for snr in ratios])
+    axes.set_xticks(ticks, (["none"] if alone else []) + [_minus(f"{snr:g}") for snr in ratios])
     axes.set_xlim(ticks[0] + 2, ratios[-1] - 2)
     axes.set_ylim(bottom=0)
     axes.set(xlabel="speech over noise (dB)", ylabel="word error rate (%)", title="Speech recognition in noise")
@@ -99,8 +104,8 @@ def draw_robustness(
     bracket = f" (95 %: {found.interval[0]:.2f} to {found.interval[1]:.2f})" if found.n > 3 else ""
     axes.set(
         xlabel="F1 of the class in the last layer (%)",
-        ylabel=f"rise of word errors, {high:g} → {low:g} dB (points)",
-        title=f"Recognised and withstood: r = {found.r:.2f}{bracket}, all {found.n} classes",
+        ylabel=_minus(f"rise of word errors, {high:g} → {low:g} dB (points)"),
+        title=_minus(f"Recognised and withstood\nr = {found.r:.2f}{bracket}, all {found.n} classes"),
     )
     axes.legend(loc="best", frameon=True, fontsize=9)
     return figure
@@ -117,3 +122,8 @@ def draw_best_layers(best: Sequence[int] | np.ndarray, layers: int) -> Figure:
     axes.grid(False, axis="x")
     axes.set(xlim=(0.3, layers + 0.7), xlabel="best layer", ylabel="classes", title="Where each class is best known")
     return figure
+
+
+def _minus(text: str) -> str:
+    """With the sign that axes have, not a hyphen."""
+    return text.replace("-", "−")

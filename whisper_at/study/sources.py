@@ -131,7 +131,8 @@ def read_sounds(folder: str | os.PathLike[str], only: str | None = None) -> Data
             raise ValueError(f"{only!r} is no regular expression: {error}") from None
         found = found.where(lambda clip: pattern.match(clip.path.name) is not None)
         if not found.clips:
-            raise ValueError(f"no file in {root} has a name that matches {only!r}")
+            shown = only if len(only) < 60 else f"{only[:57]}…"
+            raise ValueError(f"no file in {root} has a name that begins with {shown!r}")
     return found
 
 

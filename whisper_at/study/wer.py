@@ -161,9 +161,9 @@ def transcribe_noisy(
         raise ValueError(f"there is no {next(name for name, there in what.items() if not there)} to work with")
     ratios = [float(snr) for snr in snrs]
     own = dict(facts or {}) | {"guard": guard}
+    done = {_key(row): row for row in read_rows(path)}
     path.parent.mkdir(parents=True, exist_ok=True)
     _refuse_other_run(path, own)
-    done = {_key(row): row for row in read_rows(path)}
     if path.exists():
         os.truncate(path, len(_whole_lines(path)))  # a line that a killed run left unfinished
     cells = [(CLEAN, float("inf"), i) for i in range(len(speech))]
