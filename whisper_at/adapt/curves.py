@@ -6,7 +6,7 @@ import csv
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -59,9 +59,14 @@ def as_markdown(cells: Mapping[tuple[str, str], Sequence[Row]]) -> str:
     probes = sorted({probe for found in summaries.values() for probe in found}, key=_order)
     lines = [f"| task | network | {' | '.join(probes)} |", f"|---|---|{'---|' * len(probes)}"]
     for (task, network), found in summaries.items():
-        shown = [f"{found[p].mean:.1f} ± {found[p].half:.1f}" if p in found else "" for p in probes]
+        shown = [_shown(found[probe]) if probe in found else "" for probe in probes]
         lines.append(f"| {task} | {network} | {' | '.join(shown)} |")
     return "\n".join(lines) + "\n"
+
+
+def _shown(found: Score) -> str:
+    """One seed alone has no interval."""
+    return f"{found.mean:.1f}" if np.isnan(found.half) else f"{found.mean:.1f} ± {found.half:.1f}"
 
 
 def _order(probe: str) -> tuple[int, tuple[int, ...], str]:
@@ -85,33 +90,35 @@ def draw_curves(cells: Mapping[str, Sequence[Row]], title: str, path: str | os.P
         from matplotlib.figure import Figure
     except ImportError:
         raise RuntimeError("curves need matplotlib: pip install matplotlib") from None
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    figure = Figure(figsize=(8.4, 4.0), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    styles = ("--", ":", "-.")
     ticks: set[int] = set()
+    shown: list[float] = []
     for number, (network, rows) in enumerate(cells.items()):
-        colour = f"C{number}"
         found = summarize(rows)
         layers = {row.probe: row.layers[0] for row in rows if row.probe.startswith("layer ")}
         ticks |= set(layers.values())
-        points = [(layer, found[probe]) for probe, layer in layers.items()]
-        axes.errorbar(
-            [layer for layer, _ in points],
-            [s.mean for _, s in points],
-            yerr=[0.0 if np.isnan(s.half) else s.half for _, s in points],
-            color=colour,
-            marker="o",
-            capsize=3,
-            label=network,
-        )
-        fusions = [probe for probe in found if probe not in layers]
-        for probe, style in zip(sorted(fusions, key=_order), styles):
-            label = f"{network}, {probe}: {found[probe].mean:.1f} %"
-            axes.axhline(found[probe].mean, color=colour, linestyle=style, linewidth=1.2, label=label)
+        # beside each other, so that no bar hides another
+        places = [layer + 0.06 * (number - (len(cells) - 1) / 2) for layer in layers.values()]
+        means, halves = zip(*((found[probe].mean, np.nan_to_num(found[probe].half)) for probe in layers))
+        style: dict[str, Any] = {"color": f"C{number}", "label": network}
+        axes.errorbar(places, means, yerr=halves, marker="o", markersize=4, capsize=3, linewidth=1.4, **style)
+        shown += [value for mean, half in zip(means, halves) for value in (mean - half, mean + half)]
+        fusions = sorted((probe for probe in found if probe not in layers), key=_order)
+        for probe, dash in zip(fusions, ("--", ":", "-.")):
+            label = f"{network}, {probe}: {_shown(found[probe])}"
+            axes.axhline(found[probe].mean, color=f"C{number}", linestyle=dash, linewidth=1.2, label=label)
+            shown.append(found[probe].mean)
+    low, high = max(0.0, min(shown)), min(100.0, max(shown))
+    room = 0.05 * max(1.0, high - low)
     axes.set(title=title, xlabel="layer, counted from 0", ylabel="test score, %", xticks=sorted(ticks))
+    axes.set_ylim(low - room, high + room)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", framealpha=0.8)
+    handles, labels = axes.get_legend_handles_labels()
+    networks = list(cells)
+    order = sorted(range(len(labels)), key=lambda k: (networks.index(labels[k].split(", ")[0]), ", " in labels[k], k))
+    figure.legend([handles[k] for k in order], [labels[k] for k in order], loc="outside right center", fontsize="small")
     path = Path(path)
     temporary = temporary_beside(path)
     try:

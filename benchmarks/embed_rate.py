@@ -1,0 +1,120 @@
+"""Rate at which files are embedded, decoding and table included, against the bare encoder's on the same samples.
+
+    python benchmarks/embed_rate.py                                    # VGGish-Fusion, 1,000 made WAVs of 5 s
+    python benchmarks/embed_rate.py --backbone tiny --weights random
+    python benchmarks/embed_rate.py --folder recordings --clips 1000   # files of yours, over and over
+
+The bare encoder gets samples that were decoded before, in the same batches of the same clips, front end and pooling
+included. The two take turns in rounds, so that a machine that slows down slows both. With random weights nothing is
+downloaded; time does not depend on what a network knows. Made WAVs are 16 kHz, 16 bit, and need no conversion: files of
+other kinds cost a start of ffmpeg each, which --folder shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import tempfile
+import time
+import wave
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from whisper_at.adapt.embed import Failure, embed, read_samples, recordings
+from whisper_at.adapt.embedding_files import EmbeddingWriter
+from whisper_at.adapt.frames import pool_frames
+from whisper_at.adapt.fusion import Fusion, load_fusion
+from whisper_at.adapt.search import describe
+
+RATE = 16000
+
+
+def make_clips(folder: Path, clips: int, seconds: float) -> list[Path]:
+    """WAVs of noise that swells, each another one."""
+    n = round(seconds * RATE)
+    envelope = np.sin(np.arange(n) / RATE * 0.7) ** 2
+    noise = np.random.default_rng(0).standard_normal(n + 100 * clips)
+    paths = []
+    for i in range(clips):
+        samples = noise[100 * i : 100 * i + n] * envelope * 3000
+        paths.append(folder / f"{i:05d}.wav")
+        with wave.open(str(paths[-1]), "wb") as file:
+            file.setparams((1, 2, RATE, 0, "NONE", ""))
+            file.writeframes(samples.astype("<i2").tobytes())
+    return paths
+
+
+def bare(model: Fusion, samples: list[np.ndarray], batch: int) -> float:
+    """Seconds for samples that are in memory."""
+    begun = time.perf_counter()
+    for first in range(0, len(samples), batch):
+        heard = model.encode_each([torch.from_numpy(one) for one in samples[first : first + batch]])
+        _ = [pool_frames(frames, model.pooling).cpu().numpy() for frames in heard]
+    return time.perf_counter() - begun
+
+
+def whole(model: Fusion, paths: list[Path], batch: int, workers: int | None, out: Path) -> float:
+    """Seconds for files, to a table."""
+    begun = time.perf_counter()
+    with EmbeddingWriter(out, model.width, {}) as writer:
+        for row in embed(paths, model, batch=batch, workers=workers):
+            if isinstance(row, Failure):
+                raise RuntimeError(row.reason)
+            writer.write(row)
+    return time.perf_counter() - begun
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="VGGish-Fusion")
+    parser.add_argument("--layers", help="1,3 or all; the backbone's own by default")
+    parser.add_argument("--weights", default="random")
+    parser.add_argument("--clips", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=5.0, help="length of made clips")
+    parser.add_argument("--folder", help="take these recordings instead")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--threads", type=int, help="of PyTorch")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--device")
+    parser.add_argument("--npz", action="store_true", help="write .npz instead of Parquet")
+    parser.add_argument("--json", help="also write the numbers here")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    layers = args.layers if args.layers in (None, "all") else [int(part) for part in args.layers.split(",")]
+    model = load_fusion(args.backbone, layers, args.weights, device=args.device)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if args.folder:
+            paths = list(itertools.islice(itertools.cycle(recordings([args.folder])), args.clips))
+        else:
+            paths = make_clips(folder, args.clips, args.seconds)
+        out = folder / ("table.npz" if args.npz else "table.parquet")
+        whole(model, paths[: args.batch], args.batch, args.workers, out)  # warm-up
+        size = -(-len(paths) // args.rounds)
+        seconds = {"bare": 0.0, "whole": 0.0}
+        length = 0
+        for first in range(0, len(paths), size):
+            some = paths[first : first + size]
+            samples = [read_samples(path, model.sample_rate) for path in some]
+            length += sum(map(len, samples))
+            seconds["bare"] += bare(model, samples, args.batch)
+            seconds["whole"] += whole(model, some, args.batch, args.workers, out)
+    rates = {name: len(paths) / spent for name, spent in seconds.items()}
+    facts = describe(model, args.weights, "clip")
+    print(f"{facts['backbone']}, layers {facts['layers']}, width {facts['width']}, on {model.device}")
+    print(f"{len(paths)} clips, {length / model.sample_rate:.0f} s of audio, {torch.get_num_threads()} threads")
+    print(f"bare encoder   {seconds['bare']:8.1f} s  {rates['bare']:7.2f} clips/s")
+    print(f"files to table {seconds['whole']:8.1f} s  {rates['whole']:7.2f} clips/s")
+    print(f"{rates['whole'] / rates['bare']:.3f} of the bare encoder's rate")
+    if args.json:
+        found = {"seconds": seconds, "clips": len(paths), "audio_seconds": length / model.sample_rate}
+        Path(args.json).write_text(json.dumps(facts | found), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
