@@ -1,0 +1,205 @@
+"""Run what a configuration describes: every division and seed, each to a folder of its own, and resumed there."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..files import temporary_beside
+from ..train.data import Dataset
+from ..train.pictures import draw_confusion, save_figure
+from . import datasets
+from .config import Config, build
+from .protocols import Division, divide, refuse_missing_classes, with_few
+from .waves import Waves
+
+RESULT, MODEL = "result.json", "classifier.safetensors"
+SCORES = ("accuracy", "UAR", "F1", "mAP", "AUC", "d_prime")
+
+
+def prepare(config: Config) -> tuple[Dataset, list[Division]]:
+    """The data of a configuration and the divisions to run; everything that can be wrong with them is said here.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the data are not there or cannot be divided so, a file is missing, or a class is missing from a part.
+    """
+    if not config.dataset or not config.root:
+        raise ValueError(
+            f"a dataset and its root are needed: --set dataset=NAME --set root=FOLDER, NAME being one of "
+            f"{', '.join(datasets.names())}"
+        )
+    dataset = datasets.read(config.dataset, config.root, **config.reader)
+    if missing := [clip.path for clip in dataset.clips if not os.path.isfile(clip.path)]:
+        raise FileNotFoundError(f"no such recording: {missing[0]} ({len(missing)} such)")
+    divisions = divide(dataset, config.protocol, k=config.parts)
+    if config.only is not None:
+        if wrong := [i for i in config.only if not 0 <= i < len(divisions)]:
+            raise ValueError(f"only = {wrong[0]}: there are divisions 0 to {len(divisions) - 1}")
+        divisions = [divisions[i] for i in config.only]
+    for division in divisions:
+        refuse_missing_classes(dataset, division)
+    return dataset, divisions
+
+
+def run(config: Config, progress: bool = False) -> list[dict[str, Any]]:
+    """Fit and test every division with every seed; returns a row for each.
+
+    Each writes ``<out>/<division>-seed<k>/`` with the state of the fit, ``classifier.safetensors`` and
+    ``result.json``; what is finished there is not done again. ``<out>`` gets ``results.csv``, ``summary.json`` (means
+    and population standard deviations, as papers give them) and ``confusion.png``, over all tests.
+
+    Raises
+    ------
+    ValueError
+        If a folder there holds a run with other settings; and what `prepare` and `AudioClassifier` raise.
+    """
+    dataset, divisions = prepare(config)
+    model = build(config, dataset.classes, count_only=True)  # a method or a site that does not exist is refused now
+    used = sorted({int(i) for division in divisions for part in division[1:] for i in part})
+    Waves(dataset.take(used).clips, model.backbone.sample_rate, config.cache, progress=progress)  # and so a broken file
+    out = Path(config.out).expanduser()
+    rows = []
+    for seed in config.seeds:
+        for division in divisions:
+            folder = out / f"{re.sub(r'[^A-Za-z0-9]+', '-', division.name)}-seed{seed}"
+            rows.append(run_one(config, dataset, division, seed, folder, progress))
+    tables = [np.array(row.pop("confusion")) for row in rows if "confusion" in row]
+    write_csv(out / "results.csv", rows)
+    write_json(out / "summary.json", {"runs": len(rows)} | summary(rows))
+    if tables:
+        save_figure(draw_confusion(np.sum(tables, axis=0), dataset.classes), out / "confusion.png")
+    return rows
+
+
+def run_one(
+    config: Config, dataset: Dataset, division: Division, seed: int, folder: Path, progress: bool = False
+) -> dict[str, Any]:
+    """Fit on one division with one seed and test the epoch that validation chose; or read what was found before."""
+    if config.few_shot is not None:
+        division = with_few(dataset, division, config.few_shot, None if config.few_shot_first else seed)
+    recipe = replace(config.recipe, seed=seed)
+    names = "\n".join(f"{part} {dataset.clips[i].key}" for part in ("train", "valid") for i in getattr(division, part))
+    facts = {"division": division.name, "clips": hashlib.sha256(names.encode()).hexdigest()}
+    settings = {"config": _essential(config), "seed": seed, **facts}
+    if (folder / RESULT).is_file():
+        row = json.loads((folder / RESULT).read_text("utf-8"))
+        if row.pop("settings") != settings:
+            raise ValueError(f"{folder} holds a run with other settings; choose another out, or delete it")
+        return row
+    begun = time.perf_counter()
+    with PeakMemory() as memory:
+        model = build(config, dataset.classes, seed)
+        train, valid = dataset.take(division.train), dataset.take(division.valid)
+        fitted = model.fit(train, valid, recipe, folder, config.cache, progress)
+        trained_in = time.perf_counter() - begun
+        evaluation = model.evaluate(dataset.take(division.test), recipe.batch_size, config.cache, progress)
+    chosen = fitted.history[fitted.epoch - 1]
+    row = {"division": division.name, "seed": seed, **evaluation.scores, "epoch": fitted.epoch}
+    row |= {f"valid_{name}": chosen[name] for name in evaluation.scores if name in chosen}
+    row |= {"train_clips": len(train), "test_clips": len(division.test), **model.count()}
+    row |= {"seconds": round(trained_in, 2), "memory_mb": memory.megabytes}
+    if not dataset.multi_label:
+        row["confusion"] = evaluation.confusion.tolist()
+    model.save(folder / MODEL)
+    write_json(folder / RESULT, row | {"settings": settings})
+    (folder / "state.pt").unlink(missing_ok=True)  # what it would be needed for is done
+    return row
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Mean and population standard deviation of every score over rows."""
+    found = {name: [row[name] for row in rows] for name in SCORES if rows and name in rows[0]}
+    return {name: {"mean": float(np.mean(values)), "std": float(np.std(values))} for name, values in found.items()}
+
+
+class PeakMemory:
+    """The most memory that was used while it lasted, less that at its start, in 10⁶ bytes.
+
+    On CUDA what PyTorch allocated; else what Linux says of the process; None elsewhere.
+    """
+
+    megabytes: int | None = None
+
+    def __enter__(self) -> PeakMemory:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            self._start: int | None = torch.cuda.memory_allocated()
+            return self
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+        except OSError:
+            pass
+        self._start = _resident("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident("VmHWM")
+        if peak is not None and self._start is not None:
+            self.megabytes = round((peak - self._start) / 1e6)
+
+
+def _resident(name: str) -> int | None:
+    try:
+        match = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
+    except OSError:
+        return None
+    return int(match.group(1)) * 1024 if match else None
+
+
+def _essential(config: Config) -> dict[str, Any]:
+    """What decides a run's result, as JSON gives it back; places and devices do not."""
+    table = asdict(config)
+    for name in ("out", "cache", "device", "root", "seeds", "only", "reported", "classes"):
+        table.pop(name)
+    return json.loads(json.dumps(table))
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as CSV, whole or not at all; columns in the order of their first appearance."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with _whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all."""
+    with _whole(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+
+
+def write_text(path: Path, lines: Iterable[str]) -> None:
+    """Write lines, whole or not at all."""
+    with _whole(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", "utf-8")
+
+
+class _whole:
+    """A temporary name beside a path, renamed to it where nothing went wrong."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.temporary = path, temporary_beside(path)
+
+    def __enter__(self) -> Path:
+        return self.temporary
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            os.replace(self.temporary, self.path)
+        else:
+            self.temporary.unlink(missing_ok=True)
