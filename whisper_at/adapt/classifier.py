@@ -8,12 +8,13 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..attached import Reader
 from ..files import read_tensors, save_safetensors
 from ..train.data import Clip, Dataset
 from ..train.fit import Fitted
@@ -21,13 +22,17 @@ from .backbones import Backbone, load_backbone
 from .learning import Evaluation, Recipe, WaveSource, all_logits, evaluate_classifier, fit_classifier
 from .methods import adapt, count_parameters
 from .pooling import Reduced, make_adapt_head
+from .sharing import reader_of
+
+if TYPE_CHECKING:
+    from ..model import WhisperAT
 
 FORMAT = "whisper_at.adapt 1"
 Method = str | Mapping[str, Any]
 
 
 class AudioClassifier(nn.Module):
-    """From waveforms to logits of classes.
+    """From waveforms to logits of classes. A `Listener`: ``model.attach("emotion", classifier)`` lets it hear along.
 
     Parameters
     ----------
@@ -47,6 +52,8 @@ class AudioClassifier(nn.Module):
     ValueError
         If a method, a site, a head or a pooling does not suit the backbone; before any work.
     """
+
+    kind = "single_label"
 
     def __init__(
         self,
@@ -88,6 +95,11 @@ class AudioClassifier(nn.Module):
         """Where it is."""
         return next(self.parameters()).device
 
+    @property
+    def sample_rate(self) -> int:
+        """Of the waveforms that it hears, in Hz."""
+        return self.backbone.sample_rate
+
     def forward(self, first: Tensor, second: Tensor | None = None) -> Tensor:
         """Logits ``(batch, classes)``.
 
@@ -104,6 +116,24 @@ class AudioClassifier(nn.Module):
     def reduce(self, waveforms: Tensor, lengths: Tensor | None = None) -> Reduced:
         """What the head keeps of the hidden states of waveforms."""
         return self.head.reduce(self.backbone(waveforms, lengths))
+
+    def logits(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
+        """Logits ``(batch, classes)`` for `whisper_at.attached.Listener`: of clips of any length, without gradients.
+
+        Longer ones than `seconds` are cut, and shorter ones filled up, as in training.
+        """
+        least = self.backbone.front.least
+        if self.seconds is not None:
+            wanted = round(self.seconds * self.sample_rate)
+            waveforms, lengths = waveforms[:, :wanted], lengths.clamp(max=wanted)
+            least = max(least, wanted) if self.pad else least
+        waveforms = nn.functional.pad(waveforms, (0, max(0, least - waveforms.shape[1])))
+        with torch.no_grad():
+            return self.eval()(waveforms.to(self.device), lengths.clamp(min=least).to(self.device))
+
+    def on_states(self, model: WhisperAT) -> Reader | None:
+        """Itself as a reader of a model's own encoder pass, where that holds all that it needs, else None."""
+        return reader_of(self, model)
 
     def fit(
         self,
