@@ -289,7 +289,7 @@ def hear(clip: Clip) -> Sound:
                 broken += int((~fine).sum())
                 x = np.where(fine, x, 0)
                 samples, peak = samples + len(x), max(peak, float(np.abs(x).max(initial=0)))
-                digest.update(np.round(np.clip(x, -1, 1) * 32767).astype("<i2").tobytes())
+                digest.update(np.clip(np.round(x * 32768), -32768, 32767).astype("<i2").tobytes())
         finally:
             process.stdout.close()
             status = process.wait()

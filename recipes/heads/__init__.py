@@ -1,0 +1,1 @@
+"""Recipes of heads: settings for ``whisper-at train --config``, and cross-validation."""

@@ -1,0 +1,215 @@
+"""Cross-validation of every head mode on labelled recordings: a table, and a picture of what is worth its parameters.
+
+    python -m recipes.heads.crossval --data data/esc10 --fold '^(\\d)-' --group '^\\d-(\\d+)-' --out runs/crossval
+
+States are computed once for each encoder: the Whisper's own, and one of the same size with random frozen weights,
+which tells how much of a score the encoder's training is worth. Every fold is tested once for every seed; epochs are
+chosen on a part held out of the other folds. The table is added to as runs finish, and runs in it are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from whisper_at.checkpoints import EMBEDDED
+from whisper_at.model import WhisperAT, load_model
+from whisper_at.train.cli import add_data_arguments, read_data
+from whisper_at.train.data import Dataset, folds, hold_out
+from whisper_at.train.extract import describe, extract
+from whisper_at.train.features import Features
+from whisper_at.train.metrics import mean_interval
+from whisper_at.train.settings import Settings, changed, parse_assignments, preset, read_toml
+from whisper_at.train.training import Division, resolve_loss, train_head
+
+MODES = (
+    "last_mlp",
+    "mean_mlp",
+    "wa_mlp",
+    "last_tr_8",
+    "mean_tr_8",
+    "wa_tr_8",
+    "wa_down_tr_64_8",
+    "tl_tr_1_8",
+    "tl_down_tr_64_1_8",
+)
+ENCODERS = ("trained", "random")
+COLUMNS = ("encoder", "mode", "seed", "fold", "parameters", "epoch", "accuracy", "mAP", "AUC", "seconds")
+
+
+def random_encoder(model: WhisperAT, seed: int = 0) -> WhisperAT:
+    """A Whisper of the same size whose weights are those that PyTorch starts from."""
+    torch.manual_seed(seed)
+    return WhisperAT(model.dims).eval()
+
+
+def store(dataset: Dataset, out: Path, name: str, encoder: str, settings: Settings, workers: int) -> Features:
+    """The states of all clips by an encoder, computed unless they are there."""
+    model = load_model(name, device="cpu", head=None).eval()
+    model = random_encoder(model) if encoder == "random" else model
+    label = name if encoder == "trained" else f"{name} with random weights"
+    seconds = settings.seconds if settings.protocol == "10" else None
+    about = describe(label, model, settings.protocol, seconds)
+    folder = out / f"{encoder}.features"
+    if unreadable := extract(dataset.clips, folder, model, about, workers=workers, progress=True, say=print):
+        raise RuntimeError(f"{unreadable[0].clip.path}: {unreadable[0].reason} ({len(unreadable)} such)")
+    return Features.open(folder)
+
+
+def cross_validate(
+    dataset: Dataset,
+    features: dict[str, Features],
+    modes: Sequence[str],
+    seeds: Sequence[int],
+    settings: Settings,
+    table: Path,
+    only_fold: int | None = None,
+) -> list[dict[str, str]]:
+    """Train and test every mode on every fold with every seed and encoder; rows of the table, old and new."""
+    rows = read_rows(table)
+    done = {(row["encoder"], row["mode"], row["seed"], row["fold"]) for row in rows}
+    divisions = folds(dataset)
+    for seed in seeds:
+        for fold, (outside, inside) in enumerate(divisions):
+            if only_fold not in (None, fold):
+                continue
+            kept, held = hold_out(dataset.take(outside), settings.valid_share, seed)
+            division = Division(outside[kept], outside[held], inside)
+            for encoder, states in features.items():
+                for mode in modes:
+                    if (encoder, mode, str(seed), str(fold)) in done:
+                        continue
+                    begun = time.perf_counter()
+                    changes = {"mode": mode, "seed": seed}
+                    trained = train_head(dataset, states, division, changed(settings, changes, "crossval"))
+                    scores = trained.test_scores
+                    row = {
+                        "encoder": encoder,
+                        "mode": mode,
+                        "seed": seed,
+                        "fold": fold,
+                        "parameters": sum(parameter.numel() for parameter in trained.head.parameters()),
+                        "epoch": trained.epoch,
+                        "accuracy": round(scores.get("accuracy", float("nan")), 5),
+                        "mAP": round(scores["mAP"], 5),
+                        "AUC": round(scores["AUC"], 5),
+                        "seconds": round(time.perf_counter() - begun, 1),
+                    }
+                    add_row(table, row)
+                    rows.append({name: str(value) for name, value in row.items()})
+                    print(" ".join(f"{name}={value}" for name, value in row.items()), flush=True)
+    return rows
+
+
+def read_rows(table: Path) -> list[dict[str, str]]:
+    """What is in the table so far."""
+    if not table.exists():
+        return []
+    with open(table, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def add_row(table: Path, row: dict) -> None:
+    """Append a finished run."""
+    fresh = not table.exists()
+    with open(table, "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def means(rows: Sequence[dict[str, str]], score: str) -> dict[tuple[str, str], tuple[float, float, int]]:
+    """Mean of a score by encoder and mode, half its 95 % interval, and of how many runs.
+
+    The folds of one seed share clips, so a fold's runs are averaged over seeds first: the interval is that over folds.
+    """
+    out = {}
+    for encoder, mode in dict.fromkeys((row["encoder"], row["mode"]) for row in rows):
+        by_fold: dict[str, list[float]] = {}
+        for row in rows:
+            if (row["encoder"], row["mode"]) == (encoder, mode):
+                by_fold.setdefault(row["fold"], []).append(float(row[score]))
+        mean, half = mean_interval(np.array([np.mean(values) for values in by_fold.values()]))
+        out[encoder, mode] = mean, half, sum(map(len, by_fold.values()))
+    return out
+
+
+def draw(rows: Sequence[dict[str, str]], path: Path, title: str) -> None:
+    """Means and intervals by mode, one panel a score; the two encoders side by side."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    scores = [name for name in ("accuracy", "mAP") if not np.isnan([float(row[name]) for row in rows]).all()]
+    modes = list(dict.fromkeys(row["mode"] for row in rows))
+    figure, axes = plt.subplots(1, len(scores), figsize=(5.2 * len(scores), 0.5 * len(modes) + 1.6), squeeze=False)
+    look = {"trained": ("o", "#0072b2", "trained encoder"), "random": ("s", "#d55e00", "random encoder")}
+    for axis, score in zip(axes[0], scores):
+        found = means(rows, score)
+        for offset, encoder in ((-0.12, "trained"), (0.12, "random")):
+            at = [i for i, mode in enumerate(modes) if (encoder, mode) in found]
+            if not at:
+                continue
+            values = [found[encoder, modes[i]] for i in at]
+            marker, colour, label = look[encoder]
+            axis.errorbar(
+                [100 * mean for mean, _, _ in values],
+                [i + offset for i in at],
+                xerr=[0 if np.isnan(half) else 100 * half for _, half, _ in values],
+                fmt=marker,
+                color=colour,
+                capsize=3,
+                label=label,
+            )
+        axis.set_yticks(range(len(modes)), modes)
+        axis.invert_yaxis()
+        axis.set_xlabel(f"{score} (%), mean over folds with 95 % interval")
+        axis.grid(axis="x", alpha=0.3)
+    axes[0][0].legend()
+    figure.suptitle(title)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data_arguments(parser, "--data")  # type: ignore[arg-type]
+    parser.add_argument("--model", default=EMBEDDED)
+    parser.add_argument("--modes", nargs="+", default=list(MODES))
+    parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=list(ENCODERS))
+    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--only_fold", type=int, default=None, help="number of one fold (from 0), to try things out")
+    parser.add_argument("--config", default=None, help="settings in TOML")
+    parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[])
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args(argv)
+    dataset = read_data(args.data, args)
+    given = read_toml(args.config) if args.config else {}
+    settings = changed(preset(given.pop("preset", "own"), 0), given, args.config or "")
+    settings = resolve_loss(dataset, changed(settings, parse_assignments(args.set), "--set"))
+    args.out.mkdir(parents=True, exist_ok=True)
+    features = {name: store(dataset, args.out, args.model, name, settings, args.workers) for name in args.encoders}
+    rows = cross_validate(
+        dataset, features, args.modes, range(args.seeds), settings, args.out / "crossval.csv", args.only_fold
+    )
+    for (encoder, mode), (mean, half, n) in means(rows, "mAP").items():
+        accuracy, spread, _ = means(rows, "accuracy")[encoder, mode]
+        print(f"{encoder:8} {mode:18} accuracy {accuracy:.3f} ± {spread:.3f}  mAP {mean:.3f} ± {half:.3f}  ({n} runs)")
+    draw(rows, args.out / "crossval.png", f"Heads on {args.model}, {len(dataset)} clips of {Path(args.data).name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
