@@ -12,6 +12,7 @@ import whisper
 from conftest import ROOT, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from whisper_at.adapt import adapt, load_backbone, merge, random_backbone, transformers_backbone, whisper_backbone
@@ -100,8 +101,10 @@ def test_hubert_without_projection_norm_and_with_batch_norm():
     waveforms = torch.stack(clips(0.5))
     with torch.no_grad():
         theirs = model(waveforms).last_hidden_state
-        ours = transformers_backbone(model, "hubert", normalize=False).train()(waveforms).states[-1]
+        backbone = transformers_backbone(model, "hubert", normalize=False).train()
+        ours = backbone(waveforms).states[-1]
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    assert trained_state(backbone) == {}  # defect S2: no frozen statistics
 
 
 @pytest.mark.parametrize("frames", [None, 96])
@@ -302,6 +305,42 @@ def test_folders_in_hugging_faces_layout_load(name, tmp_path):
     torch.testing.assert_close(backbone(clip).states[-1], same(clip).states[-1], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("binary", [False, True])
+def test_a_published_wav2vec_is_one_with_a_head_and_older_names(binary, tmp_path):
+    """The layout of facebook/wav2vec2-base-960h: encoder under a prefix, weight_g and weight_v, an output layer."""
+    model = library_model("wav2vec2-tiny")
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    older = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+    tensors = {"lm_head.weight": torch.zeros(5, 32), "lm_head.bias": torch.zeros(5)}
+    for key, tensor in model.state_dict().items():
+        for new, old in older.items():
+            key = key.replace(new, old)
+        tensors[f"wav2vec2.{key}"] = tensor
+    if binary:
+        torch.save(tensors, tmp_path / "pytorch_model.bin")
+    else:
+        save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    clip = clips(0.5)[0][None]
+    ours = load_backbone(tmp_path, "cpu")(clip).states[-1]
+    assert torch.equal(ours, transformers_backbone(model, "wav2vec2")(clip).states[-1])
+
+
+def test_a_whisper_in_hugging_faces_layout_loads(tmp_path):
+    config = transformers.WhisperConfig(
+        d_model=32, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=128, decoder_ffn_dim=128, vocab_size=51864,
+    )  # fmt: skip
+    model = transformers.WhisperForConditionalGeneration(config).eval()
+    model.save_pretrained(tmp_path)
+    waveforms = torch.nn.functional.pad(torch.stack(clips(1.0)), (0, 29 * 16000))
+    with torch.no_grad():
+        theirs = model.model.encoder(whisper.log_mel_spectrogram(waveforms)).last_hidden_state
+    ours = load_backbone(tmp_path, "cpu")
+    assert (ours.family, ours.width, ours.layers) == ("whisper", 32, 2)
+    torch.testing.assert_close(ours(waveforms).states[-1], theirs, rtol=0, atol=1e-5)
+
+
 def test_the_embedded_whisper_loads_by_name_and_is_the_models_encoder():
     model, backbone = load_model("nano.en", "cpu", head=None), load_backbone("nano.en", "cpu")
     waveforms = torch.nn.functional.pad(torch.stack(clips(2.0)), (0, 28 * 16000))
@@ -391,8 +430,6 @@ def test_what_is_no_backbone_is_refused(tmp_path):
 
 
 def test_weights_that_are_missing_are_refused_not_made_up(tmp_path):
-    from safetensors.torch import load_file, save_file
-
     library_model("wavlm-tiny").save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["encoder.layers.1.attention.v_proj.weight"]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from whisper_at.adapt import adapt, count_parameters, load_peft, merge, save_peft, transformers_backbone, unmerge
 from whisper_at.adapt import backbones as backbones_module
 from whisper_at.adapt.lora import LoRA
+from whisper_at.files import read_tensors, save_safetensors
 
 transformers = pytest.importorskip("transformers")
 
@@ -136,6 +137,25 @@ def test_whispers_lora_has_the_names_of_transformers(tmp_path):
     again = made("whisper-nano")
     load_peft(again, tmp_path)
     assert again.methods == [{"name": "lora", "sites": ["q", "v"], "rank": 2, "alpha": 8.0, "blocks": [0, 2]}]
+
+
+@pytest.mark.parametrize("name", ["ast-tiny", "wav2vec2-tiny"])
+def test_lora_of_a_model_around_the_encoder_loads(name, tmp_path):
+    """As peft writes it for a classifier; and AST's by the names of transformers 4."""
+    ours = trained(made(name, LORA))
+    save_peft(ours, tmp_path)
+    tensors, _ = read_tensors(tmp_path / "adapter_model.safetensors")
+    around = {key.replace("base_model.model.", "base_model.model.some_encoder."): t for key, t in tensors.items()}
+    if name == "ast-tiny":
+        new = ("some_encoder.layers", "attention.q_proj", "attention.v_proj", "attention.o_proj", "mlp.fc1", "mlp.fc2")
+        old = ("some_encoder.encoder.layer", "attention.attention.query", "attention.attention.value")
+        old += ("attention.output.dense", "intermediate.dense", "output.dense")
+        for a, b in zip(new, old):
+            around = {key.replace(a, b): tensor for key, tensor in around.items()}
+    save_safetensors(around, tmp_path / "adapter_model.safetensors")
+    again = made(name)
+    load_peft(again, tmp_path)
+    assert torch.equal(again(clips(0.5)[0]).states[-1], ours(clips(0.5)[0]).states[-1])
 
 
 def test_peft_files_that_do_not_fit_are_refused(tmp_path):

@@ -100,6 +100,8 @@ class Backbone(nn.Module):
         self.methods: list[dict[str, Any]] = []
         self.declared_norms: set[str] = set()
         self.requires_grad_(False).eval()
+        for module in self.modules():  # statistics of pretrained parts are constants: no checkpoint holds them (S2)
+            module._non_persistent_buffers_set.update(module._buffers)
 
     @property
     def width(self) -> int:

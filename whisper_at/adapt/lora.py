@@ -31,13 +31,26 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """Names of the two files that peft writes."""
 
 _PREFIX = "base_model.model."
-_SPEECH = ("attention.{}_proj", "attention.out_proj", "feed_forward.intermediate_dense", "feed_forward.output_dense")
-_NAMES = {  # of q, k and v; of o; of up; of down, within a block of transformers' model
-    "ast": ("layers", "attention.{}_proj", "attention.o_proj", "mlp.fc1", "mlp.fc2"),
-    "whisper": ("encoder.layers", "self_attn.{}_proj", "self_attn.out_proj", "fc1", "fc2"),
-    "wav2vec2": ("encoder.layers", *_SPEECH),
-    "hubert": ("encoder.layers", *_SPEECH),
-    "wavlm": ("encoder.layers", *_SPEECH),
+_SPEECH = (
+    *("encoder.layers", "attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.out_proj"),
+    *("feed_forward.intermediate_dense", "feed_forward.output_dense"),
+)
+_NAMES = {  # the list of blocks in transformers' model, and SITES within one
+    "ast": (
+        *("layers", "attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj"),
+        *("mlp.fc1", "mlp.fc2"),
+    ),
+    "ast 4": (  # as transformers 4 had it
+        *("encoder.layer", "attention.attention.query", "attention.attention.key", "attention.attention.value"),
+        *("attention.output.dense", "intermediate.dense", "output.dense"),
+    ),
+    "whisper": (
+        *("encoder.layers", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"),
+        *("fc1", "fc2"),
+    ),
+    "wav2vec2": _SPEECH,
+    "hubert": _SPEECH,
+    "wavlm": _SPEECH,
 }
 
 
@@ -130,9 +143,9 @@ def unmerge(backbone: Backbone) -> None:
 
 
 def peft_name(family: str, block: int, site: str) -> str:
-    """The name that transformers' model has for a projection: ``encoder.layers.3.attention.q_proj``."""
-    layers, attention, out, up, down = _NAMES[family]
-    return f"{layers}.{block}." + {"o": out, "up": up, "down": down}.get(site, attention.format(site))
+    """The name that transformers' base model has for a projection: ``encoder.layers.3.attention.q_proj``."""
+    layers, *names = _NAMES[family]
+    return f"{layers}.{block}.{names[SITES.index(site)]}"
 
 
 def save_peft(backbone: Backbone, folder: str | os.PathLike[str]) -> None:
@@ -206,7 +219,13 @@ def load_peft(backbone: Backbone, folder: str | os.PathLike[str]) -> None:
     tensors, _ = read_tensors(folder / WEIGHTS)
 
     parts: dict[tuple[int, str], dict[str, Tensor]] = {}
-    known = {peft_name(backbone.family, i, site): (i, site) for i in range(backbone.layers) for site in SITES}
+    known = {
+        peft_name(names, i, site): (i, site)
+        for names in (backbone.family, f"{backbone.family} 4")
+        if names in _NAMES
+        for i in range(backbone.layers)
+        for site in SITES
+    }
     for key, tensor in tensors.items():
         match = re.fullmatch(r"(.+)\.lora_([AB])\.weight", key)
         name = "" if match is None else match[1]
