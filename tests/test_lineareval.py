@@ -305,7 +305,12 @@ def test_command_evaluates_draws_and_goes_on(tones, tmp_path, capsys, monkeypatc
     assert len([row for row in rows if row["network"] == "nano" and row["probe"] == "layer 1"]) == 2 * 3
     assert (out / "tones.png").read_bytes().startswith(b"\x89PNG")
     evaluated = []
-    monkeypatch.setattr(lineareval_cli, "evaluate_layers", lambda *a, **k: evaluated.append(k["settings"].lr) or [])
+
+    def evaluate(*_, settings, **__):
+        evaluated.append(settings.lr)
+        return [Row("layer 0", (0,), 42, "fold 1", 0.5, 0.5, 1, 66)]
+
+    monkeypatch.setattr(lineareval_cli, "evaluate_layers", evaluate)
     config.write_text(config.read_text().replace("epochs = 8", "epochs = 9"))
     lineareval_cli.main(run)
     assert evaluated == [0.02, 0.01]
