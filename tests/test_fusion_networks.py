@@ -53,6 +53,19 @@ def test_slaney_filters_against_their_definition():
     np.testing.assert_allclose(slaney_filters(), expected, atol=1e-12)
 
 
+def test_filters_against_transformers():
+    audio_utils = pytest.importorskip("transformers.audio_utils")
+    sizes = {"num_frequency_bins": 257, "num_mel_filters": 64, "sampling_rate": 16000}
+    slaney = audio_utils.mel_filter_bank(
+        **sizes, min_frequency=50.0, max_frequency=8000.0, norm="slaney", mel_scale="slaney"
+    )
+    np.testing.assert_allclose(slaney_filters(), slaney, atol=1e-9)
+    htk = audio_utils.mel_filter_bank(
+        **sizes, min_frequency=125.0, max_frequency=7500.0, mel_scale="htk", triangularize_in_mel_space=True
+    )
+    np.testing.assert_allclose(htk_filters(), htk, atol=1e-3)
+
+
 def test_vggish_front_end_against_numpy():
     samples = noise(1.3)
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)

@@ -89,3 +89,18 @@ def test_random_weights_of_a_loaded_encoder():
     assert plain.layers == first.layers and plain.width == first.width
     assert torch.equal(first(x), again(x))
     assert not torch.allclose(first(x), plain(x), atol=0.1)
+
+
+def test_ast_has_no_frames_to_take_the_maximum_of():
+    network = TokenNetwork(random_backbone("ast-tiny", frames=256))
+    assert Fusion(network, [0]).frame_seconds is None
+    with pytest.raises(ValueError, match="its pooling is 'mean'"):
+        Fusion(network, [0], "mean_plus_max")
+
+
+def test_whisper_from_a_file(checkpoint):
+    """The file may be the backbone's name, or its weights."""
+    by_name = load_fusion(str(checkpoint), "all", device="cpu")
+    by_weights = load_fusion("tiny", "all", checkpoint, device="cpu")
+    x = clip(0.5)[None]
+    assert by_name.width == 128 and torch.equal(by_name(x), by_weights(x))

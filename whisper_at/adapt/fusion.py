@@ -84,6 +84,8 @@ class Fusion(nn.Module):
         self.pooling = pooling or network.pooling
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling must be {' or '.join(POOLINGS)}, not {pooling!r}")
+        if self.pooling != "mean" and network.frame_seconds is None:
+            raise ValueError(f"{network.name} has no frames to take the maximum of; its pooling is 'mean'")
         self.name, self.sample_rate, self.frame_seconds = network.name, network.sample_rate, network.frame_seconds
         self.widths = tuple(network.layer_width(layer) for layer in self.layers)
         self.width = sum(self.widths)
