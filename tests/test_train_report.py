@@ -63,6 +63,13 @@ def test_a_report_holds_every_way_of_scoring_by_itself(tmp_path):
     assert text.count("| dog \\| bark |") == 2  # a bar in a name does not break the table
 
 
+def test_classes_without_clips_are_counted_and_left_out(tmp_path):
+    targets = np.array([[1, 0, 0], [0, 1, 0]])
+    text = write_report(tmp_path, "A head", Classes(NAMES), [Scored("x", targets, 3.0 * targets)]).read_text("utf-8")
+    assert "No clip has any of 1 of the 3 classes" in text
+    assert "| rain | 1 |" in text and "| sneeze |" not in text
+
+
 def test_what_cannot_be_scored_is_refused_before_anything_is_written(tmp_path):
     scored = single()
     scored.logits[3, 1] = np.nan

@@ -108,11 +108,11 @@ def published_classifier() -> Any:
 
 
 def logistic_classifier() -> Any:
-    """The same model brought to the one minimum of its loss, under a penalty (C = 0.01) that counts with so many more
-    dimensions than clips. It hangs on no learning rate, seed or moment of stopping."""
+    """The same model brought to the one minimum of its loss under a penalty, so that it hangs on no learning rate, seed
+    or end of training. Of 0.001 to 100, C = 0.1 did best on nano.en's states of ESC-10, and 1 to 100 hardly worse."""
     from sklearn.linear_model import LogisticRegression
 
-    return LogisticRegression(C=0.01, max_iter=2000)
+    return LogisticRegression(C=0.1, max_iter=2000)
 
 
 CLASSIFIERS: dict[str, Callable[[], Any]] = {"published": published_classifier, "logistic": logistic_classifier}

@@ -30,7 +30,7 @@ _LOOK: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.titlesize": 11,
 }
-FEW = 10
+FEW = 16
 """Up to so many classes get a curve of their own."""
 
 
@@ -58,7 +58,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
 def draw_precision_recall(
     targets: np.ndarray, scores: np.ndarray, names: Sequence[str], average_precision: np.ndarray
 ) -> Figure:
-    """Precision against recall: a curve for each class or, of more than ten, their mean and spread.
+    """Precision against recall: a curve for each class or, of more than sixteen, their mean and spread.
 
     ``targets`` and ``scores`` are ``(clips, classes)``; classes without a clip are left out.
     """
@@ -78,11 +78,13 @@ def draw_precision_recall(
     else:
         grid = np.linspace(0, 1, 201)
         curves = np.array([_interpolated(targets[:, i] > 0.5, scores[:, i], grid) for i in occurring])
-        for low, high in ((10, 90), (25, 75)):
+        for low, high, alpha in ((10, 90, 0.15), (25, 75, 0.3)):
             bounds = np.percentile(curves, (low, high), axis=0)
-            axes.fill_between(grid, *bounds, color=COLOURS[0], alpha=0.18, linewidth=0, label=f"{low}–{high} % of them")
+            axes.fill_between(
+                grid, *bounds, color=COLOURS[0], alpha=alpha, linewidth=0, label=f"{low}–{high} % of them"
+            )
         axes.plot(grid, curves.mean(0), color=COLOURS[0], label=f"mean of {len(occurring)} classes")
-        axes.legend(loc="upper right", fontsize=9)
+        axes.legend(loc="lower left", fontsize=9, frameon=False)
     axes.set(xlim=(0, 1.01), ylim=(0, 1.03), xlabel="recall", ylabel="precision", title="Precision and recall")
     return figure
 

@@ -186,7 +186,9 @@ def _overview(scored: Sequence[Scored], figures: Sequence[Mapping[str, float]], 
         "right. In brackets: 95 % interval over clips drawn anew."
     )
     if missing:
-        lines.append(f"No clip has any of {missing} of the {len(classes.names)} classes: means leave them out.")
+        lines.append(
+            f"No clip has any of {missing} of the {len(classes.names)} classes: means and tables leave them out."
+        )
     return [*lines, ""]
 
 
@@ -246,6 +248,7 @@ def _section(folder: Path, item: Scored, classes: Classes) -> list[str]:
             *(_number(row[k]) for k in ("AP", "AUC", "d_prime", "threshold", "precision", "recall")),
         )
         for name, row in zip(classes.names, class_rows(item, classes))
+        if row["positives"]
     ]
     return [*lines, *_table(header, rows), ""]
 
