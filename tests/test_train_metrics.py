@@ -154,3 +154,9 @@ def test_the_bootstrap_covers_a_share_as_the_normal_approximation_does():
     assert bootstrap_interval(accuracy, truth, decided, draws=50) == bootstrap_interval(
         accuracy, truth, decided, draws=50
     )
+
+
+def test_class_indices_out_of_range_are_refused():
+    for wrong in ([0, -1], [0, 3]):
+        with pytest.raises(ValueError, match="but there are 3 classes"):
+            one_hot(np.array(wrong), 3)

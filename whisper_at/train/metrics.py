@@ -37,8 +37,10 @@ def _per_class(metric: Callable, targets: np.ndarray, scores: np.ndarray, needs_
 
 
 def one_hot(targets: np.ndarray, classes: int) -> np.ndarray:
-    """bool ``(clips, classes)`` of either form of targets."""
+    """bool ``(clips, classes)`` of either form of targets; ValueError if an index is not that of a class."""
     targets = np.asarray(targets)
+    if targets.ndim == 1 and len(targets) and not 0 <= targets.min() <= targets.max() < classes:
+        raise ValueError(f"class indices are {targets.min()} to {targets.max()}, but there are {classes} classes")
     return targets > 0.5 if targets.ndim == 2 else np.arange(classes) == targets[:, None]
 
 

@@ -233,9 +233,13 @@ def score(model: nn.Module, features: Features, items: Sequence[int] | np.ndarra
 
 
 def scores_of(targets: np.ndarray, logits: np.ndarray, loss: str) -> dict[str, float]:
-    """``loss`` of the plain targets, and mAP, AUC, d' of ``bce`` heads; ``ce`` heads have accuracy, UAR and F1 too."""
+    """``loss`` of the plain targets, and mAP, AUC, d' of ``bce`` heads; ``ce`` heads have accuracy, UAR and F1 too.
+
+    Clips are ranked by what a class's output says: its logit, or for ``ce`` its log probability among all classes.
+    """
     mean = float(loss_of(torch.from_numpy(logits), torch.from_numpy(targets), loss))
-    scores = {"valid_loss": mean, **ranking_scores(targets, logits)}
+    ranked = logits if loss == "bce" else torch.from_numpy(logits).log_softmax(1).numpy()
+    scores = {"valid_loss": mean, **ranking_scores(targets, ranked)}
     if loss == "ce":
         scores |= decision_scores(targets.argmax(1), logits.argmax(1))
     return scores
