@@ -20,7 +20,7 @@ EXAMPLES = """\
 examples:
   whisper-at adapt fit --set dataset=files --set root=sounds/ --set protocol=random_folds
                               a head on the embedded Whisper, for a folder with a folder for each class
-  whisper-at adapt fit --config recipes/petl_ast/lora.toml --set root=fluent_speech_commands_dataset
+  whisper-at adapt fit --config recipes/petl_ast/lora.toml --config recipes/petl_ast/data/esc50.toml --set root=ESC-50
   whisper-at adapt count --config recipes/petl_ast/lora.toml --set classes=31 --set frames=400
   whisper-at adapt predict --model adapted/splits-seed0/classifier.safetensors one.wav two.mp3
   whisper-at adapt compare --config recipes/adapt/compare_nano.toml
@@ -56,14 +56,17 @@ def build_parser() -> argparse.ArgumentParser:
         ("compare", compare_command, "run a table of methods, datasets and seeds"),
     ):
         added = verb(name, command, help)
-        added.add_argument("--config", metavar="FILE.toml", required=name == "compare", help="what to do")
+        if name == "compare":
+            added.add_argument("--config", metavar="FILE.toml", required=True, help="what to compare on what")
+        else:
+            _add_config(added)
         _add_set(added)
         if name != "count":
             added.add_argument("--quiet", action="store_true", help="without progress bars")
 
     added = verb("evaluate", evaluate_command, "score a saved classifier on labelled recordings")
     added.add_argument("--model", metavar="FILE", required=True, help="classifier.safetensors of a fit")
-    added.add_argument("--config", metavar="FILE.toml", help="names the data: dataset, root, reader, cache")
+    _add_config(added)
     added.add_argument("--split", choices=["train", "valid", "test"], help="only this part of the data")
     added.add_argument("--out", metavar="FOLDER", help="write scores.json and confusion.png there")
     _add_set(added)
@@ -73,6 +76,11 @@ def build_parser() -> argparse.ArgumentParser:
     added.add_argument("--all", action="store_true", help="the probability of every class, not the best one's")
     added.add_argument("files", nargs="+", metavar="AUDIO", help="recordings")
     return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    help = "what to do; of several, later ones stand above earlier ones: a method's file, then its data's"
+    parser.add_argument("--config", metavar="FILE.toml", action="append", help=help)
 
 
 def _add_set(parser: argparse.ArgumentParser) -> None:

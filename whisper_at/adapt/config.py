@@ -79,8 +79,11 @@ class Config:
     reported: dict[str, Any] = field(default_factory=dict)
 
 
-def read_config(path: str | os.PathLike[str] | None, changes: Iterable[str] = ()) -> Config:
-    """A `Config` of a TOML file and ``key=value`` changes to it; ``recipe.lr=1e-3`` reaches into a table.
+def read_config(paths: str | os.PathLike[str] | Sequence[str] | None, changes: Iterable[str] = ()) -> Config:
+    """A `Config` of TOML files and ``key=value`` changes to it; ``recipe.lr=1e-3`` reaches into a table.
+
+    Of several files, a later one stands above an earlier one, key by key also in ``recipe`` and ``reader``: one may say
+    what is adapted how, the next on which data.
 
     Raises
     ------
@@ -89,7 +92,12 @@ def read_config(path: str | os.PathLike[str] | None, changes: Iterable[str] = ()
     ValueError
         If it is no TOML, or a key or a value is wrong; the nearest key is named.
     """
-    return make_config(changed(read_toml(path) if path is not None else {}, changes))
+    table: dict[str, Any] = {}
+    for path in [paths] if isinstance(paths, (str, os.PathLike)) else paths or ():
+        for name, value in read_toml(path).items():
+            inside = name in ("recipe", "reader") and isinstance(value, dict)
+            table[name] = {**table.get(name, {}), **value} if inside else value
+    return make_config(changed(table, changes))
 
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -203,12 +211,11 @@ def _checked(kind: type, table: Mapping[str, Any], prefix: str) -> dict[str, Any
 
 def _typed(value: Any, hint: Any, name: str) -> Any:
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if types.NoneType in options and value in (None, "none"):  # TOML has no word for it
+        return None
     for option in options:
         origin = typing.get_origin(option) or option
-        if origin is types.NoneType:
-            if value is None or value == "none":
-                return None
-        elif origin is tuple and isinstance(value, (list, tuple)):
+        if origin is tuple and isinstance(value, (list, tuple)):
             inner = typing.get_args(option)
             each = [inner[0]] * len(value) if inner[-1] is ... else inner
             if len(each) == len(value):

@@ -1,0 +1,273 @@
+"""``whisper-at adapt``: configurations and what is wrong with them, fitting from a file, and comparisons."""
+
+from __future__ import annotations
+
+import csv
+import json
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from whisper_at.adapt import AudioClassifier, cli
+from whisper_at.adapt.compare import compare, draw_trade, markdown, read_comparison
+from whisper_at.adapt.config import make_config, read_config
+from whisper_at.adapt.experiment import prepare, run
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory) -> Path:
+    """Two classes in three parts."""
+    root, r = tmp_path_factory.mktemp("sounds"), np.random.default_rng(0)
+    for split, n in (("train", 6), ("valid", 3), ("test", 3)):
+        for label, hertz in (("high", 2500), ("low", 300)):
+            folder = root / split / label
+            folder.mkdir(parents=True)
+            for i in range(n):
+                samples = 0.3 * np.sin(2 * np.pi * hertz * r.uniform(0.8, 1.2) * np.arange(4000) / 16000)
+                with wave.open(str(folder / f"{i}.wav"), "wb") as file:
+                    file.setparams((1, 2, 16000, 4000, "NONE", ""))
+                    file.writeframes((samples * 32767).astype("<i2").tobytes())
+    return root
+
+
+@pytest.fixture
+def settings(sounds, tmp_path) -> dict:
+    return {
+        "dataset": "files",
+        "root": str(sounds),
+        "cache": str(tmp_path / "cache"),
+        "out": str(tmp_path / "out"),
+        "device": "cpu",
+        "recipe": {"epochs": 4, "batch_size": 4, "lr": 0.02},
+    }
+
+
+def flags(settings: dict) -> list[str]:
+    out = []
+    for name, value in settings.items():
+        for key, one in [(f"{name}.{k}", v) for k, v in value.items()] if isinstance(value, dict) else [(name, value)]:
+            out += ["--set", f"{key}={json.dumps(one)}"]
+    return out
+
+
+# --- configurations -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"backbon": "base"}, "there is no key 'backbon': did you mean 'backbone'"),
+        ({"recipe": {"learning_rate": 1}}, "there is no key 'recipe.learning_rate'"),
+        ({"recipe": {"epoch": 1}}, "did you mean 'recipe.epochs'"),
+        ({"recipe": {"lr": "fast"}}, "recipe.lr = 'fast' is not float"),
+        ({"recipe": {"betas": [0.9]}}, "recipe.betas"),
+        ({"frames": 1.5}, "frames = 1.5 is not int or none"),
+        ({"pad": 1}, "pad = 1 is not bool"),
+        ({"seeds": [1, "a"]}, "seeds = 'a' is not int"),
+        ({"pooling": "frame"}, "did you mean 'frames'"),
+        ({"protocol": "session"}, "did you mean 'sessions'"),
+        ({"dataset": "iemocapp"}, "did you mean 'iemocap'"),
+        ({"method": {"rank": 8}}, "a method is a name or a table with one"),
+        ({"seeds": []}, "seeds is empty"),
+    ],
+)
+def test_wrong_settings_are_named(table, message):
+    with pytest.raises(ValueError, match=message):
+        make_config(table)
+
+
+def test_files_and_changes(tmp_path):
+    one, two = tmp_path / "one.toml", tmp_path / "two.toml"
+    one.write_text('method = "lora"\n[recipe]\nlr = 1\nepochs = 3\n')
+    two.write_text("frames = 100\n[recipe]\nepochs = 5\n")
+    config = read_config([str(one), str(two)], ["method.rank=4", "recipe.select=none", "out=somewhere", "seeds=[1, 2]"])
+    assert config.method == ({"name": "lora", "rank": 4},)
+    assert (config.recipe.lr, config.recipe.epochs, config.recipe.select) == (1.0, 5, None)
+    assert (config.frames, config.out, config.seeds) == (100, "somewhere", (1, 2))
+    with pytest.raises(ValueError, match="key=value"):
+        read_config(str(one), ["rank"])
+    two.write_text("frames = ")
+    with pytest.raises(ValueError, match=r"two.toml is no TOML"):
+        read_config(str(two))
+    with pytest.raises(FileNotFoundError, match="three.toml"):
+        read_config("three.toml")
+
+
+def test_p4_p12_values_have_types():
+    """P4, P12: flags of the reference were text, so ``False`` was true and a number never equalled a count."""
+    config = read_config(None, ["pad=false", "few_shot=8", "seeds=[10]", "few_shot_first=true"])
+    assert config.pad is False and config.few_shot == 8 and config.seeds == (10,) and config.few_shot_first is True
+
+
+def test_count_needs_no_weights(capsys):
+    args = ["count", "--config", str(RECIPES / "petl_ast" / "lora.toml"), "--set", "classes=31", "--set", "frames=400"]
+    assert cli.main(args) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["trainable"] == 467_743 and found["patch"] == 12 * 4 * 768 * 12
+    with pytest.raises(ValueError, match="how many classes"):
+        cli.main(args[:3])
+
+
+# --- runs -----------------------------------------------------------------------------------------------------------
+
+
+def test_fit_evaluate_and_predict(settings, sounds, tmp_path, capsys):
+    method = ["--set", 'method={name="lora", rank=2, alpha=2}', "--set", "seeds=[0, 1]"]
+    assert cli.main(["fit", "--quiet", *flags(settings), *method]) == 0
+    assert "accuracy: 100.00 ± 0.00 %" in capsys.readouterr().out
+    out = Path(settings["out"])
+    with open(out / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["seed"] for row in rows] == ["0", "1"] and rows[0]["patch"] == str(4 * 2 * 4 * 128)
+    assert json.loads((out / "summary.json").read_text())["accuracy"] == {"mean": 1.0, "std": 0.0}
+    assert (out / "confusion.png").read_bytes().startswith(b"\x89PNG")
+
+    model = str(out / "splits-seed0" / "classifier.safetensors")
+    data = ["--set", "dataset=files", "--set", f"root={sounds}", "--set", "device=cpu", "--set", f"cache={tmp_path}"]
+    assert cli.main(["evaluate", "--model", model, "--split", "test", "--out", str(tmp_path / "e"), *data]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == 1.0
+    assert json.loads((tmp_path / "e" / "scores.json").read_text())["clips"] == 6
+    file = str(sounds / "test" / "low" / "0.wav")
+    assert cli.main(["predict", "--model", model, file]) == 0
+    header, line = capsys.readouterr().out.splitlines()
+    assert header == "file,label,probability" and line.startswith(f"{file},low,")
+    assert cli.main(["predict", "--all", "--model", model, file]) == 0
+    header, line = capsys.readouterr().out.splitlines()
+    assert header == "file,high,low" and sum(map(float, line.split(",")[1:])) == pytest.approx(1, abs=1e-3)
+
+
+def test_what_is_finished_is_not_done_again(settings, monkeypatch):
+    config = make_config(settings)
+    first = run(config)
+    monkeypatch.setattr(AudioClassifier, "fit", None)
+    assert run(config) == first
+    with pytest.raises(ValueError, match="a run with other settings"):
+        run(make_config(settings | {"pooling": "all"}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset": ""}, "a dataset and its root are needed"),
+        ({"root": "nowhere"}, "no such data: nowhere"),
+        ({"protocol": "leave_group_out"}, "have no speaker"),
+        ({"only": [1]}, "divisions 0 to 0"),
+        ({"method": "lorra"}, "no method is called 'lorra'"),
+        ({"method": {"name": "lora", "sites": ["value"]}}, "site of lora must be one of"),
+        ({"method": {"name": "lora", "ranks": 3}}, "lora has no setting 'ranks'"),
+        ({"pooling": "cls_dist"}, "0 special tokens"),
+        ({"head": "mlp"}, "head must be one of"),
+        ({"frames": 400}, "frames is for AST"),
+    ],
+)
+def test_wrong_wishes_are_refused_before_any_work(settings, changes, message):
+    with pytest.raises((ValueError, FileNotFoundError, RuntimeError), match=message):
+        run(make_config(settings | changes))
+    assert not Path(settings["out"]).exists()
+
+
+def test_broken_data_are_refused_before_any_work(settings, sounds, tmp_path):
+    import shutil
+
+    copied = tmp_path / "copied"
+    shutil.copytree(sounds, copied)
+    (copied / "test" / "low" / "0.wav").write_text("no audio")
+    with pytest.raises(RuntimeError, match=r"0\.wav"):
+        run(make_config(settings | {"root": str(copied)}))
+    assert not Path(settings["out"]).exists()
+    shutil.rmtree(copied / "test" / "low")
+    shutil.rmtree(copied / "train" / "low")
+    with pytest.raises(ValueError, match="class 'low' is in validation, but not in training"):
+        prepare(make_config(settings | {"root": str(copied)}))
+
+
+# --- comparisons ------------------------------------------------------------------------------------------------------
+
+
+def comparison(tmp_path: Path, settings: dict) -> str:
+    path = tmp_path / "compare.toml"
+    path.write_text(
+        f"""
+out = {json.dumps(str(tmp_path / "table"))}
+seeds = [0, 1]
+[base]
+cache = {json.dumps(settings["cache"])}
+device = "cpu"
+[base.recipe]
+epochs = 2
+batch_size = 4
+[[dataset]]
+label = "tones"
+dataset = "files"
+root = {json.dumps(settings["root"])}
+score = "UAR"
+[[method]]
+label = "head only"
+method = []
+recipe = {{ lr = 0.02 }}
+[[method]]
+label = "LoRA"
+method = {{ name = "lora", rank = 2, alpha = 2 }}
+recipe = {{ lr = 0.01, epochs = 1 }}
+"""
+    )
+    return str(path)
+
+
+def test_compare(settings, tmp_path, capsys, monkeypatch):
+    path = comparison(tmp_path, settings)
+    cells = read_comparison(path)
+    assert [(c.dataset, c.method, c.score) for c in cells] == [("tones", "head only", "UAR"), ("tones", "LoRA", "UAR")]
+    assert [(c.config.recipe.epochs, c.config.recipe.lr) for c in cells] == [(2, 0.02), (1, 0.01)]
+    assert cli.main(["compare", "--quiet", "--config", path]) == 0
+    out = tmp_path / "table"
+    with open(out / "table.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["runs"] for row in rows] == ["2", "2"]
+    assert int(rows[1]["trainable"]) - int(rows[0]["trainable"]) == int(rows[1]["patch"]) == 4096
+    assert (out / "table.md").read_text() in capsys.readouterr().out
+    assert (out / "table.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(AudioClassifier, "fit", None)  # nothing is left to do
+    assert len(compare(cells, out)) == 2
+
+
+def test_table_of_a_comparison():
+    row = {"dataset": "a", "score": "UAR", "std": 1.0, "runs": 2, "seconds_per_run": 3.0, "memory_mb": 1, "frozen": 9}
+    rows = [
+        row | {"method": "x", "mean": 50.0, "patch": 0, "trainable": 10},
+        row | {"method": "y", "mean": 60.0, "patch": 5, "trainable": 15},
+        row | {"dataset": "b", "method": "y", "mean": 70.0, "patch": 5, "trainable": 2015, "seconds_per_run": 5.0},
+    ]
+    assert markdown(rows) == [
+        "| method | patch | trainable | a, UAR % | b, UAR % | s a run |",
+        "|---|--:|--:|--:|--:|--:|",
+        "| x | 0 | 10 | 50.0 ± 1.0 |  | 3.0 |",
+        "| y | 5 | 15–2,015 | **60.0 ± 1.0** | **70.0 ± 1.0** | 4.0 |",
+    ]
+    assert len(draw_trade(rows).axes) == 2
+
+
+def test_wrong_comparisons_are_refused(settings, tmp_path):
+    path = Path(comparison(tmp_path, settings))
+    text = path.read_text()
+    for changed, message in (
+        (text.replace('score = "UAR"', 'score = "uar"'), "score 'uar' of tones"),
+        (text.replace('"LoRA"', '"head only"'), "the same labels"),
+        (text.replace("[base]", "[all]").replace("[base.", "[all."), "no key 'all'"),
+        (text.replace("epochs = 1", "epoch = 1"), "did you mean 'recipe.epochs'"),
+        (text[: text.index("[[method]]")], r"needs at least one \[\[method\]\]"),
+    ):
+        path.write_text(changed)
+        with pytest.raises(ValueError, match=message):
+            read_comparison(str(path))
+
+
+def test_wrong_arguments_exit_with_2(capsys):
+    for argv in ([], ["fitt"], ["compare"], ["predict", "a.wav"]):
+        with pytest.raises(SystemExit) as error:
+            cli.main(argv)
+        assert error.value.code == 2
