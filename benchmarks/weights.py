@@ -15,13 +15,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's whisper_at, installed or not
 
-SIZES = {  # width, heads, layers
-    "mini": (128, 2, 2),  # no official one: to try a script
-    "tiny": (384, 6, 4),
-    "base": (512, 8, 6),
-    "small": (768, 12, 12),
+SIZES = {  # width, heads, layers, mels, vocabulary
+    "mini": (128, 2, 2, 80, 51865),  # no official one: to try a script
+    "tiny": (384, 6, 4, 80, 51865),
+    "base": (512, 8, 6, 80, 51865),
+    "small": (768, 12, 12, 80, 51865),
+    "medium": (1024, 16, 24, 80, 51865),
+    "large-v3": (1280, 20, 32, 128, 51866),
 }
-VOCABULARY = 51865
 EOT = 50257
 SPLIT = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""  # as whisper.tokenizer's
 HUGGING_FACE = (  # from openai-whisper's names, in this order
@@ -43,10 +44,16 @@ HUGGING_FACE = (  # from openai-whisper's names, in this order
 
 def dimensions(size: str) -> dict[str, int]:
     """The fields of openai-whisper's ModelDimensions."""
-    width, heads, layers = SIZES[size]
-    audio = {"n_mels": 80, "n_audio_ctx": 1500, "n_audio_state": width, "n_audio_head": heads, "n_audio_layer": layers}
+    width, heads, layers, mels, vocabulary = SIZES[size]
+    audio = {
+        "n_mels": mels,
+        "n_audio_ctx": 1500,
+        "n_audio_state": width,
+        "n_audio_head": heads,
+        "n_audio_layer": layers,
+    }
     text = {"n_text_ctx": 448, "n_text_state": width, "n_text_head": heads, "n_text_layer": layers}
-    return {**audio, "n_vocab": VOCABULARY, **text}
+    return {**audio, "n_vocab": vocabulary, **text}
 
 
 def random_state(size: str, seed: int = 0, std: float = 0.02) -> dict[str, Any]:
@@ -86,10 +93,11 @@ def write_folder(state: dict[str, Any], size: str, folder: Path) -> None:
 
     logging.disable_progress_bar()
 
-    width, heads, layers = SIZES[size]
-    tokenizer = get_tokenizer(True, language="en", task="transcribe")
+    width, heads, layers, mels, vocabulary = SIZES[size]
+    languages = vocabulary - 51765 - 1  # as openai-whisper counts them
+    tokenizer = get_tokenizer(True, num_languages=languages, language="en", task="transcribe")
     ends = {"bos_token_id": EOT, "eos_token_id": EOT, "pad_token_id": EOT, "decoder_start_token_id": tokenizer.sot}
-    shape: dict[str, Any] = {"vocab_size": VOCABULARY, "num_mel_bins": 80, "d_model": width}
+    shape: dict[str, Any] = {"vocab_size": vocabulary, "num_mel_bins": mels, "d_model": width}
     for part in ("encoder", "decoder"):
         shape |= {f"{part}_layers": layers, f"{part}_attention_heads": heads, f"{part}_ffn_dim": 4 * width}
     model = WhisperForConditionalGeneration(WhisperConfig(**shape, **ends))
@@ -110,6 +118,7 @@ def write_folder(state: dict[str, Any], size: str, folder: Path) -> None:
         alignment_heads=[[layer, head] for layer in range(layers // 2, layers) for head in range(heads)],
     )
     model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"feature_size": mels}))
     write_tokenizer(tokenizer.encoding, folder)
 
 
@@ -136,4 +145,5 @@ def convert(folder: Path, target: Path, quantization: str) -> None:
     """A CTranslate2 model of a folder in Hugging Face's layout."""
     from ctranslate2.converters import TransformersConverter
 
-    TransformersConverter(str(folder), copy_files=["tokenizer.json"]).convert(str(target), quantization=quantization)
+    files = ["tokenizer.json", "preprocessor_config.json"]
+    TransformersConverter(str(folder), copy_files=files).convert(str(target), quantization=quantization)
