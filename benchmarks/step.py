@@ -2,12 +2,13 @@
 
     python benchmarks/step.py                                  # tiny and small
     python benchmarks/step.py --sizes base --rows 1 5 6 7 8 9 10
+    python benchmarks/step.py --device cuda --sizes small large-v3
 
 A step gives every row (a beam, or a sample) of one window its next token. Weights are random (see weights.py), timed
 are steps from the fifth token on, medians. The columns: whisper_at's compiled kernels; the same by PyTorch, which
 whisper_at takes for more rows than `kernels.MOST_TOKENS`; openai-whisper. Three precisions: "half" is float32 with
 weights that are exact in half precision, as those of official checkpoints are, and kept so; "float32" is with weights
-that are not; "int8".
+that are not; "int8". On a GPU there are no kernels and only half precision: whisper_at's PyTorch against openai-whisper.
 
 The floor is what a step must read, once (the decoder's weights with the embedding, and the keys and values of what is
 heard), divided by the bandwidth of memory, measured here by reading a large array with all threads. A model that fits
@@ -22,12 +23,13 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import weights  # also puts this checkout's whisper_at in reach
-from peers import cores
+from common import DEVICES, cores, machine, use_threads, write_results
 
 PRECISIONS = ("half", "float32", "int8")
 PROMPT = [50258, 50259, 50359, 50363]  # start, English, transcribe, no timestamps
@@ -39,13 +41,28 @@ class Result(NamedTuple):
     """Milliseconds of a step, by the way it is taken."""
 
     rows: int
-    kernels: float
+    kernels: float | None
     torch: float
     openai: float | None
 
 
-def bandwidth(megabytes: int = 512) -> float:
-    """Bytes per second that all threads together read from memory; the best of several passes."""
+def clock(device: str) -> float:
+    """Seconds, when all work so far is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def bandwidth(device: str, megabytes: int = 512) -> float:
+    """Bytes per second that all threads together, or the GPU, read from memory; the best of several passes."""
+    best = 0.0
+    if device == "cuda":
+        large = torch.ones(megabytes << 18, device=device)
+        for _ in range(6):
+            start = clock(device)
+            large.sum()
+            best = max(best, large.nbytes / (clock(device) - start))
+        return best
     from numba import njit, prange
 
     @njit(parallel=True)
@@ -58,7 +75,6 @@ def bandwidth(megabytes: int = 512) -> float:
 
     array = np.ones((megabytes, 131072), np.int64)  # a row is 1 MiB
     read(array[:8])
-    best = 0.0
     for _ in range(5):
         start = time.perf_counter()
         read(array)
@@ -66,7 +82,7 @@ def bandwidth(megabytes: int = 512) -> float:
     return best
 
 
-def make_model(size: str, precision: str) -> Any:
+def make_model(size: str, precision: str, device: str) -> Any:
     """openai-whisper's model; its weights are not exact in half precision if ``precision`` is float32."""
     from whisper.model import ModelDimensions, Whisper
 
@@ -76,14 +92,22 @@ def make_model(size: str, precision: str) -> Any:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(1.0003)
-    return model.eval()
+    return model.eval().to(device)
+
+
+def make_decoder(model: Any, precision: str) -> Any:
+    """whisper_at's decoder of it."""
+    from whisper_at.inference import Decoder
+
+    dtype = torch.float16 if model.device.type == "cuda" else torch.float32
+    return Decoder(model, dtype, "int8" if precision == "int8" else None)
 
 
 def start_ours(decoder: Any, features: torch.Tensor, rows: int) -> Step:
     from whisper_at.inference import Rows
 
     sequences = Rows(decoder, decoder.hear(features), rows)
-    sequences.start(torch.tensor([PROMPT]))
+    sequences.start(torch.tensor([PROMPT], device=features.device))
     return sequences.step
 
 
@@ -91,7 +115,7 @@ def start_openai(model: Any, features: torch.Tensor, rows: int) -> Step:
     from whisper.decoding import PyTorchInference
 
     inference = PyTorchInference(model, len(PROMPT))
-    tokens = torch.tensor([PROMPT]).expand(rows, -1)
+    tokens = torch.tensor([PROMPT], device=features.device).expand(rows, -1)
     with torch.no_grad():
         inference.logits(tokens, features)
 
@@ -105,16 +129,16 @@ def start_openai(model: Any, features: torch.Tensor, rows: int) -> Step:
     return step
 
 
-def timed(step: Step, rows: int, steps: int) -> list[float]:
+def timed(step: Step, rows: int, steps: int, device: str) -> list[float]:
     """Milliseconds of each of some steps, after two that are not timed."""
     generator = torch.Generator().manual_seed(0)
     spent = []
     for i in range(steps + 2):
-        tokens = torch.randint(0, weights.EOT, (rows,), generator=generator)
-        start = time.perf_counter()
+        tokens = torch.randint(0, weights.EOT, (rows,), generator=generator).to(device)
+        start = clock(device)
         step(tokens)
         if i >= 2:
-            spent.append(1e3 * (time.perf_counter() - start))
+            spent.append(1e3 * (clock(device) - start))
     getattr(step, "end", lambda: None)()
     return spent
 
@@ -122,37 +146,38 @@ def timed(step: Step, rows: int, steps: int) -> list[float]:
 def measure(model: Any, precision: str, rows_tried: list[int], steps: int, repeat: int) -> Iterator[Result]:
     """Time the three ways by turns for each number of rows; openai-whisper has no int8."""
     from whisper_at import kernels
-    from whisper_at.inference import Decoder
 
-    decoder = Decoder(model, torch.float32, "int8" if precision == "int8" else None)
-    dims = model.dims
+    decoder, dims, device = make_decoder(model, precision), model.dims, model.device.type
     features = torch.randn(1, dims.n_audio_ctx, dims.n_audio_state, generator=torch.Generator().manual_seed(0))
+    features = features.to(device, decoder.dtype)
     most = kernels.MOST_TOKENS
     for rows in rows_tried:
         spent: dict[str, list[float]] = {"kernels": [], "torch": [], "openai": []}
         for _ in range(repeat):
-            for way, limit in (("kernels", ALL), ("torch", 0)):
+            for way, limit in (("kernels", ALL), ("torch", 0))[device == "cuda" :]:
                 kernels.MOST_TOKENS = limit
-                spent[way] += timed(start_ours(decoder, features, rows), rows, steps)
+                spent[way] += timed(start_ours(decoder, features, rows), rows, steps, device)
             if precision != "int8":
-                spent["openai"] += timed(start_openai(model, features, rows), rows, steps)
+                spent["openai"] += timed(start_openai(model, features, rows), rows, steps, device)
         kernels.MOST_TOKENS = most
         yield Result(rows, *(statistics.median(s) if s else None for s in spent.values()))  # type: ignore[arg-type]
 
 
 def bytes_read(model: Any, precision: str) -> tuple[int, int]:
-    """Bytes of the decoder's weights, and of the keys and values of what is heard, that a step of the kernels reads."""
-    from whisper_at.inference import Decoder
-
-    decoder = Decoder(model, torch.float32, "int8" if precision == "int8" else None)
-    dims = model.dims
+    """Bytes of the decoder's weights, and of the keys and values of what is heard, that a step reads."""
+    decoder, dims = make_decoder(model, precision), model.dims
     heard = 2 * dims.n_text_layer * dims.n_audio_ctx * dims.n_text_state * decoder.heard.itemsize
-    return sum(array.nbytes for array in decoder.weights), heard
+    if decoder.weights is not None:
+        return sum(array.nbytes for array in decoder.weights), heard
+    matrices = [p.nbytes for block in decoder.blocks for p in block if isinstance(p, torch.Tensor)]
+    return sum(matrices) + decoder.projection.nbytes, heard
 
 
 def crossing(results: list[Result]) -> str:
     """Where PyTorch becomes faster than the kernels: the last such place, in rows."""
-    leads = [result.torch / result.kernels - 1 for result in results]  # positive: the kernels are faster
+    leads = [
+        result.torch / (result.kernels or result.torch) - 1 for result in results
+    ]  # positive: the kernels are faster
     for i in range(len(results) - 1, 0, -1):
         if leads[i - 1] > 0 >= leads[i]:
             low, high = results[i - 1].rows, results[i].rows
@@ -172,31 +197,42 @@ def main() -> None:
     add("--steps", type=int, default=20, help="timed in a turn")
     add("--repeat", type=int, default=3, help="turns of each way")
     add("--threads", type=int, default=cores(), help="of everything")
+    add("--device", choices=DEVICES, default="cpu", help="cuda: one GPU, in half precision")
+    add("--json", type=Path, help="write all numbers to this file")
     args = parser.parse_args()
+    use_threads(args.threads)
+    about = machine(args.device)
+    if args.device == "cuda":
+        args.precisions = ["half"]
     args.rows = sorted(set(args.rows))
 
     import numba
 
     torch.set_num_threads(args.threads)
     numba.set_num_threads(min(args.threads, numba.config.NUMBA_NUM_THREADS))
-    speed = bandwidth()
+    speed = bandwidth(args.device)
+    found: dict[str, Any] = {}
     print(f"{args.threads} threads of {os.cpu_count()}; memory is read at {speed / 1e9:.1f} GB/s; times in ms")
     for size in args.sizes:
         for precision in args.precisions:
-            model = make_model(size, precision)
+            model = make_model(size, precision, args.device)
             packed, heard = bytes_read(model, precision)
             floor = 1e3 * (packed + heard) / speed
             read = f"{packed / 1e6:.0f} MB of weights and {heard / 1e6:.0f} MB of what is heard"
             print(f"\n{size}, {precision}: {read}, floor {floor:.2f} ({1e3 * packed / speed:.2f} of weights alone)")
-            heads = f"{'kernels':>9} {'PyTorch':>9} {'openai-whisper':>15} {'kernels ÷ floor':>16}"
+            heads = f"{'kernels':>9} {'PyTorch':>9} {'openai-whisper':>15} {'ours ÷ floor':>16}"
             print(f"{'rows':>6} {heads}", flush=True)
             results = []
             for result in measure(model, precision, args.rows, args.steps, args.repeat):
                 results.append(result)
-                openai = "" if result.openai is None else f"{result.openai:.2f}"
-                line = f"{result.rows:6} {result.kernels:9.2f} {result.torch:9.2f} {openai:>15}"
-                print(f"{line} {result.kernels / floor:16.2f}", flush=True)
-            print(f"crossing: {crossing(results)} rows")
+                openai, ours = ("" if ms is None else f"{ms:.2f}" for ms in (result.openai, result.kernels))
+                line = f"{result.rows:6} {ours:>9} {result.torch:9.2f} {openai:>15}"
+                print(f"{line} {(result.kernels or result.torch) / floor:16.2f}", flush=True)
+            if args.device == "cpu":
+                print(f"crossing: {crossing(results)} rows")
+            found[f"{size}, {precision}"] = {"floor": floor, "results": [result._asdict() for result in results]}
+    if args.json:
+        write_results(args.json, args, about, bandwidth=speed, steps=found)
 
 
 if __name__ == "__main__":
