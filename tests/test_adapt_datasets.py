@@ -366,6 +366,15 @@ def test_splits_of_the_released_models():
         protocols.peft_ser_release({"ravdess": corpora["iemocap"]})
 
 
+def test_corpora_of_the_released_models_are_read_together(tmp_path):
+    iemocap(tmp_path / "iemocap")
+    sound(tmp_path / "cremad" / "AudioWAV" / "1080_DFA_SAD_XX.wav")
+    table(tmp_path / "cremad" / "processedResults" / "summaryTable.csv", "FileName,MultiModalVote", "1080_DFA_SAD_XX,S")
+    merged = read("PEFT-SER release", tmp_path)
+    parts = {name: len(merged.split(name)) for name in ("train", "valid", "test")}
+    assert parts == {"train": 15, "valid": 5, "test": 6} and merged.classes == emotion.FOUR
+
+
 def test_few_shot_takes_from_training_only():
     dataset = make(split=["train"] * 40 + ["valid"] * 10 + ["test"] * 10)
     whole = divide(dataset, "splits")[0]

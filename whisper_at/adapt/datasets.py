@@ -52,7 +52,7 @@ def names() -> list[str]:
 
 
 def _readers() -> dict[str, Callable[..., Dataset]]:
-    from . import emotion  # which reads with what is defined below
+    from . import emotion, protocols  # which read with what is defined below
 
     return {
         "files": read_dataset,
@@ -70,6 +70,7 @@ def _readers() -> dict[str, Callable[..., Dataset]]:
         "meld": emotion.read_meld,
         "ravdess": emotion.read_ravdess,
         "emodb": emotion.read_emodb,
+        "peftserrelease": protocols.read_peft_ser_release,
     }
 
 

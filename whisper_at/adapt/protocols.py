@@ -9,11 +9,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from ..train.data import Clip, Dataset, few_shot, folds, hold_out
+from .datasets import Root, read
 from .emotion import FOUR
 
 
@@ -172,6 +174,9 @@ def refuse_missing_classes(dataset: Dataset, division: Division) -> None:
         raise ValueError(f"{division.name}: class {missing[0]!r} has nothing to train on ({len(missing)} such)")
 
 
+RELEASE_CORPORA = ("iemocap", "mspimprov", "msppodcast", "cremad")
+
+
 def peft_ser_release(corpora: Mapping[str, Dataset]) -> Dataset:
     """Four corpora as one, with the splits that PEFT-SER's released models were trained by (spec section 2.4).
 
@@ -186,7 +191,7 @@ def peft_ser_release(corpora: Mapping[str, Dataset]) -> Dataset:
             return "test" if clip.group >= "1074" else "valid" if clip.group >= "1059" else "train"
         return {"4": "valid", "5": "test"}.get(clip.fold, "train")
 
-    if unknown := sorted(corpora.keys() - {"iemocap", "mspimprov", "msppodcast", "cremad"}):
+    if unknown := sorted(corpora.keys() - set(RELEASE_CORPORA)):
         raise ValueError(f"the released models know nothing of {unknown[0]!r}")
     clips = [
         replace(clip, split=split(name, clip), group=f"{name} {clip.group}", fold="")
@@ -194,6 +199,20 @@ def peft_ser_release(corpora: Mapping[str, Dataset]) -> Dataset:
         for clip in corpus.clips
     ]
     return Dataset(tuple(clips), FOUR)
+
+
+def read_peft_ser_release(root: Root) -> Dataset:
+    """`peft_ser_release` of those of the folders ``iemocap``, ``mspimprov``, ``msppodcast``, ``cremad`` in ``root``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none of them.
+    """
+    there = [name for name in RELEASE_CORPORA if (Path(root) / name).is_dir()]
+    if not there:
+        raise FileNotFoundError(f"{root} has none of the folders {', '.join(RELEASE_CORPORA)}")
+    return peft_ser_release({name: read(name, Path(root) / name) for name in there})
 
 
 def _where(dataset: Dataset, **wanted: Iterable[str]) -> np.ndarray:
