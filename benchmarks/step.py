@@ -8,7 +8,7 @@ A step gives every row (a beam, or a sample) of one window its next token. Weigh
 are steps from the fifth token on, medians. The columns: whisper_at's compiled kernels; the same by PyTorch, which
 whisper_at takes for more rows than `kernels.MOST_TOKENS`; openai-whisper. Three precisions: "half" is float32 with
 weights that are exact in half precision, as those of official checkpoints are, and kept so; "float32" is with weights
-that are not; "int8". On a GPU there are no kernels and only half precision: whisper_at's PyTorch against openai-whisper.
+that are not; "int8". On a GPU there are no kernels, and half precision is computed in: PyTorch against openai-whisper.
 
 The floor is what a step must read, once (the decoder's weights with the embedding, and the keys and values of what is
 heard), divided by the bandwidth of memory, measured here by reading a large array with all threads. A model that fits
