@@ -94,3 +94,16 @@ def test_short_and_long_spans_are_fitted_to_the_classifier(model_en):
     tiny = made.logits(audio[None, :10], torch.tensor([10]))
     padded = torch.nn.functional.pad(audio[None, :10], (0, 31990))
     torch.testing.assert_close(tiny, made(padded, torch.tensor([32000])))
+
+
+def test_a_fitted_file_attaches_by_its_name(tmp_path):
+    nano = whisper_at.load_model("nano.en", device="cpu")
+    fitted = AudioClassifier("nano.en", {"name": "lora", "rank": 2}, MOODS, kind="multi_label")
+    fitted.save(tmp_path / "mood.safetensors")
+    loaded = whisper_at.load_model("nano.en", device="cpu", head=["auto", tmp_path / "mood.safetensors"])
+    audio = noise(6)
+    result = loaded.transcribe(audio, at_time_res=2)
+    assert result["text"] == nano.transcribe(audio)["text"] and result["audio_tag"].shape == (3, 527)
+    assert result["mood"]["kind"] == "multi_label" and result["mood"]["logits"].shape == (3, 3)
+    nano.attach("mood", tmp_path / "mood.safetensors")
+    torch.testing.assert_close(nano.transcribe(audio, at_time_res=2)["mood"]["logits"], result["mood"]["logits"])

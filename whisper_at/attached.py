@@ -98,9 +98,17 @@ class Listener(Protocol):
     needs, or else None.
     """
 
-    classes: Sequence[str]
-    kind: str
-    sample_rate: int
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the outputs."""
+
+    @property
+    def kind(self) -> str:
+        """As of `Classes`."""
+
+    @property
+    def sample_rate(self) -> int:
+        """Of the waveforms, in Hz."""
 
     def logits(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
         """Logits ``(batch, classes)`` of float32 ``(batch, samples)``, of which ``lengths`` ``(batch,)`` are sound."""

@@ -95,9 +95,9 @@ class WhisperAT(Whisper):
         if name in RESERVED or name in self.attached or not name:
             raise ValueError(f"{name!r} cannot be the name of a head: results have, or may have, that key already")
         if isinstance(head, (str, Path)):
-            head = open_fitting_head(head, self)
-        if isinstance(head, torch.nn.Module) and not hasattr(head, "logits"):
-            head = self._fitted(cast(Head, head))
+            head = _open_head_or_classifier(head, self)
+        if isinstance(head, (TLTR, LayerPoolHead)):
+            head = self._fitted(head)
             if head.classes is None:
                 raise ValueError("this head's outputs have no names: it is AudioSet's (model.head), or lacks metadata")
         elif not isinstance(head, Listener):
@@ -204,8 +204,8 @@ def load_model(
     in_memory : read the whole checkpoint into memory first
     at_low_compute : take the published 512-wide head (small, medium and large only)
     head : ``"auto"`` for the published head of a named model, a published head's name, a file
-        (``.pth`` or ``.safetensors``), or None for none; or several of these. A file with classes of its own is
-        attached under its name without the suffix
+        (``.pth`` or ``.safetensors``), or None for none; or several of these. A file with classes of its own, or what
+        ``whisper-at adapt`` has fitted, is attached under its name without the suffix
     compute_type : ``float32``, ``float16`` (CUDA), ``bfloat16``, ``int8`` (CPU), see `WhisperAT`; ``auto`` is
         int8 on a CPU and float16 on CUDA; None is upstream's rule
 
@@ -253,8 +253,8 @@ def load_model(
                 continue
             source = published
         if source is not None:
-            found = open_fitting_head(source, model, download_root, name)
-            if found.classes is None:
+            found = _open_head_or_classifier(source, model, download_root, name)
+            if isinstance(found, (TLTR, LayerPoolHead)) and found.classes is None:
                 model.head = found
             else:
                 model.attach(Path(source).name.removesuffix(".safetensors").removesuffix(".head"), found)
@@ -284,3 +284,15 @@ def open_fitting_head(
         message = f"head {source} was trained on another encoder than that of {model_name}: its tags may be wrong"
         warnings.warn(message, stacklevel=3)
     return head
+
+
+def _open_head_or_classifier(
+    source: str | Path, model: WhisperAT, download_root: str | None = None, model_name: str = "this model"
+) -> Head | Listener:
+    """`open_fitting_head`, or the adapted classifier that a file holds instead."""
+    path = checkpoints.find_head(str(source), download_root)
+    if path.suffix == ".safetensors" and checkpoints.open_head(path)[1].get("kind", "").startswith("whisper_at.adapt"):
+        from .adapt import AudioClassifier  # which stands on this module
+
+        return AudioClassifier.load(path, device=model.device)
+    return open_fitting_head(source, model, download_root, model_name)

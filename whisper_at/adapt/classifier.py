@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..attached import Reader
+from ..attached import KINDS, Classes, Reader
 from ..files import read_tensors, save_safetensors
 from ..train.data import Clip, Dataset
 from ..train.fit import Fitted
@@ -46,14 +46,13 @@ class AudioClassifier(nn.Module):
     pad : fill shorter clips with silence, up to ``seconds``, that counts as a part of them
     frames, normalize, device : as of `load_backbone`
     seed : of the random numbers that new parameters begin with
+    kind : ``single_label`` (one class is right: softmax) or ``multi_label`` (sigmoid); fitting sets it by the data
 
     Raises
     ------
     ValueError
         If a method, a site, a head or a pooling does not suit the backbone; before any work.
     """
-
-    kind = "single_label"
 
     def __init__(
         self,
@@ -70,15 +69,18 @@ class AudioClassifier(nn.Module):
         normalize: bool | None = None,
         device: str | torch.device | None = None,
         seed: int = 0,
+        kind: str = "single_label",
     ) -> None:
         super().__init__()
         if not classes:
             raise ValueError("a classifier needs the names of its classes")
         if pad and seconds is None:
             raise ValueError("pad says that shorter clips are filled up, and seconds, up to what: give it, too")
+        if kind not in KINDS:
+            raise ValueError(f"kind must be {' or '.join(KINDS)}, not {kind!r}")
         if not isinstance(backbone, Backbone):
             backbone = load_backbone(backbone, device, frames=frames, normalize=normalize)
-        self.classes, self.seconds, self.pad = tuple(classes), seconds, pad
+        self.classes, self.kind, self.seconds, self.pad = tuple(classes), kind, seconds, pad
         self._options = {"head": head, "layers": layers, "pooling": pooling, "frames": frames, "normalize": normalize}
         sizes = {"width": backbone.width, "depth": backbone.layers, "classes": len(self.classes)}
         with torch.random.fork_rng(devices=[]):
@@ -164,9 +166,10 @@ class AudioClassifier(nn.Module):
         cache: str | os.PathLike[str] | None = None,
         progress: bool = False,
     ) -> np.ndarray:
-        """Probabilities ``(files, classes)`` of recordings; the softmax is taken here and only here (W1)."""
+        """Probabilities ``(files, classes)`` of recordings; softmax or sigmoid is taken here and only here (W1)."""
         source = WaveSource(self, Dataset(tuple(Clip(Path(f), ()) for f in files), self.classes), cache, progress)
-        return torch.from_numpy(all_logits(self, source, batch_size, progress)).softmax(1).numpy()
+        logits = torch.from_numpy(all_logits(self, source, batch_size, progress))
+        return Classes(self.classes, self.kind).probabilities(logits).numpy()
 
     def count(self) -> dict[str, int]:
         """Parameters of the patch, of it and its norms, all that train, and the frozen ones (`count_parameters`)."""
@@ -177,7 +180,7 @@ class AudioClassifier(nn.Module):
     def configuration(self) -> dict[str, Any]:
         """What `load` builds it from."""
         known = {"backbone": self.backbone.name, "methods": self.backbone.methods, "classes": list(self.classes)}
-        return known | self._options | {"seconds": self.seconds, "pad": self.pad}
+        return known | self._options | {"seconds": self.seconds, "pad": self.pad, "kind": self.kind}
 
     def trained(self) -> dict[str, Tensor]:
         """What training changes and nothing frozen: parameters, and buffers of modules with such parameters (S2)."""

@@ -272,6 +272,7 @@ def fit_classifier(
     task = ClassificationTask(sources[0], targets, recipe, sources[1], valid.targets())
     if task.weights is not None:
         task.weights = task.weights.to(model.device)
+    model.kind = "multi_label" if task.multi_label else "single_label"
     optimizer = OPTIMIZERS[recipe.optimizer](
         [p for p in model.parameters() if p.requires_grad],
         lr=recipe.lr,
