@@ -207,6 +207,12 @@ def test_metadata_come_back():
     assert Classes.from_metadata({"classes": "audioset-527"}) is None
 
 
+def test_heads_may_be_read_by_whom_other_new_files_may(tmp_path):
+    path = head_file(tmp_path / "birds.safetensors", BIRDS)
+    (tmp_path / "other").touch()
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_named_tags_are_calibrated_and_thresholded():
     logits = torch.tensor([[2.0, 0.0, -2.0], [math.nan] * 3])
     found = {"classes": BIRDS.names, "kind": BIRDS.kind, "temperature": 2.0, "thresholds": None}

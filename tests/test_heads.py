@@ -118,6 +118,12 @@ def test_unknown_modes_are_named(mode):
         make_head(mode, n_layer=2, rep_dim=64)
 
 
+@pytest.mark.parametrize("mode", ["tl_tr_1_7", "tl_tr_0_8", "tl_down_tr_20_1_8", "wa_tr_5"])
+def test_heads_that_do_not_divide_the_width_are_refused(mode):
+    with pytest.raises(ValueError, match="attention heads do not divide the width of (64|20)"):
+        make_head(mode, n_layer=2, rep_dim=64)
+
+
 def test_mode_and_sizes_come_from_the_parameters():
     """D19: a head given as a file must say itself what it is."""
     for mode in ("tl_tr_1_8", "tl_down_tr_16_1_8"):

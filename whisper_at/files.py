@@ -35,9 +35,17 @@ def save_safetensors(
     temporary = temporary_beside(path)
     try:
         save_file(plain, temporary, dict(metadata or {}))
+        temporary.chmod(0o666 & ~_umask())  # it comes out for its owner alone, unlike any other new file
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """What new files are not to allow; it can only be read by setting it."""
+    current = os.umask(0o077)
+    os.umask(current)
+    return current
 
 
 def temporary_beside(path: Path) -> Path:

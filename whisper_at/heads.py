@@ -28,6 +28,12 @@ def _projection(rep_dim: int, width: int) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(rep_dim), nn.Linear(rep_dim, width))
 
 
+def _refuse_heads(mode: str, width: int, *heads: str) -> None:
+    for number in heads:
+        if int(number) < 1 or width % int(number):
+            raise ValueError(f"mode {mode}: {number} attention heads do not divide the width of {width}")
+
+
 class TLTR(nn.Module):
     """Time- and layer-wise transformer: attention over steps in each layer, then over layers.
 
@@ -52,6 +58,7 @@ class TLTR(nn.Module):
             raise ValueError(f"not a TL-TR mode: {mode!r}; for example tl_tr_1_8 or tl_down_tr_512_1_8")
         down, time_heads, layer_heads = match.groups()
         width = int(down) if down else rep_dim
+        _refuse_heads(mode, width, time_heads, layer_heads)
         self.label_dim, self.n_layer, self.rep_dim, self.mode = label_dim, n_layer, rep_dim, mode
         self.classes: Classes | None = None  # AudioSet's
         if down:
@@ -87,6 +94,7 @@ class LayerPoolHead(nn.Module):
             raise ValueError(f"not a baseline's mode: {mode!r}; for example mean_mlp, last_tr_8, wa_down_tr_512_8")
         self.pooling, down, heads = match.groups()
         width = int(down) if down else rep_dim
+        _refuse_heads(mode, width, *([heads] if heads else []))
         self.label_dim, self.n_layer, self.rep_dim, self.mode = label_dim, n_layer, rep_dim, mode
         self.classes: Classes | None = None  # AudioSet's
         if self.pooling == "wa":
