@@ -225,6 +225,8 @@ def test_named_tags_are_calibrated_and_thresholded():
     found = {"classes": ENGINES.names, "kind": ENGINES.kind, "temperature": 1.0, "thresholds": [0.4, None]}
     assert [t["name"] for t in named_tags(found, [[-0.3, 9.0]])[0]] == ["car"]  # 0.426 ≥ 0.4; no train is ever sure
     assert [t["name"] for t in named_tags(found, [[-0.3, 9.0]], p_threshold=0)[0]] == ["train"]
+    found |= {"kind": "single_label", "thresholds": [0.9, 0.9]}  # one of them is right: the likeliest counts
+    assert [t["name"] for t in named_tags(found, [[1.5, 0.0]])[0]] == ["car"]
     with pytest.raises(ValueError, match="no class 'trian'; did you mean 'train'"):
         own_classes(ENGINES.names, ["trian"])
     assert own_classes(ENGINES.names, {"train", 0}) == [0, 1]

@@ -226,7 +226,7 @@ def named_tags(
     logits : its rows ``(rows, classes)``, as tensor, array or lists (None for NaN)
     top_k : at most so many a row
     p_threshold : a logit; classes of a calibrated probability above its sigmoid count. None takes the head's own
-        thresholds, from which on a class counts, or -1 where it has none
+        thresholds, from which on a class counts, if its classes sound together, and else -1
     include : the wanted classes, by index or name; None is all
     """
     classes = Classes(tuple(found["classes"]), found["kind"], found["temperature"])
@@ -234,7 +234,7 @@ def named_tags(
     full = [[None] * n if row is None else row for row in (logits.tolist() if hasattr(logits, "tolist") else logits)]
     rows = np.array(full, dtype=np.float64).reshape(len(full), n)
     probabilities = classes.probabilities(torch.from_numpy(rows)).double().numpy()
-    own = found.get("thresholds") if p_threshold is None else None
+    own = found.get("thresholds") if p_threshold is None and classes.kind == "multi_label" else None
     if own is not None:
         counts = probabilities >= np.array([math.inf if t is None else t for t in own])
     else:

@@ -264,7 +264,7 @@ def parse_at_label(
     probabilities : give the sigmoid of each logit as its score; of a head of one's own, the calibrated probability
     head : the name of an attached head (`WhisperAT.attach`) whose rows to name, rather than AudioSet's. Its classes are
         given by index or name; ``p_threshold`` then stands for the probability that it has as a logit, and None for
-        the head's own thresholds (-1 where it has none); ``language`` means nothing
+        the head's own thresholds (-1 where it has none, or one of its classes alone is right); ``language`` is not used
 
     Returns
     -------
