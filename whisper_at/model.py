@@ -282,7 +282,7 @@ def open_fitting_head(
     trained_on = metadata.get("encoder_sha256")  # hashing takes time: only where there is something to compare
     if trained_on is not None and trained_on != checkpoints.encoder_sha256(model.state_dict()):
         message = f"head {source} was trained on another encoder than that of {model_name}: its tags may be wrong"
-        warnings.warn(message, stacklevel=3)
+        warnings.warn(message, stacklevel=4)  # of load_model or attach
     return head
 
 

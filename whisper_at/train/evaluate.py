@@ -66,7 +66,7 @@ def targets_for(dataset: Dataset, classes: Classes) -> np.ndarray:
     is_audioset = classes.names == tuple(label.name for label in audioset_labels())
     out = np.zeros((len(dataset), len(classes.names)), np.float32)
     columns = {}
-    for name in {label for clip in dataset.clips for label in clip.labels}:
+    for name in dict.fromkeys(label for clip in dataset.clips for label in clip.labels):
         try:
             columns[name] = index[name] if name in index or not is_audioset else find_class(name)
         except (KeyError, ValueError) as error:
