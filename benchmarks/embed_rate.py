@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import sys
 import tempfile
 import time
 import wave
@@ -22,6 +23,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's whisper_at, installed or not
 
 from whisper_at.adapt.embed import Failure, embed, read_samples, recordings
 from whisper_at.adapt.embedding_files import EmbeddingWriter
