@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from whisper_at.heads import make_head
+from whisper_at.toml import read_toml
 from whisper_at.train.data import Clip
 from whisper_at.train.features import About, Features, FeatureWriter
 from whisper_at.train.fit import fit
 from whisper_at.train.recipe import HeadTask, clip_weights, loss_of, mask_span, score, scores_of, smoothed_targets
-from whisper_at.train.settings import Settings, as_dict, changed, parse_assignments, preset, read_toml
+from whisper_at.train.settings import Settings, as_dict, changed, parse_assignments, preset
 
 LAYERS, DIM, CLASSES = 2, 16, 4
 QUIET = {"mixup": 0.0, "time_mask": 0, "smoothing": 0.0, "balanced": False}

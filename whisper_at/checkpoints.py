@@ -32,7 +32,7 @@ from whisper.model import ModelDimensions
 
 from . import huggingface
 from .download import download, fault_of, sha256_of
-from .files import is_state_dict, read_tensors, temporary_beside
+from .files import is_state_dict, read_tensors, write_text
 from .files import save_safetensors as save_safetensors
 
 ASSETS = Path(__file__).parent / "assets"
@@ -403,10 +403,8 @@ def _recorded(record: Path) -> str | None:
 
 def _keep_record(path: Path, record: Path) -> None:
     """Write what `sha256sum` would; a folder that cannot be written to (an image's, say) goes without."""
-    temporary = temporary_beside(record)
     try:
-        temporary.write_text(f"{sha256_of(path)}  {path.name}\n", "ascii")
-        os.replace(temporary, record)
+        write_text(record, f"{sha256_of(path)}  {path.name}\n")
     except OSError as error:
         warnings.warn(f"the SHA-256 of {path} could not be kept in {record.name}: {error}", stacklevel=3)
 

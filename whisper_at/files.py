@@ -7,7 +7,8 @@ import os
 import pickle
 import uuid
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,9 @@ def save_safetensors(
         storage = tensor.untyped_storage().data_ptr()
         plain[name] = tensor.clone() if storage in seen else tensor  # the format knows no sharing
         seen.add(storage)
-    temporary = temporary_beside(path)
-    try:
+    with whole(path) as temporary:
         save_file(plain, temporary, dict(metadata or {}))
         temporary.chmod(0o666 & ~_umask())  # it comes out for its owner alone, unlike any other new file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -51,6 +48,23 @@ def _umask() -> int:
 def temporary_beside(path: Path) -> Path:
     """Return a fresh name in the same folder, so that renaming it to `path` is one step."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A name to write to, which becomes `path` when all went well, and is removed when it did not."""
+    temporary = temporary_beside(path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text as UTF-8, whole or not at all."""
+    with whole(path) as temporary:
+        temporary.write_text(text, "utf-8")
 
 
 def is_state_dict(content: object) -> bool:

@@ -21,12 +21,13 @@ import torch
 
 from whisper_at.checkpoints import EMBEDDED
 from whisper_at.model import WhisperAT, load_model
+from whisper_at.toml import read_toml
 from whisper_at.train.cli import add_data_arguments, read_data
 from whisper_at.train.data import Dataset, folds, hold_out
 from whisper_at.train.extract import describe, extract
 from whisper_at.train.features import Features
 from whisper_at.train.metrics import mean_interval
-from whisper_at.train.settings import Settings, changed, parse_assignments, preset, read_toml
+from whisper_at.train.settings import Settings, changed, parse_assignments, preset
 from whisper_at.train.training import Division, resolve_loss, train_head
 
 MODES = (

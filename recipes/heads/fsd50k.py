@@ -10,12 +10,11 @@ which has no split, is the test part.
 from __future__ import annotations
 
 import csv
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from whisper_at.files import temporary_beside
+from whisper_at.files import whole
 
 PARTS = (("dev", "FSD50K.dev_audio"), ("eval", "FSD50K.eval_audio"))
 
@@ -55,12 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     root, out = Path(argv[0]), Path(argv[1])
     found = list(rows(root))
-    temporary = temporary_beside(out)
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
+    with whole(out) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ("path", "labels", "split"))
         writer.writeheader()
         writer.writerows(found)
-    os.replace(temporary, out)
     print(f"{len(found)} clips in {out}; train with --data {out} --root {root}")
     return 0
 

@@ -10,25 +10,19 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from ..toml import parse_assignment, read_toml
 from . import datasets
 from .backbones import RANDOM_NAMES, Backbone, load_backbone, random_backbone
 from .classifier import AudioClassifier
 from .learning import Recipe
 from .pooling import LAYERS, POOLINGS
 from .protocols import PROTOCOLS
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 @dataclass(frozen=True)
@@ -100,29 +94,12 @@ def read_config(paths: str | os.PathLike[str] | Sequence[str] | None, changes: I
     return make_config(changed(table, changes))
 
 
-def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a TOML file holds."""
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"no such configuration: {path}")
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no TOML: {error}") from None
-
-
 def changed(table: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]:
     """The table after changes ``key=value``; values are TOML's, or text where they are none."""
     table = {name: dict(value) if isinstance(value, dict) else value for name, value in table.items()}
     for change in changes:
-        name, equals, text = change.partition("=")
-        if not equals:
-            raise ValueError(f"a change is written key=value, not {change!r}")
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text.strip()
-        outer, _, inner = name.strip().partition(".")
+        name, value = parse_assignment(change, "key=value")
+        outer, _, inner = name.partition(".")
         if not inner:
             table[outer] = value
             continue

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..files import temporary_beside
+from ..files import whole
 from ..train.metrics import mean_interval
+from ..train.pictures import save_figure
 from .lineareval import Row
 
 
@@ -39,18 +40,13 @@ def summarize(rows: Iterable[Row]) -> dict[str, Score]:
 def write_scores(cells: Mapping[tuple[str, str], Sequence[Row]], path: str | os.PathLike[str]) -> None:
     """Every classifier's scores as CSV; ``cells`` are rows by task and network."""
     path = Path(path)
-    temporary = temporary_beside(path)
-    try:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
-            table.writerow(["task", "network", *Row._fields])
-            for (task, network), rows in cells.items():
-                for row in rows:
-                    shown = row._asdict() | {"layers": "+".join(map(str, row.layers))}
-                    table.writerow([task, network, *shown.values()])
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["task", "network", *Row._fields])
+        for (task, network), rows in cells.items():
+            for row in rows:
+                shown = row._asdict() | {"layers": "+".join(map(str, row.layers))}
+                table.writerow([task, network, *shown.values()])
 
 
 def as_markdown(cells: Mapping[tuple[str, str], Sequence[Row]]) -> str:
@@ -119,10 +115,4 @@ def draw_curves(cells: Mapping[str, Sequence[Row]], title: str, path: str | os.P
     networks = list(cells)
     order = sorted(range(len(labels)), key=lambda k: (networks.index(labels[k].split(", ")[0]), ", " in labels[k], k))
     figure.legend([handles[k] for k in order], [labels[k] for k in order], loc="outside right center", fontsize="small")
-    path = Path(path)
-    temporary = temporary_beside(path)
-    try:
-        figure.savefig(temporary, dpi=140, format="png")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    save_figure(figure, path)

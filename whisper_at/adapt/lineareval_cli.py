@@ -13,17 +13,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..files import temporary_beside
+from ..files import write_text
+from ..toml import tomllib
 from .curves import as_markdown, draw_curves, write_scores
 from .fusion import fingerprint, load_fusion
 from .lineareval import SEEDS, Row, evaluate_layers
 from .probes import ProbeSettings
 from .tasks import SECONDS, read_task, task_name
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 @dataclass(frozen=True)
@@ -143,12 +139,12 @@ def run(
                     audio_cache=config.audio_cache,
                     progress=sys.stderr.isatty(),
                 )
-                _write(kept, json.dumps({"key": key, "rows": rows}))
+                write_text(kept, json.dumps({"key": key, "rows": rows}))
                 print(f"{task.name}, {network.name}: {time.perf_counter() - begun:.0f} s", file=sys.stderr)
             cells[task.name, network.name] = rows
     cells = dict(sorted(cells.items(), key=lambda item: [task.name for task in config.task].index(item[0][0])))
     write_scores(cells, out / "scores.csv")
-    _write(out / "scores.md", as_markdown(cells))
+    write_text(out / "scores.md", as_markdown(cells))
     for task in chosen_tasks:
         of_task = {network: rows for (name, network), rows in cells.items() if name == task.name}
         draw_curves(of_task, task.name, out / f"{task.name}.png")
@@ -162,15 +158,6 @@ def _kept_rows(path: Path, key: str) -> list[Row] | None:
         return [Row(row[0], tuple(row[1]), *row[2:]) for row in kept["rows"]] if kept["key"] == key else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = temporary_beside(path)
-    try:
-        temporary.write_text(text, "utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_evaluation(path: str | os.PathLike[str]) -> EvaluationConfig:

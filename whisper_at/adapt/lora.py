@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..files import read_tensors, save_safetensors, temporary_beside
+from ..files import read_tensors, save_safetensors, write_text
 from .backbones import Backbone
 from .tuning import chosen_blocks, require_choice, require_positive
 
@@ -183,12 +183,7 @@ def save_peft(backbone: Backbone, folder: str | os.PathLike[str]) -> None:
         "target_modules": "|".join(re.escape(name) for name in targets),  # a pattern for whole names
     }
     save_safetensors(tensors, folder / WEIGHTS, {"format": "pt"})
-    temporary = temporary_beside(folder / CONFIG)
-    try:
-        temporary.write_text(json.dumps(config, indent=2) + "\n")
-        os.replace(temporary, folder / CONFIG)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
 
 def load_peft(backbone: Backbone, folder: str | os.PathLike[str]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..audio import load_audio
-from ..files import temporary_beside
+from ..files import whole
 from ..train.data import Clip
 
 FADE_SECONDS = 0.01
@@ -101,13 +101,8 @@ class Waves:
                 samples = (load_audio(path, self.rate) * 32768).astype(np.int16)
                 if not len(samples):
                     return RuntimeError(f"{path} holds no samples")
-                temporary = temporary_beside(kept)
-                try:
-                    with open(temporary, "wb") as file:
-                        np.save(file, samples)
-                    os.replace(temporary, kept)
-                finally:
-                    temporary.unlink(missing_ok=True)
+                with whole(kept) as temporary, open(temporary, "wb") as file:
+                    np.save(file, samples)
             return kept
         except (OSError, RuntimeError) as error:
             return error

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
+from ..toml import read_toml
 from ..train.data import Dataset
 from .mix import SNRS
 from .probes import CLASSIFIERS
@@ -126,13 +121,7 @@ def read_study(path: str | os.PathLike[str]) -> Study:
     ValueError
         If it is no TOML, a key is unknown, missing or of another type, or a recogniser does not exist.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    try:
-        content = tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no TOML: {error}") from None
+    content = read_toml(path)
     try:
         return _build(Study, content, "")
     except ValueError as error:

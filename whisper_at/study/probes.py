@@ -14,7 +14,7 @@ import torch
 from safetensors.numpy import load_file
 from tqdm import tqdm
 
-from ..files import save_safetensors, temporary_beside
+from ..files import save_safetensors, whole
 from ..train.data import Clip, Dataset, folds
 from ..train.extract import load_part
 
@@ -185,17 +185,12 @@ def write_probes(path: str | os.PathLike[str], probes: Sequence[Probe], classes:
     """Write ``probe.csv``, whole or not at all: a column for each class's F1 after those of ``COLUMNS``."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(path)
-    try:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow([*COLUMNS, *classes])
-            for probe in probes:
-                f1 = ["" if np.isnan(value) else f"{value:.6g}" for value in probe.f1]
-                writer.writerow([*probe[:5], f"{probe.accuracy:.6g}", *f1])
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*COLUMNS, *classes])
+        for probe in probes:
+            f1 = ["" if np.isnan(value) else f"{value:.6g}" for value in probe.f1]
+            writer.writerow([*probe[:5], f"{probe.accuracy:.6g}", *f1])
 
 
 def read_probes(path: str | os.PathLike[str]) -> tuple[list[Probe], tuple[str, ...]]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ..files import temporary_beside
+from ..files import write_text
 from ..train.pictures import save_figure
 from . import figures
 from .config import Study
@@ -75,9 +74,7 @@ def write_results(study: Study, out: Path) -> list[Path]:
                 "",
             ]
     path = out / "results.md"
-    temporary = temporary_beside(path)
-    temporary.write_text("\n".join(lines).rstrip() + "\n", "utf-8")
-    os.replace(temporary, path)
+    write_text(path, "\n".join(lines).rstrip() + "\n")
     return [*written, path]
 
 

@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from ..audio import load_audio
-from ..files import temporary_beside
+from ..files import whole, write_text
 from ..train.data import Clip
 from .mix import mix
 from .recognisers import Recogniser
@@ -216,9 +216,8 @@ def _mixed(
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         mixed = mix(speech, loaded(clip.path), snr, guard=False)
-        temporary = temporary_beside(path)
-        wavfile.write(temporary, 16000, mixed.audio)
-        os.replace(temporary, path)
+        with whole(path) as temporary:
+            wavfile.write(temporary, 16000, mixed.audio)
     audio = wavfile.read(path)[1]
     factor = min(1.0, 1.0 / max(float(np.abs(audio).max()), 1e-12)) if guard else 1.0
     return audio * np.float32(factor), factor
@@ -266,6 +265,4 @@ def _refuse_other_run(path: Path, facts: Mapping[str, Any]) -> None:
                     f"{path} holds a run with {name} = {there.get(name)!r}, not {wanted.get(name)!r}: choose another "
                     "folder, or delete it to begin anew"
                 )
-    temporary = temporary_beside(beside)
-    temporary.write_text(json.dumps(wanted, indent=1) + "\n", "utf-8")
-    os.replace(temporary, beside)
+    write_text(beside, json.dumps(wanted, indent=1) + "\n")

@@ -19,11 +19,12 @@ import torch.distributed as distributed
 from .. import checkpoints
 from ..heads import make_head
 from ..model import load_model
+from ..toml import read_toml
 from .check import grouped, look_over
 from .data import Dataset, read_dataset
 from .extract import Unreadable, extract
 from .features import About, Features, refuse_other
-from .settings import PRESETS, Settings, changed, parse_assignments, preset, read_toml
+from .settings import PRESETS, Settings, changed, parse_assignments, preset
 from .training import (
     Division,
     Trained,

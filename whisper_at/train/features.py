@@ -29,7 +29,7 @@ import torch
 from safetensors.numpy import save
 from torch import Tensor
 
-from ..files import temporary_beside
+from ..files import whole, write_text
 from .data import Clip
 
 ABOUT, INDEX = "features.json", "index.jsonl"
@@ -243,7 +243,7 @@ class FeatureWriter:
         elif any(self.folder.iterdir()):
             raise ValueError(f"{self.folder} is not empty and holds no features; choose another folder")
         else:
-            _write_whole(self.folder / ABOUT, json.dumps(asdict(about), indent=1) + "\n")
+            write_text(self.folder / ABOUT, json.dumps(asdict(about), indent=1) + "\n")
         self._lock = _locked(self.folder / INDEX)
         rows, shards, end = _read_index(self.folder)
         os.truncate(self.folder / INDEX, end)  # rows whose shard was never finished
@@ -290,16 +290,12 @@ class FeatureWriter:
             return
         name = f"shard-{self._next:05d}.safetensors"
         path = self.folder / name
-        temporary = temporary_beside(path)
-        try:
+        with whole(path) as temporary:
             with open(temporary, "wb") as file:
                 file.write(save({"states": np.concatenate([states for _, states, _, _ in self._waiting])}))
                 file.flush()
                 os.fsync(file.fileno())
             sha256, n_bytes = _sha256(temporary), temporary.stat().st_size
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
         rows, position = [], 0
         for key, states, size, mtime in self._waiting:
             rows.append(Row(key, self._next, position, len(states), size, mtime))
@@ -342,9 +338,8 @@ def write_npz(features: Features, folder: str | os.PathLike[str], items: Sequenc
     folder.mkdir(parents=True, exist_ok=True)
     for i in items:
         path = folder / f"{short_key(features.rows[i].key)}.npz"
-        temporary = temporary_beside(path).with_suffix(".npz")
-        np.savez_compressed(temporary, np.ascontiguousarray(features.states(i)))
-        os.replace(temporary, path)
+        with whole(path) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, np.ascontiguousarray(features.states(i)))
     return len(names)
 
 
@@ -413,15 +408,6 @@ def _locked(path: Path) -> IO[bytes]:
             f"another process is writing to {path.parent}; wait for it, or choose another folder"
         ) from None
     return file
-
-
-def _write_whole(path: Path, text: str) -> None:
-    temporary = temporary_beside(path)
-    try:
-        temporary.write_text(text, "utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _sha256(path: Path) -> str:

@@ -23,7 +23,7 @@ import torch.distributed as distributed
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..files import temporary_beside
+from ..files import whole
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STATE = "state.pt"
@@ -280,12 +280,8 @@ class _Run:
             "history": json.dumps(self.history),
         }
         state |= {name: getattr(self, name) for name in ("epoch", "step", "loss_sum", "best_epoch")}
-        temporary = temporary_beside(path)
-        try:
+        with whole(path) as temporary:
             torch.save(state, temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def load(self, path: Path) -> None:
         if not path.exists():

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve
 
-from ..files import temporary_beside
+from ..files import whole
 from .calibration import Reliability, expected_calibration_error
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
@@ -45,13 +45,8 @@ def new_figure(width: float = 6.0, height: float = 4.2, rows: int = 1, ratios: S
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """Write a figure as PNG, whole or not at all; return its path."""
     path = Path(path)
-    temporary = temporary_beside(path)
-    try:
-        with rc_context(_LOOK):
-            figure.savefig(temporary, dpi=144, format="png")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path) as temporary, rc_context(_LOOK):
+        figure.savefig(temporary, dpi=144, format="png")
     return path
 
 

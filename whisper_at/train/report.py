@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from ..attached import Classes
-from ..files import temporary_beside
+from ..files import whole, write_text
 from . import pictures
 from .calibration import (
     expected_calibration_error,
@@ -139,7 +139,7 @@ def write_report(
     for item in scored:
         lines += _section(folder, item, classes)
     path = folder / "report.md"
-    _write_whole(path, "\n".join(lines).rstrip() + "\n")
+    write_text(path, "\n".join(lines).rstrip() + "\n")
     return path
 
 
@@ -150,17 +150,12 @@ def write_scores(path: str | os.PathLike[str], clips: Sequence[str], labels: Seq
     ``clips`` and ``labels`` name each clip and what it is labelled with.
     """
     path = Path(path)
-    temporary = temporary_beside(path)
-    try:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["clip", "labels", "scored", *classes.names])
-            for item in items:
-                for clip, label, row in zip(clips, labels, item.logits):
-                    writer.writerow([clip, label, item.name, *(f"{value:.5g}" for value in row)])
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["clip", "labels", "scored", *classes.names])
+        for item in items:
+            for clip, label, row in zip(clips, labels, item.logits):
+                writer.writerow([clip, label, item.name, *(f"{value:.5g}" for value in row)])
     return path
 
 
@@ -272,12 +267,3 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a Markdown table, the first column to the left and the others to the right."""
     rule = ["---", *("---:" for _ in header[1:])]
     return [f"| {' | '.join(line)} |" for line in (header, rule, *rows)]
-
-
-def _write_whole(path: Path, text: str) -> None:
-    temporary = temporary_beside(path)
-    try:
-        temporary.write_text(text, "utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

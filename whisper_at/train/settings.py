@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
+from ..toml import parse_assignment
 from .fit import PRECISIONS, Plan, Schedule, schedule_cosine, schedule_steps
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 @dataclass(frozen=True)
@@ -241,25 +234,6 @@ def _as_kind(name: str, value: Any, like: Any, source: str) -> Any:
     raise ValueError(f"{source}: {name} must be {kind}, not {value!r}")
 
 
-def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Names and values in a TOML file.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is no TOML.
-    """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"no such settings file: {path}")
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no TOML: {error}") from None
-
-
 def parse_assignments(pairs: Sequence[str]) -> dict[str, Any]:
     """``["rate=1e-4", "rows=[25]", "mode=mean_mlp"]`` as names and values; what is no TOML value is text.
 
@@ -268,17 +242,7 @@ def parse_assignments(pairs: Sequence[str]) -> dict[str, Any]:
     ValueError
         If there is no ``=`` in one.
     """
-    out: dict[str, Any] = {}
-    for pair in pairs:
-        name, mark, text = pair.partition("=")
-        if not mark:
-            raise ValueError(f"--set wants name=value, not {pair!r}")
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text.strip()
-        out[name.strip()] = value
-    return out
+    return dict(map(parse_assignment, pairs))
 
 
 def as_dict(settings: Settings) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import nn
 
 from ..attached import Classes
 from ..checkpoints import save_safetensors
-from ..files import temporary_beside
+from ..files import whole
 from ..heads import PREFIX, Head, make_head
 from ..labels import audioset_labels
 from .calibration import fit_temperature, probabilities, thresholds_for_precision
@@ -207,12 +206,10 @@ def write_head(trained: Trained, path: Path, about: About, settings: Settings, f
 
 def finish_run(run: Path, fitted: Fitted) -> None:
     """Write the scores of all epochs as ``history.csv``, and let go of what a stopped run would need."""
-    temporary = temporary_beside(run / "history.csv")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
+    with whole(run / "history.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(fitted.history[0]) if fitted.history else [])
         writer.writeheader()
         writer.writerows(fitted.history)
-    os.replace(temporary, run / "history.csv")
     (run / STATE).unlink(missing_ok=True)
 
 
