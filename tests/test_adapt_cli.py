@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from whisper_at.adapt import AudioClassifier, cli
 from whisper_at.adapt.compare import compare, draw_trade, markdown, read_comparison
 from whisper_at.adapt.config import make_config, read_config
-from whisper_at.adapt.experiment import prepare, run
+from whisper_at.adapt.experiment import StepMemory, prepare, run, training_megabytes
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -240,15 +241,37 @@ def test_table_of_a_comparison():
     rows = [
         row | {"method": "x", "mean": 50.0, "patch": 0, "trainable": 10},
         row | {"method": "y", "mean": 60.0, "patch": 5, "trainable": 15},
-        row | {"dataset": "b", "method": "y", "mean": 70.0, "patch": 5, "trainable": 2015, "seconds_per_run": 5.0},
+        row
+        | {
+            "dataset": "b",
+            "method": "y",
+            "mean": 70.0,
+            "patch": 5,
+            "trainable": 2015,
+            "seconds_per_run": 5.0,
+            "memory_mb": 9,
+        },
     ]
     assert markdown(rows) == [
-        "| method | patch | trainable | a, UAR % | b, UAR % | s a run |",
-        "|---|--:|--:|--:|--:|--:|",
-        "| x | 0 | 10 | 50.0 ± 1.0 |  | 3.0 |",
-        "| y | 5 | 15–2,015 | **60.0 ± 1.0** | **70.0 ± 1.0** | 4.0 |",
+        "| method | patch | trainable | a, UAR % | b, UAR % | s a run | MB |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+        "| x | 0 | 10 | 50.0 ± 1.0 |  | 3.0 | 1 |",
+        "| y | 5 | 15–2,015 | **60.0 ± 1.0** | **70.0 ± 1.0** | 4.0 | 9 |",
     ]
     assert len(draw_trade(rows).axes) == 2
+
+
+def test_memory_of_training_is_counted():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Sigmoid())
+    with StepMemory(model) as memory:
+        for batch in (5, 1000, 7):
+            model(torch.randn(batch, 4)).sum().backward()
+        with torch.no_grad():
+            model(torch.randn(5000, 4))
+    assert memory.bytes == 1000 * (4 + 8) * 4  # what came in and what the sigmoid gave; the weights are not counted
+    large = torch.nn.Linear(1000, 1000, bias=False)
+    assert training_megabytes(large, 10**6) == 4 * 4.0 + 1.0
+    assert training_megabytes(large.requires_grad_(False), 10**6) == 4.0 + 1.0
 
 
 def test_wrong_comparisons_are_refused(settings, tmp_path):

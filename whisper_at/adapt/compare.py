@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..toml import read_toml
 from ..train.pictures import COLOURS, new_figure, save_figure
-from .config import Config, build, changed, make_config, read_toml
+from .config import Config, build, changed, make_config
 from .experiment import SCORES, prepare, run, summary, write_csv, write_text
 
 
@@ -88,7 +89,6 @@ def compare(cells: Sequence[Cell], out: Path, progress: bool = False) -> list[di
 def table_row(cell: Cell, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One row of the table: mean and spread over divisions and seeds, and what it took."""
     score = summary(found)[cell.score]
-    memory = [row["memory_mb"] for row in found if row["memory_mb"] is not None]
     return {
         "dataset": cell.dataset,
         "method": cell.method,
@@ -100,19 +100,24 @@ def table_row(cell: Cell, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "trainable": found[0]["trainable"],
         "frozen": found[0]["frozen"],
         "seconds_per_run": round(float(np.mean([row["seconds"] for row in found])), 1),
-        "memory_mb": max(memory) if memory else None,
+        "memory_mb": max(row["memory_mb"] for row in found),
     }
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The table as Markdown: a line per method, a column per dataset; scores in percent, the best in bold."""
+    """The table as Markdown: a line per method, a column per dataset; scores in percent, the best in bold.
+
+    Memory is that of training, the most over the datasets; see `whisper_at.adapt.experiment.training_megabytes`.
+    """
     data = list(dict.fromkeys(row["dataset"] for row in rows))
     of = {(row["method"], row["dataset"]): row for row in rows}
     best = {name: max(row["mean"] for row in rows if row["dataset"] == name) for name in data}
     scores = {row["dataset"]: row["score"] for row in rows}
     lines = [
-        "| method | patch | trainable | " + " | ".join(f"{name}, {scores[name]} %" for name in data) + " | s a run |",
-        "|---|--:|--:|" + "--:|" * len(data) + "--:|",
+        "| method | patch | trainable | "
+        + " | ".join(f"{name}, {scores[name]} %" for name in data)
+        + " | s a run | MB |",
+        "|---|--:|--:|" + "--:|" * len(data) + "--:|--:|",
     ]
     for method in dict.fromkeys(row["method"] for row in rows):
         mine = [of[method, name] for name in data if (method, name) in of]
@@ -122,8 +127,11 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             text = "" if row is None else f"{row['mean']:.1f} ± {row['std']:.1f}"
             shown.append(f"**{text}**" if row is not None and row["mean"] == best[name] else text)
         seconds = np.mean([row["seconds_per_run"] for row in mine])
+        memory = max(row["memory_mb"] for row in mine)
         trainable = "–".join(f"{n:,}" for n in sorted({row["trainable"] for row in mine} & _ends(mine)))
-        lines.append(f"| {method} | {mine[0]['patch']:,} | {trainable} | {' | '.join(shown)} | {seconds:.1f} |")
+        lines.append(
+            f"| {method} | {mine[0]['patch']:,} | {trainable} | {' | '.join(shown)} | {seconds:.1f} | {memory:.0f} |"
+        )
     return lines
 
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from ..files import temporary_beside
+from ..files import whole
 from ..train.data import Dataset
 from ..train.pictures import draw_confusion, save_figure
 from . import datasets
@@ -100,17 +101,17 @@ def run_one(
             raise ValueError(f"{folder} holds a run with other settings; choose another out, or delete it")
         return row
     begun = time.perf_counter()
-    with PeakMemory() as memory:
-        model = build(config, dataset.classes, seed)
-        train, valid = dataset.take(division.train), dataset.take(division.valid)
+    model = build(config, dataset.classes, seed)
+    train, valid = dataset.take(division.train), dataset.take(division.valid)
+    with StepMemory(model) as memory:
         fitted = model.fit(train, valid, recipe, folder, config.cache, progress)
-        trained_in = time.perf_counter() - begun
-        evaluation = model.evaluate(dataset.take(division.test), recipe.batch_size, config.cache, progress)
+    trained_in = time.perf_counter() - begun
+    evaluation = model.evaluate(dataset.take(division.test), recipe.batch_size, config.cache, progress)
     chosen = fitted.history[fitted.epoch - 1]
     row = {"division": division.name, "seed": seed, **evaluation.scores, "epoch": fitted.epoch}
     row |= {f"valid_{name}": chosen[name] for name in evaluation.scores if name in chosen}
     row |= {"train_clips": len(train), "test_clips": len(division.test), **model.count()}
-    row |= {"seconds": round(trained_in, 2), "memory_mb": memory.megabytes}
+    row |= {"seconds": round(trained_in, 2), "memory_mb": training_megabytes(model, memory.bytes)}
     if not dataset.multi_label:
         row["confusion"] = evaluation.confusion.tolist()
     model.save(folder / MODEL)
@@ -125,38 +126,45 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     return {name: {"mean": float(np.mean(values)), "std": float(np.std(values))} for name, values in found.items()}
 
 
-class PeakMemory:
-    """The most memory that was used while it lasted, less that at its start, in 10⁶ bytes.
+class StepMemory:
+    """Bytes kept for the backward pass by the largest training step that was taken while it lasted.
 
-    On CUDA what PyTorch allocated; else what Linux says of the process; None elsewhere.
+    Every storage is counted once, weights are not. Counted rather than read off the process, so that it is the same on
+    every device and in every run.
     """
 
-    megabytes: int | None = None
+    def __init__(self, model: nn.Module) -> None:
+        self.bytes = 0
+        self._own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
+        self._kept: dict[int, int] = {}
+        self._forward = False
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
 
-    def __enter__(self) -> PeakMemory:
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-            self._start: int | None = torch.cuda.memory_allocated()
-            return self
-        try:
-            Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-        except OSError:
-            pass
-        self._start = _resident("VmRSS")
+    def __enter__(self) -> StepMemory:
+        self._hooks.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident("VmHWM")
-        if peak is not None and self._start is not None:
-            self.megabytes = round((peak - self._start) / 1e6)
+    def __exit__(self, *error: Any) -> None:
+        self._hooks.__exit__(*error)
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        if not self._forward:
+            self._forward, self._kept = True, {}
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._own:
+            self._kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def _unpack(self, tensor: Tensor) -> Tensor:
+        if self._forward:
+            self._forward, self.bytes = False, max(self.bytes, sum(self._kept.values()))
+        return tensor
 
 
-def _resident(name: str) -> int | None:
-    try:
-        match = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
-    except OSError:
-        return None
-    return int(match.group(1)) * 1024 if match else None
+def training_megabytes(model: nn.Module, kept: int) -> float:
+    """Memory of training in 10⁶ bytes: weights, gradients and Adam's two averages of what trains, and ``kept``."""
+    weights = sum(p.nbytes for p in model.parameters())
+    return round((weights + 3 * sum(p.nbytes for p in model.parameters() if p.requires_grad) + kept) / 1e6, 1)
 
 
 def _essential(config: Config) -> dict[str, Any]:
@@ -169,8 +177,9 @@ def _essential(config: Config) -> dict[str, Any]:
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows as CSV, whole or not at all; columns in the order of their first appearance."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    with _whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
@@ -178,28 +187,13 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, whole or not at all."""
-    with _whole(path) as temporary:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
 
 def write_text(path: Path, lines: Iterable[str]) -> None:
     """Write lines, whole or not at all."""
-    with _whole(path) as temporary:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", "utf-8")
-
-
-class _whole:
-    """A temporary name beside a path, renamed to it where nothing went wrong."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.temporary = path, temporary_beside(path)
-
-    def __enter__(self) -> Path:
-        return self.temporary
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            os.replace(self.temporary, self.path)
-        else:
-            self.temporary.unlink(missing_ok=True)
