@@ -269,17 +269,24 @@ def test_wrong_precision_is_an_error(model_en):
         model_en.decode(features(1).half(), whisper.DecodingOptions(language="en", fp16=False))
 
 
-def test_kernels_take_more_tokens_than_they_are_used_for(model_en):
-    """The limit is one of speed, not of correctness."""
-    decoder = model_en.fast_decoder(torch.float32)
-    tokens = torch.randint(0, 50000, (1, 20), generator=torch.Generator().manual_seed(0))
-    by_torch = Rows(decoder, decoder.hear(features(1))).start(tokens)
-    limit, kernels.MOST_TOKENS = kernels.MOST_TOKENS, 64
-    try:
-        compiled = Rows(decoder, decoder.hear(features(1))).start(tokens)
-    finally:
-        kernels.MOST_TOKENS = limit
-    torch.testing.assert_close(compiled, by_torch, atol=1e-4, rtol=1e-4)
+@pytest.mark.parametrize("precision", [None, "bfloat16"])
+def test_kernels_and_pytorch_agree(model_en, precision, monkeypatch):
+    """The limit is one of speed, not of correctness: a prompt, then beams that fork, from the same cache."""
+    decoder = Decoder(model_en, torch.float32, precision)
+    heard = decoder.hear(features(2))
+    random = torch.Generator().manual_seed(0)
+    prompt = torch.randint(0, 50000, (2, 20), generator=random)
+    following = torch.randint(0, 50000, (4, 14), generator=random)
+    found = []
+    for limit in (0, 64):
+        monkeypatch.setattr(kernels, "MOST_TOKENS", limit)
+        rows = Rows(decoder, heard, 7)
+        found.append([rows.start(prompt)])
+        for step, tokens in enumerate(following):
+            rows.reorder([0, 0, 2, 1, 6, 5, 3, 7, 7, 7, 10, 8, 13, step + 7])
+            found[-1].append(rows.step(tokens))
+    for compiled, by_torch in zip(*found):
+        torch.testing.assert_close(compiled, by_torch, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("reduced, most", [("bfloat16", 0.01), ("int8", 0.03)])
@@ -300,12 +307,13 @@ def test_reduced_precision_stays_close(model_en, reduced, most):
 
 @pytest.mark.parametrize("dtype", ["half", "float32", "int8"])
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 21])
-def test_products(dtype, rows):
-    """Every block of rows, every storage, setting and adding, against NumPy in float64."""
+@pytest.mark.parametrize("width", [192, 4096])
+def test_products(dtype, rows, width):
+    """Every block of rows, x within a near cache and beyond, every storage, setting and adding, against float64."""
     r = np.random.default_rng(rows)
-    stored = r.normal(size=(70, 192)).astype(np.float16)
+    stored = r.normal(size=(70, width)).astype(np.float16)
     scale, bias = np.ones(70, np.float32), r.normal(size=70).astype(np.float32)
-    x = r.normal(size=(rows, 192)).astype(np.float32)
+    x = r.normal(size=(rows, width)).astype(np.float32)
     if dtype == "int8":
         scale = np.abs(stored.astype(np.float32)).max(1) / 127
         weights = np.round(stored / scale[:, None]).astype(np.int8)

@@ -28,7 +28,7 @@ class Heard(NamedTuple):
     """What the decoder hears of some windows, computed once and shared by all rows and tries.
 
     features : ``(recordings, frames, width)`` as the encoder gave them
-    keys, values : ``(layers, recordings, heads, size, frames)``
+    keys, values : ``(layers, recordings, heads, size, frames)``; for the compiled decoder as of `kernels._attend_cross`
     """
 
     features: Tensor
@@ -55,7 +55,8 @@ class Decoder:
         self.positions = decoder.positional_embedding.detach()
         self.projection = self.embedding.to(dtype)
         self.fingerprint = _fingerprint(decoder)
-        compiled = self.device.type == "cpu" and dtype == torch.float32 and self.dims.n_text_state % 64 == 0
+        vectors = self.dims.n_text_state % 64 == 0 and self.dims.n_text_state // self.heads % 4 == 0
+        compiled = self.device.type == "cpu" and dtype == torch.float32 and vectors
         self.weights = _pack(self, reduced == "int8") if compiled else None
         # keys and values are computed in one precision and kept in another
         self.hearing, self.heard = (torch.bfloat16, torch.float16) if reduced and compiled else (dtype, dtype)
@@ -80,12 +81,21 @@ class Decoder:
     def hear(self, features: Tensor) -> Heard:
         """Keys and values of encoder output ``(recordings, frames, width)``."""
         count, frames, width = features.shape
-        shape = (len(self.blocks), count, self.heads, width // self.heads, frames)
-        keys, values = (torch.empty(shape, dtype=self.heard, device=self.device) for _ in range(2))
+        blocks = -(-frames // kernels.COLUMNS) if self.weights else 1
+        padded = blocks * kernels.COLUMNS if self.weights else frames
+        shape = (len(self.blocks), count, self.heads, width // self.heads, padded)
+        keys, values = (torch.zeros(shape, dtype=self.heard, device=self.device) for _ in range(2))
+        if self.weights:
+            keys = keys.view(*shape[:3], blocks, shape[3], kernels.COLUMNS)
         columns = features.to(self.hearing).transpose(1, 2)
-        for (to_key, to_value, bias), key, value in zip(self.listeners, keys.flatten(2, 3), values.flatten(2, 3)):
-            key.copy_(to_key @ columns)
-            value.copy_((to_value @ columns).add_(bias[:, None]))
+        for (to_key, to_value, bias), key, value in zip(self.listeners, keys, values):
+            plain_key, plain_value = to_key @ columns, (to_value @ columns).add_(bias[:, None])
+            value[..., :frames] = plain_value.unflatten(1, (self.heads, -1))
+            if self.weights:
+                plain_key = F.pad(plain_key, (0, padded - frames)).unflatten(2, (blocks, -1))
+                key.copy_(plain_key.unflatten(1, (self.heads, -1)).transpose(2, 3))
+            else:
+                key.copy_(plain_key.unflatten(1, (self.heads, -1)))
         return Heard(features, keys, values)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -95,7 +105,7 @@ class Decoder:
         w = self.weights
         out = np.empty((len(hidden), len(self.embedding)), np.float32)
         with kernels.LOCK:
-            kernels.multiply(w.embedding, w.embedding_scale, w.embedding_bias, hidden.numpy(), out, False)
+            kernels.multiply(w.embedding, w.embedding_scale, w.embedding_bias, hidden.numpy(), out, 0.0)
         return torch.from_numpy(out)
 
 
@@ -105,7 +115,8 @@ class Rows:
     def __init__(self, decoder: Decoder, heard: Heard, group: int = 1) -> None:
         self.decoder, self.heard, self.group = decoder, heard, group
         dims, count = decoder.dims, heard.features.shape[0] * group
-        shape = (dims.n_text_layer, count, dims.n_text_ctx, dims.n_text_state)
+        size = dims.n_text_state // dims.n_text_head
+        shape = (dims.n_text_layer, count, dims.n_text_head, dims.n_text_ctx, size)
         self.keys, self.values = (torch.empty(shape, dtype=decoder.dtype, device=decoder.device) for _ in range(2))
         # a row's past may lie in other rows' caches: they share the prompt, and beams that fork share their stem
         self.ancestors = torch.arange(count, dtype=torch.int32)[:, None].repeat(1, dims.n_text_ctx)
@@ -158,14 +169,19 @@ class Rows:
         past = self.position + n
         for i, block in enumerate(d.blocks):
             normed = block.attn_norm(x)
-            query = F.linear(normed, block.query, block.query_bias)
-            key = self.keys[i, owners, self.position : past] = F.linear(normed, block.key)
-            value = self.values[i, owners, self.position : past] = F.linear(normed, block.value, block.value_bias)
+            projected = (
+                F.linear(normed, block.query, block.query_bias),
+                F.linear(normed, block.key),
+                F.linear(normed, block.value, block.value_bias),
+            )
+            query, key, value = (z.unflatten(2, (d.heads, -1)).transpose(1, 2) for z in projected)
+            self.keys[i, owners, :, self.position : past] = key
+            self.values[i, owners, :, self.position : past] = value
             if self.position:
-                lineage = self.ancestors[:, : self.position].long(), torch.arange(self.position, device=d.device)
-                key = torch.cat((self.keys[i][lineage], key), 1)
-                value = torch.cat((self.values[i][lineage], value), 1)
-            query, key, value = (z.unflatten(2, (d.heads, -1)).transpose(1, 2) for z in (query, key, value))
+                before = torch.arange(self.position, device=d.device)
+                lineage = self.ancestors[:, : self.position].long(), slice(None), before
+                key = torch.cat((self.keys[i][lineage].transpose(1, 2), key), 2)
+                value = torch.cat((self.values[i][lineage].transpose(1, 2), value), 2)
             mixed = F.scaled_dot_product_attention(query, key, value, is_causal=n > 1)
             x = x + F.linear(mixed.transpose(1, 2).flatten(2), block.out, block.out_bias)
             query = F.linear(block.cross_norm(x), block.cross_query, block.cross_query_bias)
@@ -181,6 +197,9 @@ class Rows:
         # all queries of a recording meet its keys in one product
         query = query.reshape(recordings, rows // recordings * n, self.decoder.heads, -1).transpose(1, 2)
         keys, values = (kept[layer].to(query.dtype) for kept in (self.heard.keys, self.heard.values))
+        if keys.ndim == 5:
+            frames = self.heard.features.shape[1]
+            keys, values = keys.transpose(2, 3).flatten(3)[..., :frames], values[..., :frames]
         scores = ((query * query.shape[-1] ** -0.5) @ keys).float()
         if trace is not None:
             trace.append(scores)
@@ -205,6 +224,7 @@ class Rows:
                 self.ancestors.numpy(),
                 _numbers(self.heard.keys),
                 _numbers(self.heard.values),
+                self.heard.features.shape[1],
                 count * n // self.heard.features.shape[0],
                 d.heads,
             )
