@@ -11,8 +11,10 @@ import pytest
 import torch
 import whisper
 from conftest import DATA, ROOT, SAMPLE_RATE, noise
+from whisper.model import disable_sdpa
 
 import whisper_at
+from whisper_at.alignment import timing_model
 from whisper_at.timeline import pool_steps
 
 FLOATS = ("avg_logprob", "no_speech_prob", "compression_ratio")
@@ -409,3 +411,19 @@ def test_clip_past_the_end_stops_there(model_en):
     """Upstream never returns when a clip ends after the audio and nothing is heard there."""
     result = model_en.transcribe(noise(4), clip_timestamps="0,100", temperature=0.0, sample_len=8)
     assert result["duration"] == 4 and len(result["audio_tag"]) == 1
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_strict_word_timing_computes_upstreams_attention_head_by_head(model_en, batch):
+    """The same numbers as the unfused encoder that ``find_alignment`` would run, but for rounding at most."""
+    mel = torch.randn(batch, 80, 3000, generator=torch.Generator().manual_seed(0))
+    tokens = torch.tensor([[50257, 11, 12, 13]] * batch)
+    with torch.no_grad(), disable_sdpa():
+        expected = model_en(mel, tokens)
+        passes = []
+        handle = model_en.encoder.ln_post.register_forward_hook(lambda *_: passes.append(1))
+        with_hook = timing_model(model_en, None)(mel, tokens)  # replaced or watched parts are left to themselves
+        handle.remove()
+        found = timing_model(model_en, None)(mel, tokens)
+    assert passes and torch.equal(with_hook, expected)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

@@ -22,7 +22,7 @@ from whisper.timing import add_word_timestamps
 from whisper.tokenizer import Tokenizer, get_tokenizer
 from whisper.utils import format_timestamp, get_end, make_safe
 
-from .alignment import HeardModel
+from .alignment import timing_model
 from .inference import Heard
 from .mel import LogMel
 from .segments import split_segments
@@ -264,7 +264,7 @@ def _write(
     if heard is not None:
         add_word_timestamps(
             segments=split.segments,
-            model=HeardModel(model, heard) if isinstance(heard, Heard) else model,
+            model=timing_model(model, heard),
             tokenizer=recording.tokenizer,
             mel=heard.features[0] if isinstance(heard, Heard) else heard[0],
             num_frames=window.size,

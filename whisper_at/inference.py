@@ -14,14 +14,31 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from whisper.model import LayerNorm, Linear, MultiHeadAttention, ResidualAttentionBlock, TextDecoder, Whisper
+from whisper.model import (
+    AudioEncoder,
+    Conv1d,
+    LayerNorm,
+    Linear,
+    MultiHeadAttention,
+    ResidualAttentionBlock,
+    TextDecoder,
+    Whisper,
+)
 
 from . import kernels
 
 STOCK = (
-    *(TextDecoder, ResidualAttentionBlock, MultiHeadAttention, Linear, LayerNorm),
+    *(AudioEncoder, TextDecoder, ResidualAttentionBlock, MultiHeadAttention, Conv1d, Linear, LayerNorm),
     *(nn.ModuleList, nn.Sequential, nn.GELU, nn.Embedding),
 )
+
+
+def is_stock(module: nn.Module) -> bool:
+    """Whether a part of a model is openai-whisper's as installed: no hooks, no replaced parts or methods."""
+    return all(
+        type(part) in STOCK and not (part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
+        for part in module.modules()
+    )
 
 
 class Heard(NamedTuple):
@@ -37,7 +54,7 @@ class Heard(NamedTuple):
 
 
 class Decoder:
-    """The decoder of one model in one precision; see `fits` and `is_current`.
+    """The decoder of one model in one precision; see `is_stock` and `is_current`.
 
     dtype : of the features and, but for int8, of the weights
     reduced : None; or, on a CPU, ``bfloat16`` (what is heard is computed in bfloat16 and kept in half precision) or
@@ -64,14 +81,6 @@ class Decoder:
             (b.cross_key.to(self.hearing), b.cross_value.to(self.hearing), b.cross_value_bias.to(self.hearing))
             for b in self.blocks
         ]
-
-    @staticmethod
-    def fits(model: Whisper) -> bool:
-        """Whether the model's decoder is openai-whisper's as installed: no hooks, no replaced parts or methods."""
-        return all(
-            type(part) in STOCK and not (part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
-            for part in model.decoder.modules()
-        )
 
     def is_current(self, model: Whisper, dtype: torch.dtype, reduced: str | None = None) -> bool:
         """Whether the model's weights are still those that this was made of, and the precision is the one asked for."""

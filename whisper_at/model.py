@@ -18,7 +18,7 @@ from .batched import transcribe_many as transcribe_many_function
 from .decoding import decode as decode_function
 from .decoding import detect_language as detect_language_function
 from .heads import TLTR, Head, LayerPoolHead, build_head
-from .inference import Decoder, Heard
+from .inference import Decoder, Heard, is_stock
 from .timeline import Window, pool_steps
 from .transcribe import transcribe as transcribe_function
 
@@ -160,7 +160,7 @@ class WhisperAT(Whisper):
     @property
     def is_stock(self) -> bool:
         """Whether the decoder is openai-whisper's as installed, so that `fast_decoder` may stand in for it."""
-        return Decoder.fits(self)
+        return is_stock(self.decoder)
 
     def fast_decoder(self, dtype: torch.dtype) -> Decoder:
         """The decoder for inference; made anew when a weight has changed since it was last asked for."""

@@ -19,7 +19,7 @@ from whisper.timing import add_word_timestamps
 from whisper.tokenizer import Tokenizer, get_tokenizer
 from whisper.utils import format_timestamp, get_end, make_safe
 
-from .alignment import HeardModel
+from .alignment import timing_model
 from .batched import transcribe_many
 from .inference import Heard
 from .mel import LogMel
@@ -163,10 +163,9 @@ def transcribe(
                 split = split_segments(result, window, tokenizer, model.dims.n_audio_ctx)
                 if word_timestamps:
                     reuse = not strict_word_timing or model.compute_type in ("bfloat16", "int8")
-                    heard = encoded.heard
                     add_word_timestamps(
                         segments=split.segments,
-                        model=HeardModel(model, heard) if reuse and isinstance(heard, Heard) else model,
+                        model=timing_model(model, encoded.heard if reuse else None),
                         tokenizer=tokenizer,
                         mel=encoded.features if reuse else encoded.mel,
                         num_frames=window.size,
