@@ -2,64 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from whisper.model import AudioEncoder, MultiHeadAttention
 
-from .inference import Heard, Rows, is_stock
+from .inference import Heard, Rows
 
 if TYPE_CHECKING:
     from .model import WhisperAT
 
 
-def timing_model(model: WhisperAT, heard: Heard | Tensor | None) -> StrictModel | HeardModel | WhisperAT:
-    """What to give find_alignment: for a mel if nothing ``heard`` is to be used again, else for features."""
-    if heard is None:
-        return StrictModel(model)
+def timing_model(model: WhisperAT, heard: Heard | Tensor | None) -> HeardModel | WhisperAT:
+    """What to give find_alignment, so that it uses again what was heard, if anything."""
     return HeardModel(model, heard) if isinstance(heard, Heard) else model
 
 
-class StrictModel:
-    """A model whose encoder, on a CPU, computes openai-whisper's attention without fused kernels head by head.
+def can_attend_by_head(model: WhisperAT, dtype: torch.dtype) -> bool:
+    """Whether `attention_by_head` computes what openai-whisper's encoder does without fused kernels."""
+    kinds = {type(block.attn) for block in model.encoder.blocks}
+    return model.device.type == "cpu" and dtype == torch.float32 and kinds == {MultiHeadAttention}
 
-    find_alignment does without fused kernels, and so its encoder pass is not the one that the text came from. The
-    numbers are the same as upstream's; one head's scores stay in cache, where those of all heads do not.
+
+@contextmanager
+def attention_by_head(encoder: AudioEncoder) -> Iterator[None]:
+    """Let an encoder compute attention as openai-whisper does without fused kernels, to the same numbers.
+
+    Upstream's find_alignment does without them, in a pass of its own. Head by head that takes no longer than the fused
+    kernels do, since the scores of one head stay in cache; so one pass can serve the text and the timing of its words.
     """
-
-    def __init__(self, model: WhisperAT) -> None:
-        self.dims, self.device, self.alignment_heads = model.dims, model.device, model.alignment_heads
-        self.decoder = model.decoder
-        by_head = model.device.type == "cpu" and is_stock(model.encoder)
-        self._encode = (lambda mel: _encode_by_head(model.encoder, mel)) if by_head else model.encoder
-
-    def __call__(self, mel: Tensor, tokens: Tensor) -> Tensor:
-        return self.decoder(tokens, self._encode(mel))
-
-
-def _encode_by_head(encoder: AudioEncoder, mel: Tensor) -> Tensor:
-    x = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel)))).permute(0, 2, 1)
-    x = (x + encoder.positional_embedding).to(x.dtype)
-    for block in encoder.blocks:
-        x = x + _attend_by_head(block.attn, block.attn_ln(x))
-        x = x + block.mlp(block.mlp_ln(x))
-    return encoder.ln_post(x)
+    attentions = [block.attn for block in encoder.blocks]
+    for attention in attentions:
+        attention.qkv_attention = partial(_attend_by_head, attention.n_head)
+    try:
+        yield
+    finally:
+        for attention in attentions:
+            del attention.qkv_attention
 
 
-def _attend_by_head(attention: MultiHeadAttention, x: Tensor) -> Tensor:
-    projected = (attention.query(x), attention.key(x), attention.value(x))
-    query, key, value = (z.unflatten(2, (attention.n_head, -1)).transpose(1, 2) for z in projected)
+def _attend_by_head(
+    heads: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, None]:
+    query, key, value = (z.unflatten(2, (heads, -1)).transpose(1, 2) for z in (query, key, value))
     scale = query.shape[-1] ** -0.25  # of both factors, as upstream has it
     query, key = query * scale, (key * scale).transpose(-1, -2)
     mixed = torch.empty_like(query)
-    for head in range(attention.n_head):
-        weights = (query[:, head] @ key[:, head]).float().softmax(-1).to(x.dtype)
-        mixed[:, head] = weights @ value[:, head]
-    return attention.out(mixed.transpose(1, 2).flatten(2))
+    for head in range(heads):
+        mixed[:, head] = (query[:, head] @ key[:, head]).softmax(-1) @ value[:, head]
+    return mixed.transpose(1, 2).flatten(2), None
 
 
 class HeardModel:

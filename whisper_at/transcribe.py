@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from whisper.timing import add_word_timestamps
 from whisper.tokenizer import Tokenizer, get_tokenizer
 from whisper.utils import format_timestamp, get_end, make_safe
 
-from .alignment import timing_model
+from .alignment import attention_by_head, can_attend_by_head, timing_model
 from .batched import transcribe_many
 from .inference import Heard
 from .mel import LogMel
@@ -62,9 +63,10 @@ def transcribe(
     ----------
     at_time_res : seconds per row of tags, any multiple of 0.4; or several, all from the same pass; or
         None for no tags. ``"auto"`` is 10 where the model has a head, else None.
-    strict_word_timing : with ``word_timestamps``, encode each window a second time without fused
-        attention, as openai-whisper does, so that words are the same to the last bit. False reuses
-        the features of the first pass: faster, and a word may move by a frame.
+    strict_word_timing : with ``word_timestamps``, time words by openai-whisper's own computation, whose
+        features come from attention without fused kernels: on a CPU in float32 from the one pass that the
+        text comes from, else from a second one. False reuses what was decoded from: faster, and a word
+        may move by a frame.
     batch_size : cut the recording where it is quiet and decode so many windows at once, none of which
         sees the text before it; see `transcribe_many`, which does so for many recordings.
         ``hallucination_silence_threshold`` is not for batches.
@@ -130,7 +132,9 @@ def transcribe(
     tagging = Tagging(model, at_time_res, content_frames)
     thresholds = Thresholds(compression_ratio_threshold, logprob_threshold, no_speech_threshold)
 
-    encode_once = _EncodeOnce(model, mel, dtype, tagging)
+    reuse = not strict_word_timing or model.compute_type in ("bfloat16", "int8")
+    by_head = word_timestamps and not reuse and can_attend_by_head(model, dtype)
+    encode_once = _EncodeOnce(model, mel, dtype, tagging, by_head)
     if decode_options.get("language") is None:
         # Audio that fills the first window is what that window decodes, so one pass does for both.
         shared = clips[0][0] == 0 and clips[0][1] >= N_FRAMES
@@ -162,12 +166,11 @@ def transcribe(
 
                 split = split_segments(result, window, tokenizer, model.dims.n_audio_ctx)
                 if word_timestamps:
-                    reuse = not strict_word_timing or model.compute_type in ("bfloat16", "int8")
                     add_word_timestamps(
                         segments=split.segments,
                         model=timing_model(model, encoded.heard if reuse else None),
                         tokenizer=tokenizer,
-                        mel=encoded.features if reuse else encoded.mel,
+                        mel=encoded.features if reuse or by_head else encoded.mel,
                         num_frames=window.size,
                         prepend_punctuations=prepend_punctuations,
                         append_punctuations=append_punctuations,
@@ -213,15 +216,16 @@ class _Encoded(NamedTuple):
 class _EncodeOnce:
     """Encodes a window the first time it is asked for; keeps the latest one only."""
 
-    def __init__(self, model: WhisperAT, mel: LogMel, dtype: torch.dtype, tagging: Tagging) -> None:
-        self.model, self.mel, self.dtype, self.tagging = model, mel, dtype, tagging
+    def __init__(self, model: WhisperAT, mel: LogMel, dtype: torch.dtype, tagging: Tagging, by_head: bool) -> None:
+        self.model, self.mel, self.dtype, self.tagging, self.by_head = model, mel, dtype, tagging, by_head
         self.latest: tuple[Window, _Encoded] | None = None
 
     def __call__(self, window: Window) -> _Encoded:
         if self.latest is None or self.latest[0] != window:
             mel = pad_or_trim(self.mel.window(window.seek, window.end), N_FRAMES)
             mel = mel.to(self.model.device).to(self.dtype)
-            features, states = encode(self.model, mel[None], [window], [self.tagging])
+            with attention_by_head(self.model.encoder) if self.by_head else nullcontext():
+                features, states = encode(self.model, mel[None], [window], [self.tagging])
             self.latest = window, _Encoded(mel, features[0], hear(self.model, features), states[0])
         return self.latest[1]
 

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -305,23 +306,27 @@ def folds(dataset: Dataset, k: int | None = None, seed: int = 0) -> list[tuple[n
 def hold_out(dataset: Dataset, share: float = 0.1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Indices to train on and to validate on: about ``share`` of each class, a group never on both sides.
 
-    A class with a single clip or group stays in training.
+    The last clip or group of a class stays in training.
     """
     r = np.random.default_rng(seed)
-    held: set[int] = set()
-    by_class: dict[str, dict[str, list[int]]] = {}
-    for i, clip in enumerate(dataset.clips):
-        by_class.setdefault(clip.labels[0] if clip.labels else "", {}).setdefault(clip.group or clip.key, []).append(i)
     group_of = [clip.group or clip.key for clip in dataset.clips]
+    classes_of: dict[str, set[str]] = {}  # of a group
+    by_class: dict[str, dict[str, list[int]]] = {}
+    for i, (clip, group) in enumerate(zip(dataset.clips, group_of)):
+        classes_of.setdefault(group, set()).update(clip.labels or ("",))
+        by_class.setdefault(clip.labels[0] if clip.labels else "", {}).setdefault(group, []).append(i)
+    left = Counter(name for names in classes_of.values() for name in names)  # groups of a class in training
     out: set[str] = set()
     for members in by_class.values():
         names = [name for name in members if name not in out]
         wanted = share * sum(map(len, members.values())) - sum(len(members[n]) for n in members if n in out)
-        for name in r.permutation(np.array(names, dtype=object))[:-1] if names else []:
+        for name in r.permutation(np.array(names, dtype=object)) if names else []:
             if wanted < 0.5:
                 break
-            out.add(name)
-            wanted -= len(members[name])
+            if all(left[of] > 1 for of in classes_of[name]):
+                out.add(name)
+                left.subtract(classes_of[name])
+                wanted -= len(members[name])
     held = {i for i, name in enumerate(group_of) if name in out}
     everything = range(len(dataset.clips))
     return np.array([i for i in everything if i not in held], int), np.array(sorted(held), int)

@@ -300,9 +300,10 @@ class _Run:
                 f"{path.parent} holds a run with {name} = {facts.get(name)!r}, not {self.facts.get(name)!r}: "
                 "choose another folder, or delete this one to begin anew"
             )
-        missing, unexpected = self.model.load_state_dict(state["weights"], strict=False)
-        if unexpected or trained_state(self.model).keys() & set(missing):
+        shapes, own = ({k: v.shape for k, v in s.items()} for s in (state["weights"], trained_state(self.model)))
+        if shapes != own:
             raise ValueError(f"{path} holds other parameters than this model has; delete it to begin anew")
+        self.model.load_state_dict(state["weights"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = json.loads(state["history"])
         for name in ("epoch", "step", "loss_sum", "best_epoch", "best", "average"):

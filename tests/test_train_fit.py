@@ -1,0 +1,247 @@
+"""The fitting loop: what it keeps, when it stops, and that it goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from whisper_at.train.fit import (
+    Plan,
+    _share,
+    fit,
+    schedule_constant,
+    schedule_cosine,
+    schedule_linear,
+    schedule_plateau,
+    schedule_steps,
+    trained_state,
+)
+
+
+class Stop(Exception):
+    pass
+
+
+class Regression:
+    """Four batches an epoch; validation says what it is told to, and notes the weights."""
+
+    def __init__(self, scores: list[dict[str, float]] | None = None, stop: tuple[int, int] | None = None) -> None:
+        self.scores, self.stop = scores, stop
+        self.seen: list[dict[str, Tensor]] = []
+        self.rates: list[float] = []
+        self.optimizer: torch.optim.Optimizer | None = None
+
+    def steps(self, epoch: int) -> int:
+        return 4
+
+    def batch(self, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        if self.stop == (epoch, step):
+            raise Stop
+        if self.optimizer is not None:
+            self.rates.append(self.optimizer.param_groups[0]["lr"])
+        x = torch.randn(8, 3, generator=torch.Generator().manual_seed(10 * epoch + step))
+        return x, x.sum(1, keepdim=True)
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return (model(batch[0]) - batch[1]).square().mean()
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        assert not model.training and not torch.is_grad_enabled()
+        self.seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return self.scores[len(self.seen) - 1] if self.scores else {}
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 1), nn.Linear(1, 1))
+    model[4].requires_grad_(False)
+    return model
+
+
+def fitted(task, plan, out=None, facts=None, model=None):
+    model = model or network()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    task.optimizer = optimizer
+    return model, fit(model, task, optimizer, plan, out, facts=facts)
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_it_learns():
+    model, result = fitted(Regression(), Plan(60))
+    losses = [line["loss"] for line in result.history]
+    assert result.epoch == 60 and [line["epoch"] for line in result.history] == list(range(1, 61))
+    assert losses[-1] < 0.5 * losses[0] and not model.training
+
+
+@pytest.mark.parametrize("save_steps", [None, 1, 3])
+@pytest.mark.parametrize("stop", [(0, 2), (1, 0), (2, 3)])
+def test_stopped_and_resumed_is_as_never_stopped_T8(tmp_path, save_steps, stop):
+    """Dropout, BatchNorm, momentum, the schedule, averages and the chosen epoch all go on, bit for bit."""
+    scores = [{"accuracy": value} for value in (0.5, 0.8, 0.7, 0.6)]
+    plan = Plan(4, schedule_cosine(4, 0.5), "accuracy", average=(2, 3), clip=1.0, save_steps=save_steps)
+    expected, whole = fitted(Regression(scores), plan)
+    with pytest.raises(Stop):
+        fitted(Regression(scores, stop), plan, tmp_path)
+    rest = Regression(scores[stop[0] :])
+    model, result = fitted(rest, plan, tmp_path)
+    assert same(model.state_dict(), expected.state_dict())
+    assert result == whole and result.epoch == 0
+    repeated = 0 if save_steps == 1 else stop[1] % 3 if save_steps == 3 else stop[1]
+    assert len(rest.rates) == 16 - 4 * stop[0] - stop[1] + repeated
+    lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert [{k: line[k] for k in ("epoch", "loss", "accuracy")} for line in lines] == result.history
+    assert {path.name for path in tmp_path.iterdir()} == {"state.pt", "history.jsonl"}
+
+
+def test_a_finished_run_is_not_run_again(tmp_path):
+    model, result = fitted(Regression(), Plan(2), tmp_path)
+    again, found = fitted(Regression(stop=(0, 0)), Plan(2), tmp_path)
+    assert found == result and same(again.state_dict(), model.state_dict())
+    longer = Regression()
+    fitted(longer, Plan(3), tmp_path)
+    assert len(longer.rates) == 4  # one more epoch
+
+
+def test_the_best_epoch_is_kept():
+    task = Regression([{"accuracy": value} for value in (0.1, math.nan, 0.9, 0.9, 0.2)])
+    model, result = fitted(task, Plan(5, select="accuracy"))
+    assert result.epoch == 3 and same(model.state_dict(), task.seen[2])  # the first of equals
+    task = Regression([{"valid_loss": value} for value in (3.0, 1.0, 2.0)])
+    model, result = fitted(task, Plan(3, select="-valid_loss"))
+    assert result.epoch == 2 and same(model.state_dict(), task.seen[1])
+    task = Regression([{"accuracy": 0.5}] * 3)
+    model, result = fitted(task, Plan(3))
+    assert result.epoch == 3 and same(model.state_dict(), task.seen[2])  # nothing chooses
+
+
+def test_weights_are_averaged_over_epochs_after_both_ends():
+    task = Regression()
+    model, result = fitted(task, Plan(5, average=(2, 4)))
+    state = trained_state(model)
+    for name, tensor in state.items():
+        if tensor.is_floating_point():
+            mean = torch.stack([seen[name] for seen in task.seen[1:4]]).mean(0)
+            torch.testing.assert_close(tensor, mean, atol=1e-6, rtol=1e-5)
+    assert state["1.num_batches_tracked"] == 16  # a count is taken, not averaged
+    assert result.epoch == 0
+
+
+def test_patience_ends_a_run():
+    scores = [{"accuracy": value} for value in (0.5, 0.6, 0.6, 0.1, 0.9)]
+    task = Regression(scores)
+    _, result = fitted(task, Plan(5, select="accuracy", patience=2))
+    assert len(result.history) == 4 and result.epoch == 2
+
+
+def test_frozen_weights_are_neither_changed_nor_saved(tmp_path):
+    before = network()[4].weight.clone()
+    model, _ = fitted(Regression(), Plan(1), tmp_path)
+    assert torch.equal(model[4].weight, before)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert set(state["weights"]) == {name for name in model.state_dict() if not name.startswith("4.")}
+
+
+def test_gradients_are_clipped():
+    """Without momentum a step is the rate times a gradient of at most that norm."""
+    model = network()
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    task = Regression()
+    task.steps = lambda epoch: 1
+    fit(model, task, optimizer, Plan(1, clip=1e-3))
+    moved = math.sqrt(sum(float((p - q).detach().square().sum()) for p, q in zip(model.parameters(), before)))
+    assert moved == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_bfloat16_is_autocast():
+    seen = []
+    task, model = Regression(), network()
+    model[0].register_forward_hook(lambda module, given, out: seen.append((module.weight.dtype, out.dtype)))
+    fitted(task, Plan(1, precision="bfloat16"), model=model)
+    assert set(seen) == {(torch.float32, torch.bfloat16)}
+
+
+@pytest.mark.parametrize(
+    "plan, told",
+    [
+        (Plan(1, precision="int8"), "precision must be one of float32, bfloat16, float16, not 'int8'"),
+        (Plan(3, average=(2, 4)), "cannot average epochs 2 to 4 of 3"),
+        (Plan(3, average=(0, 2)), "cannot average epochs 0 to 2"),
+        (Plan(1, select="mAP"), "chosen by 'mAP', but the scores are accuracy"),
+    ],
+)
+def test_plans_that_cannot_be(plan, told):
+    with pytest.raises(ValueError, match=told):
+        fitted(Regression([{"accuracy": 1.0}]), plan)
+
+
+def test_a_loss_that_is_no_number_stops_and_leaves_the_last_state(tmp_path):
+    class Broken(Regression):
+        def loss(self, model, batch):
+            return super().loss(model, batch) * (math.inf if len(self.rates) == 7 else 1.0)
+
+    with pytest.raises(RuntimeError, match="the loss is inf in epoch 2, step 3: lower the learning rate"):
+        fitted(Broken(), Plan(3), tmp_path)
+    expected, _ = fitted(Regression(), Plan(3))
+    resumed, _ = fitted(Regression(), Plan(3), tmp_path)
+    assert same(resumed.state_dict(), expected.state_dict())
+
+
+def test_a_state_of_something_else_is_refused(tmp_path):
+    fitted(Regression(), Plan(1), tmp_path, facts={"rate": 0.1, "classes": ("a", "b")})
+    with pytest.raises(ValueError, match=r"holds a run with rate = 0.1, not 0.2: choose another folder, or delete"):
+        fitted(Regression(), Plan(2), tmp_path, facts={"rate": 0.2, "classes": ("a", "b")})
+    other = nn.Sequential(nn.Linear(3, 1))
+    with pytest.raises(ValueError, match="holds other parameters than this model has"):
+        fitted(Regression(), Plan(2), tmp_path, facts={"rate": 0.1, "classes": ["a", "b"]}, model=other)
+    kept = (tmp_path / "state.pt").read_bytes()
+    (tmp_path / "state.pt").write_bytes(kept[: len(kept) // 2])
+    with pytest.raises(ValueError, match=r"state.pt cannot be read as the state of a run .*; delete it to begin anew"):
+        fitted(Regression(), Plan(2), tmp_path, facts={"rate": 0.1, "classes": ["a", "b"]})
+
+
+# --- schedules ------------------------------------------------------------------------------------------------
+
+
+def test_rates_follow_the_schedule():
+    task = Regression()
+    fitted(task, Plan(2, schedule_linear(2)))
+    assert task.rates == pytest.approx([0.05 * (1 - i / 8) for i in range(8)])
+
+
+def test_schedules_are_their_formulas():
+    cosine, line = schedule_cosine(10, 2), schedule_linear(10, 2)
+    assert [cosine(e, []) for e in (0, 1, 2, 6, 10)] == pytest.approx([0, 0.5, 1, 0.5, 0], abs=1e-9)
+    assert [line(e, []) for e in (0, 1, 2, 6, 10)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+    assert schedule_cosine(4)(0, []) == schedule_linear(4)(0, []) == schedule_constant(3.7, []) == 1
+    steps = schedule_steps(4, 2, 0.5, warm_up=0.5)
+    assert [steps(e, []) for e in (0, 0.25, 0.5, 3.9, 4, 5.9, 6, 8)] == [0, 0.5, 1, 1, 0.5, 0.5, 0.25, 0.125]
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.3])
+def test_plateau_is_pytorchs(floor):
+    losses = [1.0, 0.9, 0.89999, *[0.95] * 9, 0.5, *[0.6] * 20]
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    reference = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=5, min_lr=floor)
+    ours, history = schedule_plateau("valid_loss", 0.5, 5, floor), []
+    for loss in losses:
+        history.append({"valid_loss": loss})
+        reference.step(loss)
+        assert ours(len(history), history) == pytest.approx(optimizer.param_groups[0]["lr"])
+    assert optimizer.param_groups[0]["lr"] < 0.5
+
+
+def test_a_batch_is_shared_in_equal_parts():
+    batch = {"x": torch.arange(7), "pair": (torch.arange(14).view(7, 2), torch.ones(7))}
+    parts = [_share(batch, rank, 3) for rank in range(3)]
+    assert [part["x"].tolist() for part in parts] == [[0, 1], [2, 3], [4, 5]]
+    assert [part["pair"][0].shape for part in parts] == [(2, 2)] * 3
+    with pytest.raises(ValueError, match="a batch of 2 cannot be shared among 3 processes"):
+        _share(torch.ones(2), 0, 3)
