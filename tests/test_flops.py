@@ -90,7 +90,12 @@ def test_a_heads_formula_is_what_pytorch_counts(mode, steps):
     assert head_parameters(mode, **sizes) == sum(p.numel() for p in head.parameters())
     with FlopCounterMode(display=False) as counter, disable_sdpa(), torch.no_grad():
         head(torch.randn(2, 3, steps, 32))
-    assert counter.get_total_flops() == 2 * head_macs(mode, **sizes, steps=steps, rows=2)
+    # the formula is that of the published forward; ours applies a block's last product after the mean over its tokens
+    width = int(re.search(r"down_tr_(\d+)", mode)[1]) if "down" in mode else 32
+    tokens = [steps] * 3 + [3] if mode.startswith("tl") else [steps] if "_tr" in mode else []
+    saved = sum(4 * width**2 * (n - 1) for n in tokens)
+    assert counter.get_total_flops() == 2 * (head_macs(mode, **sizes, steps=steps, rows=2) - 2 * saved)
+    assert bool(saved) == ("_tr" in mode)
 
 
 @pytest.mark.parametrize("mels", [80, 128])

@@ -34,6 +34,13 @@ def _refuse_heads(mode: str, width: int, *heads: str) -> None:
             raise ValueError(f"mode {mode}: {number} attention heads do not divide the width of {width}")
 
 
+def _mean_after(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
+    """``block(x).mean(dim=1)``, the last product of the block after the mean: it is linear, and a third of the work."""
+    x = x + block.attn(block.attn_ln(x))[0]
+    wide = block.mlp[1](block.mlp[0](block.mlp_ln(x)))
+    return x.mean(dim=1) + block.mlp[2](wide.mean(dim=1))
+
+
 class TLTR(nn.Module):
     """Time- and layer-wise transformer: attention over steps in each layer, then over layers.
 
@@ -73,9 +80,8 @@ class TLTR(nn.Module):
         x = states.float().flatten(0, 1)
         if hasattr(self, "down_layer"):
             x = self.down_layer(x)
-        x = self.time_tr(x).mean(dim=1).view(batch, layers, -1)
-        x = self.layer_tr(x).mean(dim=1)
-        return self.mlp_layer(x)
+        x = _mean_after(self.time_tr, x).view(batch, layers, -1)
+        return self.mlp_layer(_mean_after(self.layer_tr, x))
 
 
 class LayerPoolHead(nn.Module):
@@ -117,7 +123,7 @@ class LayerPoolHead(nn.Module):
         if hasattr(self, "down_layer"):
             x = self.down_layer(x)
         if hasattr(self, "time_tr"):
-            x = self.time_tr(x)
+            return self.mlp_layer(_mean_after(self.time_tr, x))
         return self.mlp_layer(x.mean(dim=1))
 
 

@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from whisper.audio import HOP_LENGTH, N_FRAMES, SAMPLE_RATE
 
@@ -106,16 +105,22 @@ def pool_steps(x: Tensor, windows: Sequence[Window]) -> Tensor:
     """
     if len(windows) != x.shape[0]:
         raise ValueError(f"{x.shape[0]} encoder outputs but {len(windows)} windows")
-    items = []
-    for item, window in zip(x, windows):
-        mask = position_mask(window, x.shape[1]).to(x.device)
-        lead = window.seek % STEP_FRAMES // POSITION_FRAMES
-        laid_out = F.pad(item.float(), (0, 0, lead, len(mask) - lead - x.shape[1]))
-        laid_out = laid_out * mask[:, None]
-        count = mask.view(-1, STEP_POSITIONS).sum(1)
-        items.append(laid_out.view(len(count), STEP_POSITIONS, -1).sum(1) / count[:, None])
-    n_steps = max(map(len, items))
-    return torch.stack([F.pad(item, (0, 0, 0, n_steps - len(item)), value=math.nan) for item in items])
+    n_steps = max(len(position_mask(window, x.shape[1])) // STEP_POSITIONS for window in windows)
+    out = torch.full((len(windows), n_steps, x.shape[2]), math.nan, device=x.device)
+    for steps, item, window in zip(out, x, windows):
+        lead = window.seek % STEP_FRAMES // POSITION_FRAMES  # positions of the first step before the window
+        used = STEP_POSITIONS - window.seek % POSITION_FRAMES  # of a step's positions
+        heard = item[: window.size // POSITION_FRAMES]
+        first = min(STEP_POSITIONS - lead, len(heard)) if lead else 0
+        whole = (len(heard) - first) // STEP_POSITIONS
+        last = first + whole * STEP_POSITIONS
+        if first:
+            steps[0] = heard[: min(first, used - lead)].mean(0, dtype=torch.float32)
+        middle = slice(bool(lead), bool(lead) + whole)
+        steps[middle] = heard[first:last].unflatten(0, (whole, STEP_POSITIONS))[:, :used].mean(1, dtype=torch.float32)
+        if last < len(heard):
+            steps[middle.stop] = heard[last:].mean(0, dtype=torch.float32)
+    return out
 
 
 class TagRows:

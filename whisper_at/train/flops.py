@@ -1,7 +1,9 @@
 """``whisper-at count``: parameters and multiply-adds of Whisper's encoders and of heads on them, by formula.
 
 A multiply-add counts as one, as in the paper's figures; matrix products and convolutions count, and nothing else
-(no LayerNorm, softmax, GELU or mean). Spec section 3.7. Nothing is downloaded or computed for models known by name.
+(no LayerNorm, softmax, GELU or mean). Spec section 3.7. Heads are counted as published; ours leave out up to a third,
+since they take the mean over an attention block's tokens before its last product. Nothing is downloaded or computed for
+models known by name.
 """
 
 from __future__ import annotations
