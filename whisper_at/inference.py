@@ -14,30 +14,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from whisper.model import (
-    AudioEncoder,
-    Conv1d,
-    LayerNorm,
-    Linear,
-    MultiHeadAttention,
-    ResidualAttentionBlock,
-    TextDecoder,
-    Whisper,
-)
+from whisper.model import LayerNorm, Linear, MultiHeadAttention, ResidualAttentionBlock, TextDecoder, Whisper
 
 from . import kernels
 
 STOCK = (
-    *(AudioEncoder, TextDecoder, ResidualAttentionBlock, MultiHeadAttention, Conv1d, Linear, LayerNorm),
+    *(TextDecoder, ResidualAttentionBlock, MultiHeadAttention, Linear, LayerNorm),
     *(nn.ModuleList, nn.Sequential, nn.GELU, nn.Embedding),
 )
 
 
-def is_stock(module: nn.Module) -> bool:
-    """Whether a part of a model is openai-whisper's as installed: no hooks, no replaced parts or methods."""
+def is_stock(decoder: nn.Module) -> bool:
+    """Whether a decoder is openai-whisper's as installed: no hooks, no replaced parts or methods."""
     return all(
         type(part) in STOCK and not (part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
-        for part in module.modules()
+        for part in decoder.modules()
     )
 
 
