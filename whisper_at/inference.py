@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from whisper.model import LayerNorm, Linear, MultiHeadAttention, ResidualAttentionBlock, TextDecoder, Whisper
 
 from . import kernels
+from .vectors import COLUMNS
 
 STOCK = (
     *(TextDecoder, ResidualAttentionBlock, MultiHeadAttention, Linear, LayerNorm),
@@ -81,12 +82,12 @@ class Decoder:
     def hear(self, features: Tensor) -> Heard:
         """Keys and values of encoder output ``(recordings, frames, width)``."""
         count, frames, width = features.shape
-        blocks = -(-frames // kernels.COLUMNS) if self.weights else 1
-        padded = blocks * kernels.COLUMNS if self.weights else frames
+        blocks = -(-frames // COLUMNS) if self.weights else 1
+        padded = blocks * COLUMNS if self.weights else frames
         shape = (len(self.blocks), count, self.heads, width // self.heads, padded)
         keys, values = (torch.zeros(shape, dtype=self.heard, device=self.device) for _ in range(2))
         if self.weights:
-            keys = keys.view(*shape[:3], blocks, shape[3], kernels.COLUMNS)
+            keys = keys.view(*shape[:3], blocks, shape[3], COLUMNS)
         columns = features.to(self.hearing).transpose(1, 2)
         for (to_key, to_value, bias), key, value in zip(self.listeners, keys, values):
             plain_key, plain_value = to_key @ columns, (to_value @ columns).add_(bias[:, None])

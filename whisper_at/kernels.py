@@ -16,19 +16,15 @@ import threading
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import binding, ir
 from numba import njit, prange, types
-from numba.core import cgutils
-from numba.extending import intrinsic, overload
-from numba.np.arrayobj import make_array
+from numba.extending import overload
+
+from .vectors import COLUMNS, dots1, dots2, dots5, dots5x4, dots8, dots8x3, from_bits, scores1, scores2, scores5
 
 FAST = {"reassoc", "contract", "nsz"}  # sums in any order; infinities stay infinities
-HOST = binding.get_host_cpu_features()
 SQRT_HALF = math.sqrt(0.5)
 MOST_TOKENS = 256
 """For more tokens at once a matrix library is faster."""
-COLUMNS = 64
-"""Frames of what is heard lie together by so many; the last of them are zeros."""
 NEAR = 24 << 10
 """Bytes of a core's fastest cache that the numbers of a product may fill; the weights pass through the rest."""
 LOCK = threading.Lock()
@@ -66,164 +62,6 @@ class Weights(NamedTuple):
     embedding_bias: Any  # zeros
 
 
-@intrinsic
-def _float(typing_context, value):
-    """A stored weight as float32: float32 as it is, uint16 as the bits of a half, int8 as a number."""
-
-    def codegen(context, builder, signature, args):
-        (kind,) = signature.args
-        if kind == types.float32:
-            return args[0]
-        if kind == types.uint16:
-            return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
-        return builder.sitofp(args[0], ir.FloatType())
-
-    return types.float32(value), codegen
-
-
-def _picked(builder, vector, places):
-    """Some elements of a vector."""
-    mask = ir.Constant(ir.VectorType(ir.IntType(32), len(places)), list(places))
-    return builder.shuffle_vector(vector, vector, mask)
-
-
-def _pairs(builder, a, b):
-    """Two vectors of 32 int16 → 16 int32, the sums of the products of neighbours: one instruction on most processors,
-    which LLVM has to be told."""
-    words, integers = (lambda n: ir.VectorType(ir.IntType(16), n)), (lambda n: ir.VectorType(ir.IntType(32), n))
-    if HOST.get("avx512bw"):
-        kind = ir.FunctionType(integers(16), [words(32), words(32)])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.pmaddw.d.512")
-        return builder.call(function, [a, b])
-    if HOST.get("avx2"):
-        kind = ir.FunctionType(integers(8), [words(16), words(16)])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx2.pmadd.wd")
-        halves = (range(16), range(16, 32))
-        low, high = (builder.call(function, [_picked(builder, v, half) for v in (a, b)]) for half in halves)
-        return builder.shuffle_vector(low, high, ir.Constant(integers(16), list(range(16))))
-    places = range(0, 32, 2), range(1, 32, 2)
-    wide = [[builder.sext(_picked(builder, v, place), integers(16)) for v in (a, b)] for place in places]
-    return builder.add(*(builder.mul(*both) for both in wide))
-
-
-def _widened(builder, array, data, place, lanes):
-    """So many stored weights from a place on, as float32, or int8 as int16."""
-    stored = {types.int8: ir.IntType(8), types.uint16: ir.HalfType(), types.float32: ir.FloatType()}[array.dtype]
-    address = builder.gep(builder.bitcast(data, stored.as_pointer()), [place])
-    vector = ir.VectorType(stored, lanes)
-    value = builder.load(builder.bitcast(address, vector.as_pointer()), align=array.dtype.bitwidth // 8, typ=vector)
-    if array.dtype == types.int8:
-        return builder.sext(value, ir.VectorType(ir.IntType(16), lanes))
-    return value if array.dtype == types.float32 else builder.fpext(value, ir.VectorType(ir.FloatType(), lanes))
-
-
-def _dots(count, outs=1):
-    """A function of w (out, in), i, x (rows, in), r: the products of ``outs`` rows of w from i on with ``count`` rows
-    of x from r on, those of the first row of w first.
-
-    Spelled in vectors, because how a compiler would vectorise these loops is a matter of luck, and of a factor of five.
-    Weights and numbers are loaded, and weights widened, once for all that they are multiplied with. x is float32, or
-    int16 where w is int8, of a length divisible by 64: integers are multiplied and added in pairs by one instruction.
-    """
-
-    @intrinsic
-    def dots(typing_context, w, i, x, r):
-        integer = w.dtype == types.int8
-        lanes = 32 if integer else 16
-        unrolled = max(1, 64 // lanes // (count * outs))  # sums in flight, to hide the latency of adding
-
-        def codegen(context, builder, signature, args):
-            index = args[1].type
-            weights = make_array(w)(context, builder, args[0])
-            numbers = make_array(x)(context, builder, args[2])
-            length = cgutils.unpack_tuple(builder, weights.shape)[1]
-            element = ir.IntType(32) if integer else ir.FloatType()
-            total = ir.VectorType(element, 16)
-            pairs = [(o, k) for o in range(outs) for k in range(count)]
-            sums = {pair: [cgutils.alloca_once_value(builder, total(None)) for _ in range(unrolled)] for pair in pairs}
-
-            def number(row, j):
-                kind, place = signature.args[2].dtype, builder.add(builder.mul(row, length), j)
-                address = builder.gep(numbers.data, [place])
-                vector = ir.VectorType(ir.IntType(16) if integer else element, lanes)
-                return builder.load(builder.bitcast(address, vector.as_pointer()), align=kind.bitwidth // 8, typ=vector)
-
-            def weight(row, j):
-                return _widened(builder, w, weights.data, builder.add(builder.mul(row, length), j), lanes)
-
-            step = lanes * unrolled
-            with cgutils.for_range_slice(builder, index(0), length, index(step), index) as (j, _):
-                for u in range(unrolled):
-                    at = builder.add(j, index(u * lanes))
-                    values = [weight(builder.add(args[1], index(o)), at) for o in range(outs)]
-                    for k in range(count):
-                        other = number(builder.add(args[3], index(k)), at)
-                        for o in range(outs):
-                            place = sums[o, k][u]
-                            if integer:
-                                new = builder.add(builder.load(place), _pairs(builder, values[o], other))
-                            else:
-                                product = builder.fmul(values[o], other, flags=("contract",))
-                                new = builder.fadd(builder.load(place), product, flags=("contract",))
-                            builder.store(new, place)
-
-            add = builder.add if integer else builder.fadd
-            results = []
-            for pair in pairs:
-                whole, *others = [builder.load(place) for place in sums[pair]]
-                for other in others:
-                    whole = add(whole, other)
-                for width in (8, 4, 2, 1):
-                    whole = add(*(_picked(builder, whole, range(f, f + width)) for f in (0, width)))
-                result = builder.extract_element(whole, ir.IntType(32)(0))
-                results.append(builder.sitofp(result, ir.FloatType()) if integer else result)
-            return context.make_tuple(builder, signature.return_type, results)
-
-        return types.UniTuple(types.float32, count * outs)(w, types.intp, x, types.intp), codegen
-
-    return dots
-
-
-_dots1, _dots2, _dots5, _dots8 = _dots(1), _dots(2), _dots(5), _dots(8)
-_dots5x4, _dots8x3 = _dots(5, 4), _dots(8, 3)
-
-
-def _scores(count):
-    """A function of keys (size, `COLUMNS`), x (rows, size), r, out (rows, frames), f: writes to out, from column f on,
-    the products of ``count`` rows of x from r on with all columns of keys."""
-
-    @intrinsic
-    def scores(typing_context, keys, x, r, out, f):
-        def codegen(context, builder, signature, args):
-            index, total, vectors = args[2].type, ir.VectorType(ir.FloatType(), 16), range(0, COLUMNS, 16)
-            keys_, x_, out_ = (make_array(signature.args[i])(context, builder, args[i]) for i in (0, 1, 3))
-            size, (_, frames) = cgutils.unpack_tuple(builder, x_.shape)[1], cgutils.unpack_tuple(builder, out_.shape)
-            sums = [[cgutils.alloca_once_value(builder, total(None)) for _ in vectors] for _ in range(count)]
-            with cgutils.for_range_slice(builder, index(0), size, index(1), index) as (j, _):
-                place = builder.mul(j, index(COLUMNS))
-                columns = [_widened(builder, keys, keys_.data, builder.add(place, index(v)), 16) for v in vectors]
-                for k in range(count):
-                    place = builder.add(builder.mul(builder.add(args[2], index(k)), size), j)
-                    number = builder.load(builder.gep(x_.data, [place]))
-                    number = builder.insert_element(total(ir.Undefined), number, ir.IntType(32)(0))
-                    number = _picked(builder, number, [0] * 16)
-                    for column, place in zip(columns, sums[k]):
-                        product = builder.fmul(column, number, flags=("contract",))
-                        builder.store(builder.fadd(builder.load(place), product, flags=("contract",)), place)
-            for k in range(count):
-                row = builder.add(builder.mul(builder.add(args[2], index(k)), frames), args[4])
-                for v, place in zip(vectors, sums[k]):
-                    address = builder.gep(out_.data, [builder.add(row, index(v))])
-                    builder.store(builder.load(place), builder.bitcast(address, total.as_pointer()), align=4)
-
-        return types.void(keys, x, types.intp, out, types.intp), codegen
-
-    return scores
-
-
-_scores1, _scores2, _scores5 = _scores(1), _scores(2), _scores(5)
-
-
 def _operand(w, x):
     """``x`` (rows, in) as `_dots` wants it for ``w``, and what to multiply the products of each row by."""
 
@@ -250,16 +88,6 @@ def _(w, x):
     return in_integers if w.dtype == types.int8 else as_it_is
 
 
-@intrinsic
-def _from_bits(typing_context, bits):
-    """The float32 of an int32's bits."""
-
-    def codegen(context, builder, signature, args):
-        return builder.bitcast(args[0], ir.FloatType())
-
-    return types.float32(types.int32), codegen
-
-
 @njit(inline="always")
 def _exp(x):
     """exp for −87 < x ≤ 0, to the last bit or two of float32, in a form that loops are vectorised with."""
@@ -273,7 +101,7 @@ def _exp(x):
     p = p * x + np.float32(1.6666665459e-1)
     p = p * x + np.float32(5.0000001201e-1)
     p = p * x * x + x + np.float32(1.0)
-    return p * _from_bits(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))
+    return p * from_bits(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))
 
 
 @njit(cache=True, parallel=True, fastmath=FAST)
@@ -330,14 +158,14 @@ def multiply(w, scale, bias, x, y, add):
         if wide and last == first + 12:
             while r + 8 <= rows:
                 for i in range(first, last, 3):
-                    many = _dots8x3(w, i, numbers, r)
+                    many = dots8x3(w, i, numbers, r)
                     for o in range(3):
                         for k in range(8):
                             y[r + k, i + o] += many[8 * o + k] * (scale[i + o] * steps[r + k]) + bias[i + o]
                 r += 8
             while r + 5 <= rows:
                 for i in range(first, last, 4):
-                    some = _dots5x4(w, i, numbers, r)
+                    some = dots5x4(w, i, numbers, r)
                     for o in range(4):
                         for k in range(5):
                             y[r + k, i + o] += some[5 * o + k] * (scale[i + o] * steps[r + k]) + bias[i + o]
@@ -346,22 +174,22 @@ def multiply(w, scale, bias, x, y, add):
         for i in range(first, last):
             r = done
             while r + 8 <= rows:
-                eight = _dots8(w, i, numbers, r)
+                eight = dots8(w, i, numbers, r)
                 for k in range(8):
                     y[r + k, i] += eight[k] * (scale[i] * steps[r + k]) + bias[i]
                 r += 8
             while r + 5 <= rows:
-                five = _dots5(w, i, numbers, r)
+                five = dots5(w, i, numbers, r)
                 for k in range(5):
                     y[r + k, i] += five[k] * (scale[i] * steps[r + k]) + bias[i]
                 r += 5
             while r + 2 <= rows:
-                two = _dots2(w, i, numbers, r)
+                two = dots2(w, i, numbers, r)
                 for k in range(2):
                     y[r + k, i] += two[k] * (scale[i] * steps[r + k]) + bias[i]
                 r += 2
             if r < rows:
-                one = _dots1(w, i, numbers, r)
+                one = dots1(w, i, numbers, r)
                 y[r, i] += one[0] * (scale[i] * steps[r]) + bias[i]
 
 
@@ -432,13 +260,13 @@ def _attend_cross(query, keys, values, frames, group, heads, out):
         for f in range(0, padded, COLUMNS):
             r = 0
             while r + 5 <= group:
-                _scores5(key[f // COLUMNS], mine, r, weights, f)
+                scores5(key[f // COLUMNS], mine, r, weights, f)
                 r += 5
             while r + 2 <= group:
-                _scores2(key[f // COLUMNS], mine, r, weights, f)
+                scores2(key[f // COLUMNS], mine, r, weights, f)
                 r += 2
             if r < group:
-                _scores1(key[f // COLUMNS], mine, r, weights, f)
+                scores1(key[f // COLUMNS], mine, r, weights, f)
         for r in range(group):
             row = weights[r]
             row[frames:] = np.float32(-np.inf)
@@ -454,20 +282,20 @@ def _attend_cross(query, keys, values, frames, group, heads, out):
         r = 0
         while r + 5 <= group:
             for j in range(0, size, 4):
-                some = _dots5x4(value, j, weights, r)
+                some = dots5x4(value, j, weights, r)
                 for o in range(4):
                     for k in range(5):
                         out[first + r + k, low + j + o] = some[5 * o + k]
             r += 5
         while r + 2 <= group:
             for j in range(size):
-                two = _dots2(value, j, weights, r)
+                two = dots2(value, j, weights, r)
                 for k in range(2):
                     out[first + r + k, low + j] = two[k]
             r += 2
         if r < group:
             for j in range(size):
-                out[first + r, low + j] = _dots1(value, j, weights, r)[0]
+                out[first + r, low + j] = dots1(value, j, weights, r)[0]
 
 
 @njit(cache=True, nogil=True)
