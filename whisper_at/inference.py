@@ -14,22 +14,31 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from whisper.model import LayerNorm, Linear, MultiHeadAttention, ResidualAttentionBlock, TextDecoder, Whisper
+from whisper.model import (
+    AudioEncoder,
+    Conv1d,
+    LayerNorm,
+    Linear,
+    MultiHeadAttention,
+    ResidualAttentionBlock,
+    TextDecoder,
+    Whisper,
+)
 
 from . import kernels
 from .vectors import COLUMNS
 
 STOCK = (
-    *(TextDecoder, ResidualAttentionBlock, MultiHeadAttention, Linear, LayerNorm),
+    *(AudioEncoder, TextDecoder, ResidualAttentionBlock, MultiHeadAttention, Linear, LayerNorm, Conv1d),
     *(nn.ModuleList, nn.Sequential, nn.GELU, nn.Embedding),
 )
 
 
-def is_stock(decoder: nn.Module) -> bool:
-    """Whether a decoder is openai-whisper's as installed: no hooks, no replaced parts or methods."""
+def is_stock(module: nn.Module) -> bool:
+    """Whether an encoder or decoder is openai-whisper's as installed: no hooks, no replaced parts or methods."""
     return all(
         type(part) in STOCK and not (part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
-        for part in decoder.modules()
+        for part in module.modules()
     )
 
 
@@ -63,7 +72,7 @@ class Decoder:
         self.embedding = decoder.token_embedding.weight.detach()
         self.positions = decoder.positional_embedding.detach()
         self.projection = self.embedding.to(dtype)
-        self.fingerprint = _fingerprint(decoder)
+        self.fingerprint = fingerprint(decoder)
         vectors = self.dims.n_text_state % 64 == 0 and self.dims.n_text_state // self.heads % 4 == 0
         compiled = self.device.type == "cpu" and dtype == torch.float32 and vectors
         self.weights = _pack(self, reduced == "int8") if compiled else None
@@ -76,7 +85,7 @@ class Decoder:
 
     def is_current(self, model: Whisper, dtype: torch.dtype, reduced: str | None = None) -> bool:
         """Whether the model's weights are still those that this was made of, and the precision is the one asked for."""
-        return (dtype, reduced) == (self.dtype, self.reduced) and _fingerprint(model.decoder) == self.fingerprint
+        return (dtype, reduced) == (self.dtype, self.reduced) and fingerprint(model.decoder) == self.fingerprint
 
     @torch.no_grad()
     def hear(self, features: Tensor) -> Heard:
@@ -284,9 +293,9 @@ def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float()).to(x.dtype)
 
 
-def _fingerprint(decoder: TextDecoder) -> tuple[tuple[int, int], ...]:
+def fingerprint(module: nn.Module) -> tuple[tuple[int, int], ...]:
     """Where the weights are and how often they were changed."""
-    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in decoder.parameters())
+    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in module.parameters())
 
 
 def _numbers(tensor: Tensor) -> np.ndarray:

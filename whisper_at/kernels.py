@@ -89,7 +89,7 @@ def _(w, x):
 
 
 @njit(inline="always")
-def _exp(x):
+def exp(x):
     """exp for −87 < x ≤ 0, to the last bit or two of float32, in a form that loops are vectorised with."""
     x = max(x, np.float32(-87.0))
     n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
@@ -104,21 +104,39 @@ def _exp(x):
     return p * from_bits(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))
 
 
+@njit(inline="always")
+def gelu(x):
+    """x/2 (1 + erf(x/√2)), erf to 1.5e-7 by Abramowitz and Stegun 7.1.26."""
+    z = abs(x) * np.float32(SQRT_HALF)
+    t = np.float32(1.0) / (np.float32(1.0) + np.float32(0.3275911) * z)
+    p = np.float32(1.061405429) * t - np.float32(1.453152027)
+    p = p * t + np.float32(1.421413741)
+    p = p * t - np.float32(0.284496736)
+    p = p * t + np.float32(0.254829592)
+    tail = p * t * exp(-z * z)  # 1 − erf(z)
+    return x * np.float32(0.5) * (np.float32(2.0) - tail if x > 0 else tail)
+
+
+@njit(inline="always")
+def moments(row):
+    """Mean of a row, and the inverse of its standard deviation, for a layer norm."""
+    mean = np.float32(0.0)
+    for j in range(len(row)):
+        mean += row[j]
+    mean /= np.float32(len(row))
+    variance = np.float32(0.0)
+    for j in range(len(row)):
+        variance += (row[j] - mean) * (row[j] - mean)
+    return mean, np.float32(1.0) / np.sqrt(variance / np.float32(len(row)) + np.float32(1e-5))
+
+
 @njit(cache=True, parallel=True, fastmath=FAST)
-def _gelu(x):
-    """GELU of every element, in place: x/2 (1 + erf(x/√2)), erf to 1.5e-7 by Abramowitz and Stegun 7.1.26."""
+def _activate(x):
+    """GELU of every element, in place."""
     rows, width = x.shape
     for r in prange(rows):
         for j in range(width):
-            z = abs(x[r, j]) * np.float32(SQRT_HALF)
-            t = np.float32(1.0) / (np.float32(1.0) + np.float32(0.3275911) * z)
-            p = np.float32(1.061405429) * t - np.float32(1.453152027)
-            p = p * t + np.float32(1.421413741)
-            p = p * t - np.float32(0.284496736)
-            p = p * t + np.float32(0.254829592)
-            tail = p * t * _exp(-z * z)  # 1 − erf(z)
-            positive = np.float32(0.5) * (np.float32(2.0) - tail)
-            x[r, j] *= positive if x[r, j] > 0 else np.float32(0.5) * tail
+            x[r, j] = gelu(x[r, j])
 
 
 @njit(cache=True, fastmath=FAST)
@@ -126,14 +144,7 @@ def _norm(x, weight, bias, out):
     """Layer norm of every row of ``x`` (rows, width)."""
     rows, width = x.shape
     for r in range(rows):
-        mean = np.float32(0.0)
-        for j in range(width):
-            mean += x[r, j]
-        mean /= np.float32(width)
-        variance = np.float32(0.0)
-        for j in range(width):
-            variance += (x[r, j] - mean) * (x[r, j] - mean)
-        inverse = np.float32(1.0) / np.sqrt(variance / np.float32(width) + np.float32(1e-5))
+        mean, inverse = moments(x[r])
         for j in range(width):
             out[r, j] = (x[r, j] - mean) * inverse * weight[j] + bias[j]
 
@@ -219,7 +230,7 @@ def _attend_self(qkv, keys, values, ancestors, owners, positions, heads, out):
             top = max(top, score)
         total = np.float32(0.0)
         for p in range(count):
-            scores[p] = _exp(scores[p] - top)
+            scores[p] = exp(scores[p] - top)
             total += scores[p]
         mixed = np.zeros(size, np.float32)
         for p in range(count):
@@ -275,7 +286,7 @@ def _attend_cross(query, keys, values, frames, group, heads, out):
                 top = max(top, row[f])
             total = np.float32(0.0)
             for f in range(padded):
-                row[f] = _exp(row[f] - top)
+                row[f] = exp(row[f] - top)
                 total += row[f]
             for f in range(padded):
                 row[f] /= total
@@ -324,6 +335,6 @@ def decode(w, x, owners, positions, keys, values, ancestors, cross_keys, cross_v
         multiply(w.cross_out[i], w.cross_out_scale[i], w.cross_out_bias[i], mixed, x, 1.0)
         _norm(x, w.norms[i, 4], w.norms[i, 5], normed)
         multiply(w.up[i], w.up_scale[i], w.up_bias[i], normed, wide, 0.0)
-        _gelu(wide)
+        _activate(wide)
         multiply(w.down[i], w.down_scale[i], w.down_bias[i], wide, x, 1.0)
     _norm(x, w.last_norm[0], w.last_norm[1], x)

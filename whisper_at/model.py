@@ -17,6 +17,7 @@ from .attached import RESERVED, Listener, Reader
 from .batched import transcribe_many as transcribe_many_function
 from .decoding import decode as decode_function
 from .decoding import detect_language as detect_language_function
+from .encoding import Encoder
 from .heads import TLTR, Head, LayerPoolHead, build_head
 from .inference import Decoder, Heard, is_stock
 from .timeline import Window, pool_steps
@@ -55,6 +56,7 @@ class WhisperAT(Whisper):
             raise ValueError(f"compute_type must be one of {', '.join(PRECISIONS)} or None, not {compute_type!r}")
         self.compute_type = compute_type
         self._decoder: Decoder | None = None
+        self._encoder: Encoder | None = None
         self.attached: dict[str, Head | Listener | Reader] = {}
         self.head_missing = "this model has no head; give one: load_model(..., head=FILE)"
         self.head = head
@@ -136,22 +138,29 @@ class WhisperAT(Whisper):
         """
         windows = [Window(0)] * len(mel) if windows is None else windows
         states: list[Tensor] = []
-        hooks = [
-            block.register_forward_hook(lambda _module, _inputs, output: states.append(pool_steps(output, windows)))
-            for block in self.encoder.blocks
-        ]
-        try:
-            features = self.embed_audio(mel)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        features = self._embed(mel, lambda output: states.append(pool_steps(output, windows)))
         return features, torch.stack(states, dim=1)
 
     def embed_audio(self, mel: Tensor) -> Tensor:
         """Encoder features ``(batch, 1500, dim)`` for the decoder, in the precision that it computes in."""
-        if self.compute_type == "bfloat16" or (self.compute_type == "int8" and has_bfloat16()):
-            return self.encoder(mel.bfloat16()).float()
-        return self.encoder(mel)
+        return self._embed(mel)
+
+    def _embed(self, mel: Tensor, each: Callable[[Tensor], object] | None = None) -> Tensor:
+        """`embed_audio`; ``each`` is given what every block makes."""
+        in_bfloat16 = self.compute_type == "bfloat16" or (self.compute_type == "int8" and has_bfloat16())
+        if in_bfloat16 and Encoder.fits(self.encoder):
+            if self._encoder is None or not self._encoder.is_current(self.encoder):
+                self._encoder = Encoder(self.encoder)
+            return self._encoder(mel, each)
+        see = each or (lambda _output: None)
+        hooks = [
+            block.register_forward_hook(lambda _module, _inputs, output: see(output)) for block in self.encoder.blocks
+        ]
+        try:
+            return self.encoder(mel.bfloat16()).float() if in_bfloat16 else self.encoder(mel)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def is_encoded(self, mel: Tensor) -> bool:
         """Whether this is encoder output already, told by its shape as upstream's ``decode`` does."""

@@ -167,3 +167,121 @@ def from_bits(typing_context, bits):
         return builder.bitcast(args[0], ir.FloatType())
 
     return types.float32(types.int32), codegen
+
+
+binding.initialize_native_asmparser()  # the instructions for bfloat16 are spelled out, see `_spelled`
+
+
+def _spelled(builder, instruction, constraints, kind, *operands):
+    """One instruction by its name, for what LLVM has no type that llvmlite could write down."""
+    function = ir.InlineAsm(ir.FunctionType(kind, [o.type for o in operands]), instruction, constraints)
+    return builder.call(function, operands)
+
+
+@intrinsic
+def pair_products6(typing_context, x, r, w, out, f):
+    """Writes to out (6, …), from column f on, the products of 6 rows of x (rows, pairs), from r on, with all columns of
+    w (pairs, `COLUMNS`). An int32 of x and w is a pair of bfloat16; products and sums are float32."""
+
+    def codegen(context, builder, signature, args):
+        index, vectors = args[1].type, range(0, COLUMNS, 16)
+        total, words = ir.VectorType(ir.FloatType(), 16), ir.VectorType(ir.IntType(32), 16)
+        x_, w_, out_ = (make_array(signature.args[i])(context, builder, args[i]) for i in (0, 2, 3))
+        (pairs, _), (_, width) = (cgutils.unpack_tuple(builder, a.shape) for a in (w_, out_))
+        sums = [[cgutils.alloca_once_value(builder, total(None)) for _ in vectors] for _ in range(6)]
+        with cgutils.for_range_slice(builder, index(0), pairs, index(1), index) as (j, _):
+            columns = []
+            for v in vectors:
+                address = builder.gep(w_.data, [builder.add(builder.mul(j, index(COLUMNS)), index(v))])
+                columns.append(builder.load(builder.bitcast(address, words.as_pointer()), align=4, typ=words))
+            for k in range(6):
+                row = builder.mul(builder.add(args[1], index(k)), pairs)
+                pair = builder.load(builder.gep(x_.data, [builder.add(row, j)]))
+                pair = builder.insert_element(words(ir.Undefined), pair, ir.IntType(32)(0))
+                pair = _picked(builder, pair, [0] * 16)
+                for column, place in zip(columns, sums[k]):
+                    new = _spelled(
+                        *(builder, "vdpbf16ps $3, $2, $0", "=v,0,v,v", total, builder.load(place), pair, column)
+                    )
+                    builder.store(new, place)
+        for k in range(6):
+            row = builder.add(builder.mul(index(k), width), args[4])
+            for v, place in zip(vectors, sums[k]):
+                address = builder.gep(out_.data, [builder.add(row, index(v))])
+                builder.store(builder.load(place), builder.bitcast(address, total.as_pointer()), align=4)
+
+    return types.void(x, types.intp, w, out, types.intp), codegen
+
+
+@intrinsic
+def softmax(typing_context, scores, r, scale, weights):
+    """Writes to row r of weights, in bfloat16 (as uint16), e to the power of scale · (score − the row's largest).
+
+    Returns their sum. Rows are a multiple of 16 long; exp is good to the last bit or two of float32.
+    """
+
+    def codegen(context, builder, signature, args):
+        index, kind, lanes = args[1].type, ir.FloatType(), 16
+        total, integers = ir.VectorType(kind, lanes), ir.VectorType(ir.IntType(32), lanes)
+        halves = ir.VectorType(ir.IntType(16), lanes)
+        scores_, weights_ = (make_array(signature.args[i])(context, builder, args[i]) for i in (0, 3))
+        length = cgutils.unpack_tuple(builder, scores_.shape)[1]
+        begin = builder.mul(args[1], length)
+
+        def every(value):
+            return total([value] * lanes)
+
+        def larger(a, b):
+            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+        def plus(a, b, c):
+            return builder.fadd(builder.fmul(a, b, flags=("contract",)), c, flags=("contract",))
+
+        def row(j):
+            address = builder.gep(scores_.data, [builder.add(begin, j)])
+            return builder.load(builder.bitcast(address, total.as_pointer()), align=4, typ=total)
+
+        def folded(vector, join):
+            for width in (8, 4, 2, 1):
+                vector = join(*(_picked(builder, vector, range(f, f + width)) for f in (0, width)))
+            return builder.extract_element(vector, ir.IntType(32)(0))
+
+        def spread(number):
+            vector = builder.insert_element(total(ir.Undefined), number, ir.IntType(32)(0))
+            return _picked(builder, vector, [0] * lanes)
+
+        tops = cgutils.alloca_once_value(builder, every(-float("inf")))
+        with cgutils.for_range_slice(builder, index(0), length, index(lanes), index) as (j, _):
+            builder.store(larger(row(j), builder.load(tops)), tops)
+        top, scale_ = spread(folded(builder.load(tops), larger)), spread(args[2])
+        sums = cgutils.alloca_once_value(builder, total(None))
+        with cgutils.for_range_slice(builder, index(0), length, index(lanes), index) as (j, _):
+            x = larger(builder.fmul(builder.fsub(row(j), top), scale_), every(-87.0))
+            # x ≤ 0, so that cutting off what follows the point rounds to the nearest
+            n = builder.fptosi(plus(x, every(1.44269504), every(-0.5)), integers)
+            whole = builder.sitofp(n, total)
+            x = plus(whole, every(-0.693359375), x)
+            x = plus(whole, every(2.12194440e-4), x)
+            p = every(1.9875691500e-4)
+            for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+                p = plus(p, x, every(c))
+            p = plus(builder.fmul(p, x), x, builder.fadd(x, every(1.0)))
+            power = builder.shl(builder.add(n, integers([127] * lanes)), integers([23] * lanes))
+            e = builder.fmul(p, builder.bitcast(power, total))
+            builder.store(builder.fadd(builder.load(sums), e), sums)
+            short = _spelled(builder, "vcvtneps2bf16 $1, $0", "=v,v", halves, e)
+            address = builder.gep(weights_.data, [builder.add(begin, j)])
+            builder.store(short, builder.bitcast(address, halves.as_pointer()), align=2)
+        return folded(builder.load(sums), builder.fadd)
+
+    return types.float32(scores, types.intp, types.float32, weights), codegen
+
+
+@intrinsic
+def to_bits(typing_context, number):
+    """The bits of a float32, as an int32."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.int32(types.float32), codegen
