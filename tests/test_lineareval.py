@@ -16,7 +16,7 @@ from whisper_at.adapt import lineareval as lineareval_module
 from whisper_at.adapt import lineareval_cli
 from whisper_at.adapt.curves import as_markdown, summarize
 from whisper_at.adapt.fusion import load_fusion
-from whisper_at.adapt.lineareval import CHOSEN, Row, cropped, divisions, embed_clips, evaluate_layers
+from whisper_at.adapt.lineareval import CHOSEN, Row, best_pair, cropped, divisions, embed_clips, evaluate_layers
 from whisper_at.adapt.probes import Parts, ProbeSettings, Scaler, fit_probes, score
 from whisper_at.adapt.waves import Waves
 from whisper_at.train.data import Clip, Dataset, read_folders
@@ -143,13 +143,15 @@ def test_layers_and_fusions_of_folds(tones, model, tmp_path):
     by_probe: dict[str, list[Row]] = {}
     for row in rows:
         by_probe.setdefault(row.probe, []).append(row)
-    assert set(by_probe) == {"layer 0", "layer 1", "layer 2", "fusion 0+2", "fusion 0+1+2", CHOSEN}
+    pairs = {"pair 0+1", "fusion 0+2", "pair 1+2"}
+    assert set(by_probe) == {"layer 0", "layer 1", "layer 2", "fusion 0+1+2", CHOSEN} | pairs
     assert all(len(of) == 2 * 3 for of in by_probe.values())
     assert by_probe["fusion 0+1+2"][0].parameters == (3 * 32 + 1) * 2
     assert summarize(rows)["layer 2"].mean == 100.0
     for row in by_probe[CHOSEN]:
-        same = [r for r in by_probe["fusion 0+2"] if (r.seed, r.division) == (row.seed, row.division)]
-        assert len(row.layers) == 2 and row.valid >= same[0].valid
+        same = [r for name in pairs for r in by_probe[name] if (r.seed, r.division) == (row.seed, row.division)]
+        assert len(same) == 3 and row._replace(probe=same[0].probe) in [r._replace(probe=same[0].probe) for r in same]
+        assert row.valid == max(r.valid for r in same)
     with pytest.raises(ValueError, match="names layer 7"):
         evaluate_layers(model, dataset, 0.5, fusions=[[7]], cache=tmp_path / "c", audio_cache=tmp_path / "a")
 
@@ -257,6 +259,21 @@ def test_summary_is_over_seeds_of_means_over_divisions():
     assert found.mean == pytest.approx(70.0)
     assert found.half == pytest.approx(4.302653 * 10 / 3**0.5, rel=1e-5)  # t of 2 degrees of freedom
     assert "| esc10 | nano | 70.0 ± 24.8 |" in as_markdown({("esc10", "nano"): rows})
+
+
+def test_the_best_pair_of_all_tasks():
+    """Every task counts the same, however many divisions it has; tests, single layers and larger fusions do not."""
+
+    def row(layers, valid, test=0.0, probe="pair"):
+        return Row(probe, layers, 42, "fold 1", valid, test, 1, 10)
+
+    few = [row((0, 1), 0.5), row((0, 2), 0.6, test=0.1), row((1,), 0.9), row((0, 1, 2), 0.9)]
+    many = [row((0, 1), 0.61, test=1.0)] * 9 + [row((0, 2), 0.6)] * 9 + [row((0, 1), 0.99, probe=CHOSEN)] * 9
+    layers, valid = best_pair([few, many])
+    assert layers == (0, 2) and valid == pytest.approx(0.6)
+    assert best_pair([[row((3,), 0.5)]]) is None
+    table = as_markdown({("a", "nano"): few, ("b", "nano"): many})
+    assert table.endswith("\n\nBest pair of nano on validation, over all tasks: --layers 0,2 (60.0 %)\n")
 
 
 CONFIG = """

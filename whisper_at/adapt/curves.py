@@ -13,7 +13,7 @@ import numpy as np
 from ..files import whole
 from ..train.metrics import mean_interval
 from ..train.pictures import save_figure
-from .lineareval import Row
+from .lineareval import Row, best_pair
 
 
 class Score(NamedTuple):
@@ -50,14 +50,27 @@ def write_scores(cells: Mapping[tuple[str, str], Sequence[Row]], path: str | os.
 
 
 def as_markdown(cells: Mapping[tuple[str, str], Sequence[Row]]) -> str:
-    """A table of test scores, one line for each task and network: layers, then fusions, mean ± half interval."""
+    """A table of test scores, one line for each task and network: layers, then fusions, mean ± half interval.
+
+    Behind it, for each network, the pair of layers that does best on validation over all tasks.
+    """
     summaries = {cell: summarize(rows) for cell, rows in cells.items()}
-    probes = sorted({probe for found in summaries.values() for probe in found}, key=_order)
+    probes = sorted({probe for found in summaries.values() for probe in found if _is_shown(probe)}, key=_order)
     lines = [f"| task | network | {' | '.join(probes)} |", f"|---|---|{'---|' * len(probes)}"]
     for (task, network), found in summaries.items():
         shown = [_shown(found[probe]) if probe in found else "" for probe in probes]
         lines.append(f"| {task} | {network} | {' | '.join(shown)} |")
-    return "\n".join(lines) + "\n"
+    lines.append("")
+    for network in dict.fromkeys(network for _, network in cells):
+        if best := best_pair([rows for (_, name), rows in cells.items() if name == network]):
+            layers, valid = ",".join(map(str, best[0])), 100 * best[1]
+            lines.append(f"Best pair of {network} on validation, over all tasks: --layers {layers} ({valid:.1f} %)")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _is_shown(probe: str) -> bool:
+    """Not the pairs that were tried: there are too many to look at."""
+    return not probe.startswith("pair ")
 
 
 def _shown(found: Score) -> str:
@@ -101,7 +114,7 @@ def draw_curves(cells: Mapping[str, Sequence[Row]], title: str, path: str | os.P
         style: dict[str, Any] = {"color": f"C{number}", "label": network}
         axes.errorbar(places, means, yerr=halves, marker="o", markersize=4, capsize=3, linewidth=1.4, **style)
         shown += [value for mean, half in zip(means, halves) for value in (mean - half, mean + half)]
-        fusions = sorted((probe for probe in found if probe not in layers), key=_order)
+        fusions = sorted((probe for probe in found if _is_shown(probe) and probe not in layers), key=_order)
         for probe, dash in zip(fusions, ("--", ":", "-.")):
             label = f"{network}, {probe}: {_shown(found[probe])}"
             axes.axhline(found[probe].mean, color=f"C{number}", linestyle=dash, linewidth=1.2, label=label)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +33,7 @@ PAIRS_OF = 8  # layers of which every pair is tried; of more, the pairs with the
 class Row(NamedTuple):
     """One classifier's scores: accuracy, or mean average precision with several labels a clip.
 
-    probe : ``layer 3``, ``fusion 1+3``, or the fusion that did best on validation
+    probe : ``layer 3``, ``pair 1+3``, ``fusion 0+1+3`` where it was asked for, or the pair that did best on validation
     layers : what it read
     """
 
@@ -116,7 +116,7 @@ def evaluate_layers(
             fitted = fit_probes(representations, parts, settings or ProbeSettings(), seed, multi_label)
             made = [
                 Row(
-                    _name(chosen),
+                    _name(chosen, asked),
                     chosen,
                     seed,
                     division.name,
@@ -130,12 +130,30 @@ def evaluate_layers(
             if pairs:
                 best = max((row for row in made if row.layers in pairs), key=lambda row: row.valid)
                 rows.append(best._replace(probe=CHOSEN))
-            rows += [row for row in made if len(row.layers) == 1 or row.layers in asked]
+            rows += made
     return rows
 
 
-def _name(layers: Sequence[int]) -> str:
-    return f"layer {layers[0]}" if len(layers) == 1 else f"fusion {'+'.join(map(str, layers))}"
+def best_pair(rows_of_tasks: Iterable[Sequence[Row]]) -> tuple[tuple[int, ...], float] | None:
+    """The pair of layers that a network does best with on the validation parts of all tasks together.
+
+    ``rows_of_tasks`` are the rows of one network for each task. Returns the layers and their mean validation score,
+    every task counting the same; None where no pair was tried. Test scores choose nothing.
+    """
+    scores: dict[tuple[int, ...], list[float]] = {}
+    for rows in rows_of_tasks:
+        tried: dict[tuple[int, ...], list[float]] = {}
+        for row in rows:
+            if len(row.layers) == 2 and row.probe != CHOSEN:
+                tried.setdefault(row.layers, []).append(row.valid)
+        for layers, valid in tried.items():
+            scores.setdefault(layers, []).append(float(np.mean(valid)))
+    return max(((layers, float(np.mean(valid))) for layers, valid in scores.items()), key=lambda x: x[1], default=None)
+
+
+def _name(layers: tuple[int, ...], asked: Sequence[tuple[int, ...]]) -> str:
+    kind = "layer" if len(layers) == 1 else "fusion" if layers in asked else "pair"
+    return f"{kind} {'+'.join(map(str, layers))}"
 
 
 def divisions(dataset: Dataset, seed: int, n_folds: int | None = None) -> list[Division]:
