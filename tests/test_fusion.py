@@ -138,6 +138,7 @@ def test_f7_one_way_of_counting():
         "vggish_10_15": ("vggish", (9, 14)),
         "cnn14_3_6": ("cnn14", (2, 5)),
         "ast_5_12": ("ast", (4, 11)),
+        "whisper_1_3": ("nano.en", (0, 2)),
     }
     for label, preset in PRESETS.items():
         assert tuple(int(number) - 1 for number in re.findall(r"_(\d+)", label)) == preset.layers

@@ -104,3 +104,13 @@ def test_whisper_from_a_file(checkpoint):
     by_weights = load_fusion("tiny", "all", checkpoint, device="cpu")
     x = clip(0.5)[None]
     assert by_name.width == 128 and torch.equal(by_name(x), by_weights(x))
+
+
+def test_whisper_fusion_is_the_probed_pair():
+    """The embedded model's layers 0 and 2, which are also what it fuses where none are named."""
+    model = load_fusion("Whisper-Fusion", device="cpu")
+    sound = torch.from_numpy(noise(3.0))[None]
+    layers = load_fusion("nano.en", "all", device="cpu").encode_layers(list(sound))
+    torch.testing.assert_close(model(sound), torch.cat([layers[0], layers[2]], 1))
+    assert model.width == 256 and load_fusion("nano.en", device="cpu").layers == model.layers == (0, 2)
+    assert load_fusion("whisper_1_3", [0, 2], device="cpu").layers == (0, 2)

@@ -27,7 +27,7 @@ CONVOLUTIONAL: dict[str, tuple[type, Any, str]] = {
 
 
 class Preset(NamedTuple):
-    """A fused model of the paper: its title, network, and layers counted from 0."""
+    """A fused model: its title, network, and layers counted from 0."""
 
     title: str
     network: str
@@ -38,8 +38,10 @@ PRESETS = {
     "vggish_10_15": Preset("VGGish-Fusion", "vggish", (9, 14)),
     "cnn14_3_6": Preset("CNN14-Fusion", "cnn14", (2, 5)),
     "ast_5_12": Preset("AST-Fusion", "ast", (4, 11)),
+    "whisper_1_3": Preset("Whisper-Fusion", "nano.en", (0, 2)),
 }
-"""The paper's fused models by the labels it gives them, which count from 1 (defect F7)."""
+"""The paper's fused models by the labels it gives them, which count from 1 (defect F7), and one in their manner: the
+pair of layers that did best on the validation parts of four tasks (recipes/fusion/nano.toml)."""
 
 
 class Fusion(nn.Module):
@@ -161,8 +163,8 @@ def load_fusion(
     ----------
     name : ``vggish``, ``cnn14``, a preset (``VGGish-Fusion`` or ``vggish_10_15`` …), or what
         `backbones.load_backbone` knows: a Whisper, ``ast``, a speech model
-    layers : from 0, or ``"all"``; by default the paper's for VGGish, CNN14 and AST, and for other transformers the
-        blocks at the same depth (a third of the way, and the last); `lineareval` finds the best for a task
+    layers : from 0, or ``"all"``; by default a preset's for its network, and for other transformers the blocks at
+        AST-Fusion's depth (a third of the way, and the last); `lineareval` finds the best for tasks of one's own
     weights : a file (of VGGish or CNN14 in their published layouts; for others what `load_backbone` takes), or
         ``"random"`` for a network of that size that has learned nothing
     pooling : see `Fusion`
@@ -185,8 +187,8 @@ def load_fusion(
         name, layers = preset.network, preset.layers
     network = load_network(name, weights, seed)
     if layers is None:
-        published = next((p.layers for p in PRESETS.values() if p.network == name), None)
-        layers = published or (len(network.layers) // 3, network.layers[-1])
+        known = next((p.layers for p in PRESETS.values() if p.network == name), None)
+        layers = known or (len(network.layers) // 3, network.layers[-1])
     chosen = network.layers if isinstance(layers, str) and layers == "all" else layers
     if isinstance(chosen, str):
         raise ValueError(f"layers are numbers or 'all', not {layers!r}")
