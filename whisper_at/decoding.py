@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import whisper.decoding as _upstream
 from torch import Tensor
 from whisper.decoding import *  # noqa: F401,F403
-from whisper.decoding import BeamSearchDecoder, DecodingOptions, DecodingResult, Inference
+from whisper.decoding import BeamSearchDecoder, DecodingOptions, DecodingResult, GreedyDecoder, Inference
 from whisper.model import Whisper
 from whisper.tokenizer import Tokenizer, get_tokenizer
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 
 DEFAULTS = DecodingOptions()
+ASKED_EVERY = 8
+"""Steps after which a GPU is asked whether all texts have ended."""
 
 
 def decode(
@@ -84,8 +86,11 @@ class DecodingTask(_upstream.DecodingTask):
         self.heard = heard
         self.inference = _Reorder()
         self.rules = _Rules(self)
+        self.asked_every = 1 if model.device.type == "cpu" else ASKED_EVERY
         if options.beam_size is not None:
             self.decoder = _BeamSearch(options.beam_size, self.tokenizer.eot, self.inference, options.patience)
+        elif options.temperature == 0:
+            self.decoder = _Greedy(options.temperature, self.tokenizer.eot)
 
     def _get_audio_features(self, mel: Tensor) -> Tensor:
         if self.heard is None:
@@ -122,7 +127,9 @@ class DecodingTask(_upstream.DecodingTask):
                 logits = rows.step(tokens[:, -1])
             self.rules.apply(logits, tokens)
             tokens, completed = self.decoder.update(tokens, logits, sum_logprobs)
-            if completed or tokens.shape[-1] > self.n_ctx:
+            # asking a GPU makes it wait for Python; a step too many adds nothing but ends of text
+            ask = (i + 1) % self.asked_every == 0 or not isinstance(completed, Tensor)
+            if (ask and completed) or tokens.shape[-1] > self.n_ctx:
                 break
         return tokens, sum_logprobs, no_speech
 
@@ -180,6 +187,18 @@ class _Rules:
         logits[:, : self.eot].masked_fill_(half_pair[:, None], lowest)
         # where a time is likelier than any one text token, a time it is
         text.masked_fill_((times.logsumexp(1) > text.amax(1))[:, None], lowest)
+
+
+class _Greedy(GreedyDecoder):
+    """openai-whisper's greedy choice, with nothing read back from the device."""
+
+    def update(self, tokens: Tensor, logits: Tensor, sum_logprobs: Tensor) -> tuple[Tensor, Tensor]:
+        ended = tokens[:, -1] == self.eot
+        chosen = logits.argmax(-1, keepdim=True)
+        logprobs = F.log_softmax(logits.float(), dim=-1).gather(1, chosen)[:, 0]
+        sum_logprobs += logprobs.masked_fill(ended, 0.0)
+        following = chosen[:, 0].masked_fill(ended, self.eot)
+        return torch.cat([tokens, following[:, None]], dim=-1), (following == self.eot).all()
 
 
 class _BeamSearch(BeamSearchDecoder):

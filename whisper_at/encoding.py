@@ -179,6 +179,10 @@ class Encoder:
         shapes = weight.shape[0] % COLUMNS == 0 and size % 2 == 0 and size <= COLUMNS
         return SUPPORTED and weight.device.type == "cpu" and shapes and is_stock(encoder)
 
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """Copies of a model, and saved ones, make their own."""
+        return type(None), ()
+
     def is_current(self, encoder: AudioEncoder) -> bool:
         """Whether its weights are still those that this was made of."""
         return fingerprint(encoder) == self.fingerprint

@@ -6,7 +6,8 @@ time go through `kernels`; whatever is longer, and any GPU, through PyTorch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 import numba
@@ -26,6 +27,7 @@ from whisper.model import (
 )
 
 from . import kernels
+from .graphs import KEPT, StaticStep, empty_caches
 from .vectors import COLUMNS
 
 STOCK = (
@@ -54,10 +56,15 @@ class Heard(NamedTuple):
     values: Tensor
 
 
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""Layer, and its queries, keys and values ``(rows, heads, n, size)`` → what attention makes of them and of the past."""
+
+
 class Decoder:
     """The decoder of one model in one precision; see `is_stock` and `is_current`.
 
     dtype : of the features and, but for int8, of the weights
+    static : whether steps have one shape and are recorded, see `graphs`; for GPUs
     reduced : None; or, on a CPU, ``bfloat16`` (what is heard is computed in bfloat16 and kept in half precision) or
         ``int8`` (that, and int8 weights)
     """
@@ -76,12 +83,18 @@ class Decoder:
         vectors = self.dims.n_text_state % 64 == 0 and self.dims.n_text_state // self.heads % 4 == 0
         compiled = self.device.type == "cpu" and dtype == torch.float32 and vectors
         self.weights = _pack(self, reduced == "int8") if compiled else None
+        self.static = self.device.type == "cuda"
+        self.steps: deque[StaticStep] = deque(maxlen=KEPT)
         # keys and values are computed in one precision and kept in another
         self.hearing, self.heard = (torch.bfloat16, torch.float16) if reduced and compiled else (dtype, dtype)
         self.listeners = [
             (b.cross_key.to(self.hearing), b.cross_value.to(self.hearing), b.cross_value_bias.to(self.hearing))
             for b in self.blocks
         ]
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """Copies of a model, and saved ones, make their own."""
+        return type(None), ()
 
     def is_current(self, model: Whisper, dtype: torch.dtype, reduced: str | None = None) -> bool:
         """Whether the model's weights are still those that this was made of, and the precision is the one asked for."""
@@ -108,6 +121,45 @@ class Decoder:
                 key.copy_(plain_key.unflatten(1, (self.heads, -1)))
         return Heard(features, keys, values)
 
+    def run(self, x: Tensor, heard: Heard, attend: Attend, trace: list[Tensor] | None = None) -> Tensor:
+        """Embedded tokens ``(rows, n, width)`` through all layers, by PyTorch → output of the last layer norm.
+
+        ``attend`` is self-attention with its past; ``trace`` is given the cross-attention scores of every layer.
+        """
+        x = x.to(self.dtype)
+        for i, block in enumerate(self.blocks):
+            normed = block.attn_norm(x)
+            projected = (
+                F.linear(normed, block.query, block.query_bias),
+                F.linear(normed, block.key),
+                F.linear(normed, block.value, block.value_bias),
+            )
+            query, key, value = (z.unflatten(2, (self.heads, -1)).transpose(1, 2) for z in projected)
+            mixed = attend(i, query, key, value)
+            x = x + F.linear(mixed.transpose(1, 2).flatten(2), block.out, block.out_bias)
+            query = F.linear(block.cross_norm(x), block.cross_query, block.cross_query_bias)
+            mixed = self._attend_cross(query, heard, i, trace)
+            x = x + F.linear(mixed, block.cross_out, block.cross_out_bias)
+            wide = F.gelu(F.linear(block.mlp_norm(x), block.up, block.up_bias))
+            x = x + F.linear(wide, block.down, block.down_bias)
+        return _layer_norm(x, *self.norm)
+
+    def _attend_cross(self, query: Tensor, heard: Heard, layer: int, trace: list[Tensor] | None) -> Tensor:
+        """Queries ``(rows, n, width)`` of a layer → what they hear, of the same shape."""
+        rows, n, _ = query.shape
+        recordings, frames, _ = heard.features.shape
+        # all queries of a recording meet its keys in one product
+        query = query.reshape(recordings, rows // recordings * n, self.heads, -1).transpose(1, 2)
+        keys, values = (kept[layer].to(query.dtype) for kept in (heard.keys, heard.values))
+        if keys.ndim == 5:
+            keys, values = keys.transpose(2, 3).flatten(3)[..., :frames], values[..., :frames]
+        scores = ((query * query.shape[-1] ** -0.5) @ keys).float()
+        if trace is not None:
+            trace.append(scores)
+        weights = scores.softmax(-1).to(query.dtype)
+        mixed = weights @ values.transpose(2, 3)
+        return mixed.transpose(1, 2).reshape(rows, n, -1)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits ``(rows, vocabulary)`` of outputs of the last layer norm."""
         if self.weights is None or len(hidden) > kernels.MOST_TOKENS:
@@ -125,12 +177,11 @@ class Rows:
     def __init__(self, decoder: Decoder, heard: Heard, group: int = 1) -> None:
         self.decoder, self.heard, self.group = decoder, heard, group
         dims, count = decoder.dims, heard.features.shape[0] * group
-        size = dims.n_text_state // dims.n_text_head
-        shape = (dims.n_text_layer, count, dims.n_text_head, dims.n_text_ctx, size)
-        self.keys, self.values = (torch.empty(shape, dtype=decoder.dtype, device=decoder.device) for _ in range(2))
+        self.static = StaticStep.claim(self, decoder, heard, group) if decoder.static else None
+        self.keys, self.values = self.static.caches if self.static else empty_caches(decoder, count)
         # a row's past may lie in other rows' caches: they share the prompt, and beams that fork share their stem
-        self.ancestors = torch.arange(count, dtype=torch.int32)[:, None].repeat(1, dims.n_text_ctx)
-        self.ancestors = self.ancestors.to(decoder.device)
+        self.all = torch.arange(count, dtype=torch.int32, device=decoder.device)
+        self.ancestors = self.all[:, None].repeat(1, dims.n_text_ctx)
         self.position = 0
 
     @torch.no_grad()
@@ -146,11 +197,13 @@ class Rows:
     @torch.no_grad()
     def step(self, tokens: Tensor) -> Tensor:
         """One more token of every row ``(rows,)`` → logits ``(rows, vocabulary)`` behind them."""
-        rows = torch.arange(len(tokens))
-        self.ancestors[:, self.position] = rows.to(self.ancestors)
-        hidden = self._forward(tokens[:, None], rows)
+        self.ancestors[:, self.position] = self.all
+        if self.static is not None:
+            logits = self.static(tokens, self.position, self.ancestors)
+        else:
+            logits = self.decoder.logits(self._forward(tokens[:, None], self.all)[:, 0])
         self.position += 1
-        return self.decoder.logits(hidden[:, 0])
+        return logits
 
     @torch.no_grad()
     def trace(self, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -175,47 +228,19 @@ class Rows:
         x = d.embedding[tokens.to(d.device)] + d.positions[self.position : self.position + n]
         if d.weights is not None and count * n <= kernels.MOST_TOKENS and trace is None:
             return self._forward_compiled(x, owners)
-        x, owners = x.to(d.dtype), owners.to(d.device)
-        past = self.position + n
-        for i, block in enumerate(d.blocks):
-            normed = block.attn_norm(x)
-            projected = (
-                F.linear(normed, block.query, block.query_bias),
-                F.linear(normed, block.key),
-                F.linear(normed, block.value, block.value_bias),
-            )
-            query, key, value = (z.unflatten(2, (d.heads, -1)).transpose(1, 2) for z in projected)
-            self.keys[i, owners, :, self.position : past] = key
-            self.values[i, owners, :, self.position : past] = value
+        owners, past = owners.to(d.device).long(), self.position + n
+
+        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            self.keys[layer, owners, :, self.position : past] = key
+            self.values[layer, owners, :, self.position : past] = value
             if self.position:
                 before = torch.arange(self.position, device=d.device)
                 lineage = self.ancestors[:, : self.position].long(), slice(None), before
-                key = torch.cat((self.keys[i][lineage].transpose(1, 2), key), 2)
-                value = torch.cat((self.values[i][lineage].transpose(1, 2), value), 2)
-            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=n > 1)
-            x = x + F.linear(mixed.transpose(1, 2).flatten(2), block.out, block.out_bias)
-            query = F.linear(block.cross_norm(x), block.cross_query, block.cross_query_bias)
-            x = x + F.linear(self._attend_cross(query, i, trace), block.cross_out, block.cross_out_bias)
-            wide = F.gelu(F.linear(block.mlp_norm(x), block.up, block.up_bias))
-            x = x + F.linear(wide, block.down, block.down_bias)
-        return _layer_norm(x, *d.norm)
+                key = torch.cat((self.keys[layer][lineage].transpose(1, 2), key), 2)
+                value = torch.cat((self.values[layer][lineage].transpose(1, 2), value), 2)
+            return F.scaled_dot_product_attention(query, key, value, is_causal=n > 1)
 
-    def _attend_cross(self, query: Tensor, layer: int, trace: list[Tensor] | None) -> Tensor:
-        """Queries ``(rows, n, width)`` of a layer → what they hear, of the same shape."""
-        rows, n, _ = query.shape
-        recordings = self.heard.features.shape[0]
-        # all queries of a recording meet its keys in one product
-        query = query.reshape(recordings, rows // recordings * n, self.decoder.heads, -1).transpose(1, 2)
-        keys, values = (kept[layer].to(query.dtype) for kept in (self.heard.keys, self.heard.values))
-        if keys.ndim == 5:
-            frames = self.heard.features.shape[1]
-            keys, values = keys.transpose(2, 3).flatten(3)[..., :frames], values[..., :frames]
-        scores = ((query * query.shape[-1] ** -0.5) @ keys).float()
-        if trace is not None:
-            trace.append(scores)
-        weights = scores.softmax(-1).to(query.dtype)
-        mixed = weights @ values.transpose(2, 3)
-        return mixed.transpose(1, 2).reshape(rows, n, -1)
+        return d.run(x, self.heard, attend, trace)
 
     def _forward_compiled(self, x: Tensor, owners: Tensor) -> Tensor:
         d, (count, n, _) = self.decoder, x.shape
