@@ -86,14 +86,19 @@ def position_mask(window: Window, n_positions: int = N_FRAMES // POSITION_FRAMES
     odd frame (word timing and clips put them there) have one position in twenty astride two steps;
     it is left out of both.
     """
-    lead = window.seek % STEP_FRAMES // POSITION_FRAMES
-    n_steps = -(-(lead + n_positions) // STEP_POSITIONS)
+    lead, n_steps = _layout(window, n_positions)
     slot = torch.arange(n_steps * STEP_POSITIONS)
     position = slot - lead
     inside = (position >= 0) & ((position + 1) * POSITION_FRAMES <= window.size)
     if window.seek % POSITION_FRAMES:
         inside &= slot % STEP_POSITIONS != STEP_POSITIONS - 1
     return inside
+
+
+def _layout(window: Window, n_positions: int) -> tuple[int, int]:
+    """Positions of the first step that lie before the window, and the number of steps that it touches."""
+    lead = window.seek % STEP_FRAMES // POSITION_FRAMES
+    return lead, -(-(lead + n_positions) // STEP_POSITIONS)
 
 
 def pool_steps(x: Tensor, windows: Sequence[Window]) -> Tensor:
@@ -105,10 +110,10 @@ def pool_steps(x: Tensor, windows: Sequence[Window]) -> Tensor:
     """
     if len(windows) != x.shape[0]:
         raise ValueError(f"{x.shape[0]} encoder outputs but {len(windows)} windows")
-    n_steps = max(len(position_mask(window, x.shape[1])) // STEP_POSITIONS for window in windows)
+    n_steps = max(_layout(window, x.shape[1])[1] for window in windows)
     out = torch.full((len(windows), n_steps, x.shape[2]), math.nan, device=x.device)
     for steps, item, window in zip(out, x, windows):
-        lead = window.seek % STEP_FRAMES // POSITION_FRAMES  # positions of the first step before the window
+        lead, _ = _layout(window, x.shape[1])
         used = STEP_POSITIONS - window.seek % POSITION_FRAMES  # of a step's positions
         heard = item[: window.size // POSITION_FRAMES]
         first = min(STEP_POSITIONS - lead, len(heard)) if lead else 0
@@ -117,7 +122,12 @@ def pool_steps(x: Tensor, windows: Sequence[Window]) -> Tensor:
         if first:
             steps[0] = heard[: min(first, used - lead)].mean(0, dtype=torch.float32)
         middle = slice(bool(lead), bool(lead) + whole)
-        steps[middle] = heard[first:last].unflatten(0, (whole, STEP_POSITIONS))[:, :used].mean(1, dtype=torch.float32)
+        parts = heard[first:last].unflatten(0, (whole, STEP_POSITIONS))[:, :used]
+        # products with 1 / used take half of the time of `mean` on a CPU
+        exact = parts.dtype == torch.float32
+        steps[middle] = (
+            (parts.new_full((1, used), 1 / used) @ parts)[:, 0] if exact else parts.mean(1, dtype=torch.float32)
+        )
         if last < len(heard):
             steps[middle.stop] = heard[last:].mean(0, dtype=torch.float32)
     return out
