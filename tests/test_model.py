@@ -166,6 +166,18 @@ def test_the_fastest_precision(checkpoint):
         whisper_at.load_model(str(checkpoint), device="cuda", compute_type="int8")
 
 
+def test_loading_draws_no_random_weights(checkpoint):
+    """Every weight comes from the file: drawing them first takes time, and moves the user's generator."""
+    theirs = whisper.load_model(str(checkpoint))
+    before = torch.get_rng_state()
+    ours = whisper_at.load_model(str(checkpoint))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=0)
+    buffers = dict(theirs.named_buffers())
+    for name, buffer in ours.named_buffers():
+        assert torch.equal(buffer.to_dense(), buffers[name].to_dense()), name
+
+
 def test_low_compute_only_where_it_exists():
     """D21: ``at_low_compute`` with tiny failed with KeyError after a download."""
     with pytest.raises(ValueError, match="tiny"):

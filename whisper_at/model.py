@@ -9,6 +9,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from whisper.model import *  # noqa: F401,F403
 from whisper.model import ModelDimensions, Whisper
 
@@ -247,7 +248,8 @@ def load_model(
 
     path = checkpoints.find_whisper(name, download_root)
     dims, state = checkpoints.open_whisper(path, in_memory)
-    model = WhisperAT(ModelDimensions(**dims), compute_type=compute_type)
+    with _NoInitialValues():
+        model = WhisperAT(ModelDimensions(**dims), compute_type=compute_type)
     model.load_state_dict(state)
     if (dump := checkpoints.alignment_heads(name, path, dims)) is not None:
         model.set_alignment_heads(dump)
@@ -293,6 +295,16 @@ def open_fitting_head(
         message = f"head {source} was trained on another encoder than that of {model_name}: its tags may be wrong"
         warnings.warn(message, stacklevel=4)  # of load_model or attach
     return head
+
+
+class _NoInitialValues(TorchFunctionMode):
+    """New layers keep whatever lies in memory: for a model whose every weight is read from a file, drawing random ones
+    first would take longer than the reading."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return (kwargs or {}).get("tensor", args[0] if args else None)
+        return func(*args, **(kwargs or {}))
 
 
 def _open_head_or_classifier(
