@@ -41,7 +41,7 @@ class StaticStep:
     """
 
     def __init__(self, decoder: Decoder, heard: Heard, group: int) -> None:
-        self.decoder, self.heard, self.group = decoder, heard, group
+        self.decoder, self.group = decoder, group
         rows, device = len(heard.features) * group, decoder.device
         self.caches = empty_caches(decoder, rows)
         for cache in self.caches:

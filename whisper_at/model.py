@@ -298,8 +298,7 @@ def open_fitting_head(
 
 
 class _NoInitialValues(TorchFunctionMode):
-    """New layers keep whatever lies in memory: for a model whose every weight is read from a file, drawing random ones
-    first would take longer than the reading."""
+    """New layers keep whatever lies in memory, for a model whose every weight is read from a file."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if getattr(func, "__module__", None) == "torch.nn.init":
