@@ -159,6 +159,17 @@ def test_iemocap_knows_who_speaks(tmp_path):
     assert labels(kept)[:2] == ["happy", "excited"]
 
 
+def test_iemocap_without_its_scripted_dialogues(tmp_path):
+    iemocap(tmp_path)
+    table(
+        tmp_path / "Session3/dialog/EmoEvaluation/Ses03F_script01_1.txt",
+        "[0.5 - 1.5]\tSes03F_script01_1_F000\tang\t[2.5, 2.5, 2.5]",
+    )
+    whole, improvised = read("IEMOCAP", tmp_path), read("IEMOCAP", tmp_path, improvised=True)
+    assert len(improvised.clips) == len(whole.clips) - 1
+    assert all("impro" in clip.path.name for clip in improvised.clips)
+
+
 def test_msp_improv(tmp_path):
     lines = []
     for name, code in (("S01A-F01-P-FM01", "H"), ("S01A-M01-S-FM02", "X"), ("S02A-M02-R-MF05", "N")):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from whisper_at.adapt.compare import read_comparison
-from whisper_at.adapt.config import build, read_config
+from whisper_at.adapt.config import Config, build, read_config
 from whisper_at.adapt.pretrained import RELEASED
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -24,7 +25,7 @@ def trainable(path: str, classes: int, *changes: str) -> int:
 @pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(RECIPES)) for path in FILES])
 def test_presets_can_be_read(path):
     config = read_config(path)
-    assert path.parent.name == "data" or (config.recipe.epochs >= 30 and config.seeds)
+    assert path.parent.name in ("data", "variants") or (config.recipe.epochs >= 30 and config.seeds)
 
 
 def test_no_preset_is_missing():
@@ -44,14 +45,70 @@ def test_counts_of_petl_ast(path):
     assert found == config.reported["trainable_31_classes_400_frames"]
 
 
-def test_variants_of_petl_ast():
-    """Spec section 1.3: layouts and widths that a change of one setting gives."""
-    lora = 'method=[{name="lora",sites=%s,rank=12,alpha=1.5},{name="layer_norm",sites=["final"]}]'
-    assert trainable("petl_ast/lora.toml", 31, lora % '["q"]') == 246_559
-    assert trainable("petl_ast/lora.toml", 31, lora % '["q","k","v","o"]') == 910_111
-    both = 'method=[{name="adapter",block="%s",dim=%d,layout="houlsby"},{name="layer_norm"}]'
-    assert trainable("petl_ast/bottleneck_adapter.toml", 31, both % ("bottleneck", 12)) == 523_327
-    assert trainable("petl_ast/conformer_adapter.toml", 31, both % ("conformer", 8)) == 566_815
+D, L, REST = 768, 12, 2 * 768 + 31 * 769  # final norm and head
+BOTTLENECK, CONFORMER = 2 * D * 8 + 8 + D, 2 * D + 16 * (D + 1) + 8 * 32 + 16 + 9 * D  # 8 wide
+DENSE, SOFT = (7 * (2 * D * 6 + 6 + D) + 7 * router for router in (D + 1, D))  # 7 experts, 6 wide
+VARIANTS = {  # spec section 1.3: on which file, and how many numbers train beside the final norm and the head
+    "adapter_bottleneck_pfeiffer_sequential": ("bottleneck_adapter", L * (BOTTLENECK + 2 * D)),
+    "adapter_bottleneck_houlsby_parallel": ("bottleneck_adapter", 2 * L * (BOTTLENECK + 2 * D)),
+    "adapter_bottleneck_houlsby_sequential": ("bottleneck_adapter", 2 * L * (BOTTLENECK + 2 * D)),
+    "adapter_conformer_pfeiffer_sequential": ("conformer_adapter", L * (CONFORMER + 2 * D)),
+    "adapter_conformer_houlsby_parallel": ("conformer_adapter", 2 * L * (CONFORMER + 2 * D)),
+    "adapter_conformer_houlsby_sequential": ("conformer_adapter", 2 * L * (CONFORMER + 2 * D)),
+    "ablation_mhsa_parallel_before": ("bottleneck_adapter", L * (BOTTLENECK + 2 * D)),
+    "ablation_mhsa_after": ("bottleneck_adapter", L * (BOTTLENECK + 2 * D)),
+    "ablation_mhsa_sequential_before": ("bottleneck_adapter", L * (BOTTLENECK + 2 * D)),
+    "ablation_ffn_parallel_before": ("bottleneck_adapter", L * (BOTTLENECK + 2 * D)),
+    "ablation_ffn_after": ("bottleneck_adapter", L * (BOTTLENECK + 2 * D)),
+    "ablation_ffn_sequential_before": ("bottleneck_adapter", L * (BOTTLENECK + 2 * D)),
+    "lora_q": ("lora", 2 * D * 12 * L),
+    "lora_qk": ("lora", 4 * D * 12 * L),
+    "lora_qkvo": ("lora", 8 * D * 12 * L),
+    "dense_moa_ffn": ("dense_moa", L * (DENSE + 2 * D)),
+    "dense_moa_houlsby": ("dense_moa", 2 * L * (DENSE + 2 * D)),
+    "dense_moa_conformer": (
+        "dense_moa",
+        L * (7 * (2 * D + 12 * (D + 1) + 6 * 32 + 12 + 7 * D) + 7 * (D + 1) + 2 * D),
+    ),
+    "soft_moa_ffn": ("soft_moa", L * (SOFT + 2 * D)),
+    "soft_moa_houlsby": ("soft_moa", 2 * L * (SOFT + 2 * D)),
+    "soft_moa_normalize": ("soft_moa", L * (SOFT + 2 * D + 1)),
+}
+LAYOUTS = [f"{layout}_{place}" for layout in ("pfeiffer", "houlsby") for place in ("parallel", "sequential")][1:]
+
+
+def of_variant(base: str, name: str, classes: int) -> tuple[Config, int]:
+    """A variant over its method's file, and how much of it trains."""
+    paths = [RECIPES / "petl_ast" / f"{base}.toml", RECIPES / "petl_ast" / "variants" / f"{name}.toml"]
+    config = read_config(paths)
+    return config, build(config, [str(i) for i in range(classes)], count_only=True).count()["trainable"]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_of_petl_ast(name):
+    base, within = VARIANTS[name]
+    config, found = of_variant(base, name, 31)
+    assert found == within + REST
+    assert f"../{base}.toml" in (RECIPES / "petl_ast" / "variants" / f"{name}.toml").read_text()
+    assert config.reported in ({}, {"trainable_31_classes_400_frames": found})
+    assert config.recipe.epochs == 50 and config.seeds == (10,)
+
+
+def test_no_two_variants_are_the_same():
+    methods = [json.dumps(of_variant(base, name, 31)[0].method, sort_keys=True) for name, (base, _) in VARIANTS.items()]
+    assert len(set(methods)) == len(methods)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("block, size", [("bottleneck", BOTTLENECK), ("conformer", CONFORMER)])
+def test_variants_of_wav2vec2(block, size, layout):
+    _, found = of_variant(f"wav2vec2/{block}_adapter", f"wav2vec2_{block}_{layout}", 4)
+    assert found == (2 if layout.startswith("houlsby") else 1) * L * size + 4 * (D + 1)
+
+
+def test_there_are_no_other_variants():
+    wav2vec2 = {f"wav2vec2_{block}_{layout}" for block in ("bottleneck", "conformer") for layout in LAYOUTS}
+    assert {path.stem for path in FILES if path.parent.name == "variants"} == VARIANTS.keys() | wav2vec2
 
 
 @pytest.mark.parametrize(

@@ -49,18 +49,21 @@ RAVDESS_CODES = {"01": "neutral", "02": "calm", "03": "happy", "04": "sad", "05"
 EMODB_CODES = {"N": "neutral", "W": "angry", "T": "sad", "F": "happy", "A": "fear", "E": "disgust", "L": "bored"}
 
 
-def read_iemocap(root: Root, classes: Sequence[str] = FOUR) -> Dataset:
+def read_iemocap(root: Root, classes: Sequence[str] = FOUR, improvised: bool = False) -> Dataset:
     """IEMOCAP (Busso et al., 2008): ``Session<k>/dialog/EmoEvaluation`` and ``Session<k>/sentences/wav``.
 
-    Excited counts as happy unless ``classes`` names it. The fold is the session, ``1`` to ``5``; the group the
-    speaker, ``Ses01F``, told by the letter before a turn's number (that of the dialogue says who wore markers).
+    Excited counts as happy unless ``classes`` names it; ``improvised`` leaves the scripted dialogues out. The fold is
+    the session, ``1`` to ``5``; the group the speaker, ``Ses01F``, told by the letter before a turn's number (that of
+    the dialogue says who wore markers).
     """
     root = _folder(root)
     codes = IEMOCAP_CODES if "excited" in classes else IEMOCAP_CODES | {"exc": "happy"}
     clips = []
     for session in sorted(root.glob("Session[1-5]")):
         wavs = session / "sentences" / "wav"
-        for table in sorted((session / "dialog" / "EmoEvaluation").glob("Ses*.txt")):
+        for table in sorted(
+            (session / "dialog" / "EmoEvaluation").glob("Ses*impro*.txt" if improvised else "Ses*.txt")
+        ):
             found = re.findall(r"^\[[\d.]+ - [\d.]+\]\t(\S+)\t(\w+)\t", table.read_text("utf-8", "replace"), re.M)
             for name, code in sorted(found):
                 if codes.get(code) in classes:
