@@ -12,6 +12,7 @@ from conftest import noise, random_whisper
 import whisper_at
 from whisper_at.checkpoints import save_safetensors
 from whisper_at.heads import make_head
+from whisper_at.inference import Rows
 from whisper_at.model import WhisperAT
 from whisper_at.timeline import Window
 
@@ -164,6 +165,49 @@ def test_the_fastest_precision(checkpoint):
     assert model.fast_decoder(torch.float32).weights.embedding.dtype == "int8"
     with pytest.raises(ValueError, match="int8.*on cuda choose float16"):
         whisper_at.load_model(str(checkpoint), device="cuda", compute_type="int8")
+
+
+@pytest.fixture(scope="module")
+def half_checkpoint(checkpoint, tmp_path_factory):
+    """A checkpoint in half precision, as official ones are."""
+    content = torch.load(checkpoint, weights_only=True)
+    content["model_state_dict"] = {name: tensor.half() for name, tensor in content["model_state_dict"].items()}
+    path = tmp_path_factory.mktemp("half") / "half.pt"
+    torch.save(content, path)
+    return path
+
+
+def halves(model) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.dtype == torch.float16}
+
+
+def test_reduced_models_keep_matrices_in_half_precision_where_that_loses_nothing(half_checkpoint, checkpoint):
+    plain, int8 = (whisper_at.load_model(str(half_checkpoint), "cpu", compute_type=t) for t in (None, "int8"))
+    assert not halves(plain)
+    matrices = {n for n, p in plain.decoder.named_parameters(prefix="decoder") if p.ndim == 2} - {
+        "decoder.positional_embedding"
+    }
+    assert {name for name in halves(int8) if name.startswith("decoder")} == matrices
+    exact = dict(plain.named_parameters())
+    assert all(torch.equal(parameter.float(), exact[name]) for name, parameter in int8.named_parameters())
+    assert not halves(whisper_at.load_model(str(checkpoint), "cpu", compute_type="int8"))  # which is not exact in half
+
+
+@pytest.mark.parametrize("compute_type", ["bfloat16", "int8"])
+def test_matrices_in_half_precision_compute_the_same(half_checkpoint, compute_type):
+    """Through upstream's own modules, and through the fast decoder whose long prompts go by PyTorch."""
+    plain = whisper_at.load_model(str(half_checkpoint), "cpu")
+    reduced = whisper_at.load_model(str(half_checkpoint), "cpu", compute_type=compute_type)
+    assert halves(reduced)
+    mel, tokens = mels(1), torch.randint(0, 50000, (1, 300), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(reduced(mel, tokens), plain(mel, tokens))
+    plain.compute_type = compute_type  # the same from matrices in float32
+    found = []
+    for model in (plain, reduced):
+        rows = Rows(model.fast_decoder(torch.float32), model.hear(model.embed_audio(mel)))
+        found.append(torch.cat([rows.start(tokens)[:, 0], rows.step(tokens[:, 0])]))
+    assert torch.equal(*found)
 
 
 def test_loading_draws_no_random_weights(checkpoint):

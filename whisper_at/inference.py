@@ -7,7 +7,7 @@ time go through `kernels`; whatever is longer, and any GPU, through PyTorch.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, cast
 
 import numba
@@ -34,6 +34,9 @@ STOCK = (
     *(AudioEncoder, TextDecoder, ResidualAttentionBlock, MultiHeadAttention, Linear, LayerNorm, Conv1d),
     *(nn.ModuleList, nn.Sequential, nn.GELU, nn.Embedding),
 )
+
+PART = 4096
+"""Rows of a matrix that are converted at once, so that there is no second whole one."""
 
 
 def is_stock(module: nn.Module) -> bool:
@@ -74,14 +77,16 @@ class Decoder:
         decoder = model.decoder
         self.device = decoder.positional_embedding.device
         self.heads = model.dims.n_text_head
-        self.blocks = [_Block.of(block, dtype) for block in cast(list[ResidualAttentionBlock], decoder.blocks)]
         self.norm = (decoder.ln.weight, decoder.ln.bias)
         self.embedding = decoder.token_embedding.weight.detach()
         self.positions = decoder.positional_embedding.detach()
-        self.projection = self.embedding.to(dtype)
         self.fingerprint = fingerprint(decoder)
         vectors = self.dims.n_text_state % 64 == 0 and self.dims.n_text_state // self.heads % 4 == 0
         compiled = self.device.type == "cpu" and dtype == torch.float32 and vectors
+        # the compiled step has weights of its own; PyTorch, which serves long prompts then, widens them on the way
+        kept = None if compiled else dtype
+        self.blocks = [_Block.of(block, kept) for block in cast(list[ResidualAttentionBlock], decoder.blocks)]
+        self.projection = self.embedding.to(kept)
         self.weights = _pack(self, reduced == "int8") if compiled else None
         self.static = self.device.type == "cuda"
         self.steps: deque[StaticStep] = deque(maxlen=KEPT)
@@ -128,6 +133,7 @@ class Decoder:
         """
         x = x.to(self.dtype)
         for i, block in enumerate(self.blocks):
+            block = block.to(self.dtype)
             normed = block.attn_norm(x)
             projected = (
                 F.linear(normed, block.query, block.query_bias),
@@ -163,7 +169,7 @@ class Decoder:
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits ``(rows, vocabulary)`` of outputs of the last layer norm."""
         if self.weights is None or len(hidden) > kernels.MOST_TOKENS:
-            return F.linear(hidden, self.projection).float()
+            return F.linear(hidden, self.projection.to(hidden.dtype)).float()
         w = self.weights
         out = np.empty((len(hidden), len(self.embedding)), np.float32)
         with kernels.LOCK:
@@ -267,7 +273,7 @@ class Rows:
 
 
 class _Block(NamedTuple):
-    """A layer's weights in the precision of the computation; norms stay float32, as openai-whisper's do."""
+    """A layer's weights; norms stay float32, as openai-whisper's do."""
 
     norms: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
     query: Tensor
@@ -290,7 +296,7 @@ class _Block(NamedTuple):
     down_bias: Tensor
 
     @classmethod
-    def of(cls, block: ResidualAttentionBlock, dtype: torch.dtype) -> _Block:
+    def of(cls, block: ResidualAttentionBlock, dtype: torch.dtype | None) -> _Block:
         attn, cross = block.attn, cast(MultiHeadAttention, block.cross_attn)
         norms = (block.attn_ln, cast(LayerNorm, block.cross_attn_ln), block.mlp_ln)
         parts = (
@@ -303,6 +309,9 @@ class _Block(NamedTuple):
             tuple(part.detach() for norm in norms for part in (norm.weight, norm.bias)),  # type: ignore[arg-type]
             *(part.detach().to(dtype) for part in parts),
         )
+
+    def to(self, dtype: torch.dtype) -> _Block:
+        return _Block(self.norms, *(part.to(dtype) for part in self[1:]))
 
     def attn_norm(self, x: Tensor) -> Tensor:
         return _layer_norm(x, *self.norms[:2])
@@ -328,41 +337,54 @@ def _numbers(tensor: Tensor) -> np.ndarray:
     return tensor.view(torch.uint16).numpy() if tensor.dtype == torch.float16 else tensor.numpy()
 
 
+def is_exact_in_half(matrix: Tensor) -> bool:
+    """Whether half precision holds a matrix without loss."""
+    return matrix.dtype == torch.float16 or all(torch.equal(part.half().float(), part) for part in matrix.split(PART))
+
+
 def _pack(decoder: Decoder, int8: bool) -> kernels.Weights:
     """The weights as `kernels` reads them: as int8, or else in half precision where that loses nothing."""
     blocks = decoder.blocks
 
-    def stored(matrix: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        scale = np.ones(matrix.shape[:-1], np.float32)
-        if int8:
-            steps = matrix.abs().amax(-1).clamp(min=1e-12) / 127
-            return (matrix / steps[..., None]).round().to(torch.int8).numpy(), steps.float().numpy()
-        half = matrix.half()
-        lossless = bool((half.float() == matrix).all())
-        return _numbers(half if lossless else matrix.contiguous()), scale
+    def stored(matrices: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
+        rows, width = sum(len(matrix) for matrix in matrices), matrices[0].shape[1]
+        half = not int8 and all(map(is_exact_in_half, matrices))
+        out = torch.empty(rows, width, dtype=torch.int8 if int8 else torch.float16 if half else torch.float32)
+        scale = torch.ones(rows)
+        row = 0
+        for part in (part for matrix in matrices for part in matrix.split(PART)):
+            place = slice(row, row := row + len(part))
+            if int8:
+                part = part.float()
+                scale[place] = part.abs().amax(-1).clamp(min=1e-12) / 127
+                part = (part / scale[place, None]).round_()
+            out[place] = part
+        return _numbers(out), scale.numpy()
 
-    def stacked(parts: list[Tensor]) -> tuple[np.ndarray, np.ndarray]:
-        return stored(torch.stack(parts))
+    def stacked(matrices: Iterable[Tensor | Sequence[Tensor]]) -> tuple[np.ndarray, np.ndarray]:
+        parts = [[matrix] if isinstance(matrix, Tensor) else matrix for matrix in matrices]
+        matrix, scale = stored([part for block in parts for part in block])
+        return matrix.reshape(len(parts), -1, matrix.shape[1]), scale.reshape(len(parts), -1)
 
     def biases(parts: list[Tensor]) -> np.ndarray:
         return torch.stack(parts).numpy()
 
     no_bias = torch.zeros(decoder.dims.n_text_state)
     return kernels.Weights(
-        *stacked([torch.cat((b.query, b.key, b.value)) for b in blocks]),
+        *stacked((b.query, b.key, b.value) for b in blocks),
         biases([torch.cat((b.query_bias, no_bias, b.value_bias)) for b in blocks]),
-        *stacked([b.out for b in blocks]),
+        *stacked(b.out for b in blocks),
         biases([b.out_bias for b in blocks]),
-        *stacked([b.cross_query for b in blocks]),
+        *stacked(b.cross_query for b in blocks),
         biases([b.cross_query_bias for b in blocks]),
-        *stacked([b.cross_out for b in blocks]),
+        *stacked(b.cross_out for b in blocks),
         biases([b.cross_out_bias for b in blocks]),
-        *stacked([b.up for b in blocks]),
+        *stacked(b.up for b in blocks),
         biases([b.up_bias for b in blocks]),
-        *stacked([b.down for b in blocks]),
+        *stacked(b.down for b in blocks),
         biases([b.down_bias for b in blocks]),
         biases([torch.stack(b.norms).float() for b in blocks]),
         torch.stack(decoder.norm).detach().numpy(),
-        *stored(decoder.embedding),
+        *stored([decoder.embedding]),
         np.zeros(len(decoder.embedding), np.float32),
     )

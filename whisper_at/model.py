@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from whisper.model import *  # noqa: F401,F403
 from whisper.model import ModelDimensions, Whisper
@@ -20,7 +20,7 @@ from .decoding import decode as decode_function
 from .decoding import detect_language as detect_language_function
 from .encoding import Encoder
 from .heads import TLTR, Head, LayerPoolHead, build_head
-from .inference import Decoder, Heard, is_stock
+from .inference import Decoder, Heard, is_exact_in_half, is_stock
 from .timeline import Window, pool_steps
 from .transcribe import transcribe as transcribe_function
 
@@ -250,7 +250,11 @@ def load_model(
     dims, state = checkpoints.open_whisper(path, in_memory)
     with _NoInitialValues():
         model = WhisperAT(ModelDimensions(**dims), compute_type=compute_type)
-    model.load_state_dict(state)
+    halves = _matrices(model) if on_cpu else set()
+    for key in list(state):  # one after the other, so that there are never two whole models
+        half = key in halves and is_exact_in_half(state[key])
+        state[key] = state[key].to(torch.float16 if half else torch.float32, copy=True)
+    model.load_state_dict(state, assign=True)
     if (dump := checkpoints.alignment_heads(name, path, dims)) is not None:
         model.set_alignment_heads(dump)
 
@@ -295,6 +299,15 @@ def open_fitting_head(
         message = f"head {source} was trained on another encoder than that of {model_name}: its tags may be wrong"
         warnings.warn(message, stacklevel=4)  # of load_model or attach
     return head
+
+
+def _matrices(model: WhisperAT) -> set[str]:
+    """Names of the matrices that may stay in half precision: a reduced model computes with copies of its own."""
+    parts: list[nn.Module] = [model.decoder] if model.compute_type in ("bfloat16", "int8") else []
+    parts += [model.encoder] if parts and has_bfloat16() else []
+    names = {module: name for name, module in model.named_modules()}
+    modules = [module for part in parts for module in part.modules() if isinstance(module, (nn.Linear, nn.Embedding))]
+    return {f"{names[module]}.weight" for module in modules}
 
 
 class _NoInitialValues(TorchFunctionMode):
