@@ -284,3 +284,11 @@ def test_command_line(checkpoint, tmp_path, monkeypatch, capsys):
     assert "birds:\n[00:00.000 --> 00:05.000] " in capsys.readouterr().out
     written = json.loads((tmp_path / "a.json").read_text())
     assert {tag["name"] for tag in written["engines"]["rows"][0]["tags"]} == {"car", "train"}
+    assert {(event["head"], event["name"]) for event in written["events"]} == {
+        *(("birds", name) for name in BIRDS.names),
+        *(("engines", name) for name in ENGINES.names),
+    }
+    line = line.replace("json", "srt") + " --sound_captions"
+    assert cli.main([*line.split(), *options.split(), "--p_threshold", "-30"]) == 0
+    captions = (tmp_path / "a.srt").read_text()
+    assert all(captions.count(name) == 1 for name in BIRDS.names + ENGINES.names)

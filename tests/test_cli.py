@@ -126,7 +126,8 @@ def test_every_flag_of_upstream_is_here(monkeypatch):
         assert (mine.default, mine.nargs, mine.required) == (action.default, action.nargs, action.required), name
         assert mine.choices is None if action.choices is None else list(mine.choices) == list(action.choices)
     new = {"version", "at_time_res", "top_k", "p_threshold", "label_language", "include_classes"}
-    assert set(ours) - set(theirs) == new | {"head", "at_low_compute", "compute_type", "batch_size"}
+    new |= {"head", "at_low_compute", "compute_type", "batch_size", "sound_captions"}
+    assert set(ours) - set(theirs) == new
 
 
 def test_arguments_are_read_as_upstream_reads_them(monkeypatch):
@@ -327,6 +328,18 @@ def test_only_the_wanted_classes(run, tmp_path):
     assert {tag["index"] for tag in content["audio_tag"][0]["tags"]} == {74, 0, 137, 73}
 
 
+def test_sounds_in_captions(run, tmp_path):
+    """What is in the events of JSON is in srt and vtt; txt and tsv have the words alone."""
+    sounds = ["--include_classes", "Dog;Music", "--p_threshold=-99"]
+    assert run("noise.wav", "--head", "head.pth", "--sound_captions", *sounds) == 0
+    content = json.loads((tmp_path / "out" / "noise.json").read_text())
+    assert {event["name"] for event in content["events"]} == {"Dog", "Music"}
+    for extension in ("srt", "vtt"):
+        text = (tmp_path / "out" / f"noise.{extension}").read_text()
+        assert text.count("dog") == text.count("music") == 1 and "[" in text
+    assert "[" not in (tmp_path / "out" / "noise.txt").read_text() + (tmp_path / "out" / "noise.tsv").read_text()
+
+
 @pytest.mark.parametrize("verbose", ["True", "False"])
 def test_quiet_is_quiet(run, capsys, verbose):
     assert run("short.flac", "--head", "head.pth", "--p_threshold=-99", "--verbose", verbose) == 0
@@ -343,6 +356,8 @@ def test_quiet_is_quiet(run, capsys, verbose):
         ("--p_threshold -2", 10.0, {}),
         ("--label_language German", 10.0, {}),
         ("--include_classes Dog", 10.0, {}),
+        ("--sound_captions", 2.0, {"head": "auto"}),
+        ("--sound_captions --at_time_res 0.8", 0.8, {}),
         ("--at_low_compute", 10.0, {"at_low_compute": True}),
         ("--head base.en", 10.0, {"head": "base.en"}),
         ("--compute_type float32", None, {"compute_type": "float32", "head": None}),

@@ -95,7 +95,7 @@ def test_tags_change_json_only(tmp_path, result):
         assert written[f"a.{extension}"] == written[f"b.{extension}"]
     ours, theirs = strict(written["a.json"].decode()), strict(written["b.json"].decode())
     assert {key: ours[key] for key in theirs} == theirs
-    assert list(ours) == [*theirs, "duration", "at_time_res", "audio_tag_coverage", "audio_tag", "task"]
+    assert list(ours) == [*theirs, "duration", "at_time_res", "audio_tag_coverage", "audio_tag", "task", "events"]
 
 
 def test_json_rows(tmp_path):

@@ -10,8 +10,10 @@ from whisper import DecodingOptions, DecodingResult, ModelDimensions, Whisper, p
 from . import normalizers, timing, tokenizer, utils
 from .audio import load_audio, log_mel_spectrogram
 from .batched import transcribe_many
+from .captions import with_sounds
 from .checkpoints import available_models
 from .decoding import decode, detect_language
+from .events import find_events
 from .labels import find_classes, label_names, parse_at_label, print_label_name, print_support_language
 from .model import WhisperAT, load_model
 from .transcribe import transcribe
@@ -28,6 +30,7 @@ __all__ = [
     "decode",
     "detect_language",
     "find_classes",
+    "find_events",
     "label_names",
     "load_audio",
     "load_model",
@@ -38,4 +41,5 @@ __all__ = [
     "print_support_language",
     "transcribe",
     "transcribe_many",
+    "with_sounds",
 ]

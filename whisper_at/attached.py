@@ -229,29 +229,35 @@ def named_tags(
         thresholds, from which on a class counts, if its classes sound together, and else -1
     include : the wanted classes, by index or name; None is all
     """
-    classes = Classes(tuple(found["classes"]), found["kind"], found["temperature"])
-    n = len(classes.names)
-    full = [[None] * n if row is None else row for row in (logits.tolist() if hasattr(logits, "tolist") else logits)]
-    rows = np.array(full, dtype=np.float64).reshape(len(full), n)
-    probabilities = classes.probabilities(torch.from_numpy(rows)).double().numpy()
-    own = found.get("thresholds") if p_threshold is None and classes.kind == "multi_label" else None
+    names = found["classes"]
+    rows, probabilities = calibrated(found, logits)
+    own = found.get("thresholds") if p_threshold is None and found["kind"] == "multi_label" else None
     if own is not None:
         counts = probabilities >= np.array([math.inf if t is None else t for t in own])
     else:
         bound = 1 / (1 + math.exp(-min(max(-1.0 if p_threshold is None else p_threshold, -700.0), 700.0)))
         counts = probabilities > bound  # false for NaN
-    wanted = np.array(own_classes(classes.names, include), dtype=np.intp)
+    wanted = np.array(own_classes(names, include), dtype=np.intp)
     out = []
     for row, likely, counted in zip(rows, probabilities, counts):
         above = wanted[counted[wanted]]
         best = above[np.argsort(-likely[above], kind="stable")[:top_k]]
         out.append(
-            [
-                {"index": int(i), "name": classes.names[i], "logit": float(row[i]), "probability": float(likely[i])}
-                for i in best
-            ]
+            [{"index": int(i), "name": names[i], "logit": float(row[i]), "probability": float(likely[i])} for i in best]
         )
     return out
+
+
+def calibrated(found: Mapping[str, Any], logits: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and probabilities of an attached head, float64 ``(rows, classes)``, NaN where nothing was heard.
+
+    Arguments are those of `named_tags`.
+    """
+    classes = Classes(tuple(found["classes"]), found["kind"], found["temperature"])
+    n = len(classes.names)
+    full = [[None] * n if row is None else row for row in (logits.tolist() if hasattr(logits, "tolist") else logits)]
+    rows = np.array(full, dtype=np.float64).reshape(len(full), n)
+    return rows, classes.probabilities(torch.from_numpy(rows)).double().numpy()
 
 
 def own_classes(names: Sequence[str], queries: Any) -> list[int]:

@@ -32,6 +32,7 @@ from .version import __version__
 from .writers import get_writer, own_rows, tag_rows
 
 DEFAULT_RESOLUTION = 10.0  # seconds; the length of AudioSet's clips, which heads are trained on
+CAPTION_RESOLUTION = 2.0
 TRACEBACK_VARIABLE = "WHISPER_AT_TRACEBACK"
 LANGUAGE_CHOICES = sorted(LANGUAGES.keys()) + sorted(name.title() for name in TO_LANGUAGE_CODE)
 SUBCOMMANDS = {
@@ -62,6 +63,8 @@ examples:
   whisper-at street.wav --model small --at_time_res 10
                                                  and the sounds of every 10 seconds, on screen and in json
   whisper-at street.wav --model medium.en --at_time_res 0.4,10 --top_k 3
+  whisper-at film.mkv --model small --sound_captions -f srt
+                                                 captions with [sounds]
   whisper-at night/*.wav --model base --include_classes "Dog; Siren; /m/03m9d0z"
 
 other commands (each with --help):
@@ -110,7 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         os.makedirs(output_dir, exist_ok=True)
-        writer = get_writer(args.pop("output_format"), output_dir, **tag_options)
+        captions = args.pop("sound_captions")
+        writer = get_writer(args.pop("output_format"), output_dir, **tag_options, sound_captions=captions)
         model = load_model(
             model_name,
             device=args.pop("device"),
@@ -240,7 +244,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--verbose", default=True, **boolean, help="print text and sounds as they are found")
 
     group = parser.add_argument_group(
-        "sound tags", "Off unless one of these is given; any of them alone means --at_time_res 10."
+        "sound tags", "Off unless one of these is given; any of them alone means --at_time_res 10 (2 for captions)."
     )
     add = group.add_argument
     add("--at_time_res", type=_resolutions, metavar="S[,S]", help="seconds per row of tags: multiples of 0.4")
@@ -250,6 +254,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--label_language", type=_label_language, metavar="LANGUAGE", help=help)
     help = "only these classes: indices, MIDs or names, separated by ';'; may be repeated"
     add("--include_classes", type=_classes, action="extend", metavar="CLASSES", help=help)
+    add("--sound_captions", action="store_true", help="show sounds in srt and vtt, in brackets")
     help = "tagging head, if not the one published for the model (auto); repeat it for several, also of your own sounds"
     add("--head", metavar="FILE|NAME", action="append", help=help)
     add("--at_low_compute", action="store_true", help="take the small published head (small to large-v2)")
@@ -311,8 +316,8 @@ def _refuse_what_cannot_work(parser: argparse.ArgumentParser, args: dict[str, An
     """Settle what arguments mean together; exits with status 2 before anything is loaded."""
     defaults = dict(zip(TAG_OPTIONS, (5, None, "follow_asr", None)), head=["auto"])
     wanted = args["at_low_compute"] or any(args[name] is not None for name in defaults)
-    if args["at_time_res"] is None and wanted:
-        args["at_time_res"] = DEFAULT_RESOLUTION
+    if args["at_time_res"] is None and (wanted or args["sound_captions"]):
+        args["at_time_res"] = CAPTION_RESOLUTION if args["sound_captions"] else DEFAULT_RESOLUTION
     args.update({name: value for name, value in defaults.items() if args[name] is None})
 
     if args["at_time_res"] is not None:

@@ -161,14 +161,18 @@ def ancestors(index: int) -> tuple[int, ...]:
     ['Animal', 'Domestic animals, pets', 'Dog']
     """
     known = _index_of()
-    waiting = list(_parents().get(audioset_labels()[find_class(index)].mid, ()))
-    seen: set[str] = set()
+    return tuple(sorted(known[mid] for mid in _above(audioset_labels()[find_class(index)].mid) if mid in known))
+
+
+def _above(mid: str) -> set[str]:
+    """MIDs of all nodes of the ontology that contain a node."""
+    waiting, seen = list(_parents().get(mid, ())), set[str]()
     while waiting:
-        mid = waiting.pop()
-        if mid not in seen:
-            seen.add(mid)
-            waiting.extend(_parents().get(mid, ()))
-    return tuple(sorted(known[mid] for mid in seen if mid in known))
+        parent = waiting.pop()
+        if parent not in seen:
+            seen.add(parent)
+            waiting.extend(_parents().get(parent, ()))
+    return seen
 
 
 @cache
@@ -179,6 +183,12 @@ def descendants(index: int) -> tuple[int, ...]:
     """
     index = find_class(index)
     return tuple(i for i in range(N_CLASSES) if index in ancestors(i))
+
+
+def within(mids: Iterable[str]) -> frozenset[int]:
+    """Indices of the classes that lie in, or are, any of these nodes of the ontology, which need be no classes."""
+    nodes = set(mids)
+    return frozenset(label.index for label in audioset_labels() if nodes & {label.mid, *_above(label.mid)})
 
 
 # --- names in the languages of Whisper ----------------------------------------------------------------------
@@ -218,6 +228,13 @@ def label_names(language: str = "en") -> tuple[str, ...]:
         )
         code = "en"
     return names[code]
+
+
+def tag_language(result: Mapping[str, Any], language: str = "follow_asr") -> str:
+    """The language to name a result's tags in: that of its text, or the one asked for."""
+    if language != "follow_asr":
+        return language
+    return "en" if result.get("task") == "translate" else result.get("language") or "en"
 
 
 def print_label_name(language: str = "en") -> None:
@@ -294,19 +311,17 @@ def parse_at_label(
     else:
         # Rising order of indices, for ties.
         wanted = np.array(sorted(set(find_classes(include_class_list))), dtype=np.intp)
-    if language == "follow_asr":
-        language = "en" if result.get("task") == "translate" else result.get("language") or "en"
-    names = label_names(language)
+    names = label_names(tag_language(result, language))
     duration = result.get("duration")
 
     def parse(tags: Any, resolution: float) -> list[dict[str, Any]]:
-        logits = _rows(tags)
+        logits = row_logits(tags)
         entries = []
-        for (start, end), row in zip(_times(len(logits), resolution, duration), logits):
+        for (start, end), row in zip(row_times(len(logits), resolution, duration), logits):
             scores = row[wanted]
             above = np.flatnonzero(scores > threshold)  # false for NaN
             best = above[np.argsort(-scores[above], kind="stable")[:top_k]]
-            score = _sigmoid if probabilities else float
+            score = sigmoid if probabilities else float
             entries.append(
                 {
                     "time": {"start": start, "end": end},
@@ -337,7 +352,7 @@ def _parse_own(
 
     def parse(logits: Any, resolution: float) -> list[dict[str, Any]]:
         tagged = named_tags(found, logits, top_k, p_threshold, include_class_list)
-        times = _times(len(tagged), resolution, result.get("duration"))
+        times = row_times(len(tagged), resolution, result.get("duration"))
         return [
             {"time": {"start": start, "end": end}, "audio tags": [(tag["name"], tag[score]) for tag in tags]}
             for (start, end), tags in zip(times, tagged)
@@ -348,8 +363,8 @@ def _parse_own(
     return parse(found["logits"], result["at_time_res"])
 
 
-def _rows(tags: Any) -> np.ndarray:
-    """Return tag rows, as tensor, array or lists (where None is NaN), as an array of shape (rows, 527).
+def row_logits(tags: Any) -> np.ndarray:
+    """Return AudioSet tag rows, as tensor, array or lists (where None is NaN), as an array of shape (rows, 527).
 
     In double precision: numpy would round the threshold to the precision of the scores.
     """
@@ -366,7 +381,7 @@ def _rows(tags: Any) -> np.ndarray:
     return rows
 
 
-def _times(n_rows: int, resolution: float, duration: float | None) -> Iterator[tuple[float, float]]:
+def row_times(n_rows: int, resolution: float, duration: float | None) -> Iterator[tuple[float, float]]:
     """Yield start and end (seconds) of each row of `resolution` seconds, a multiple of 0.4."""
     steps = seconds_to_steps(resolution)
     for row in range(n_rows):
@@ -376,7 +391,8 @@ def _times(n_rows: int, resolution: float, duration: float | None) -> Iterator[t
         yield start, end
 
 
-def _sigmoid(logit: float) -> float:
+def sigmoid(logit: float) -> float:
+    """The probability of a logit, however large that is."""
     x = float(logit)
     if x >= 0:
         return 1 / (1 + math.exp(-x))

@@ -1,7 +1,8 @@
 """Result files: txt, vtt, srt, tsv and json as the installed openai-whisper writes them.
 
 Without tags in the result, every file is upstream's byte for byte. With tags, only JSON differs: what follows
-upstream's keys is plain numbers and names, and strict JSON (defect D26).
+upstream's keys is plain numbers and names, and strict JSON (defect D26). Where it is asked for, srt and vtt show
+sounds.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from whisper.utils import ResultWriter
 from whisper.utils import get_writer as get_upstream_writer
 
 from .attached import attached_names, named_tags
-from .labels import audioset_labels, find_class, label_names, parse_at_label
+from .captions import with_sounds
+from .events import find_events
+from .labels import audioset_labels, find_class, label_names, parse_at_label, sigmoid, tag_language
 
 UPSTREAM_KEYS = ("text", "segments", "language")
 TAG_KEYS = ("duration", "at_time_res", "audio_tag_coverage", "audio_tag")
+CAPTIONS = ("srt", "vtt")
 
 
 def get_writer(
@@ -32,6 +36,7 @@ def get_writer(
     p_threshold: float | None = None,
     label_language: str = "follow_asr",
     include_classes: Iterable[int | str] | None = None,
+    sound_captions: bool = False,
 ) -> Callable[..., None]:
     """Make the function that writes a result, called as ``writer(result, audio_path, options)``.
 
@@ -42,7 +47,10 @@ def get_writer(
     output_dir
         Existing folder. The file is named after the audio, as upstream names it.
     top_k, p_threshold, label_language, include_classes
-        Which tags go into JSON, and in which language, as :func:`tag_rows` understands them.
+        Which tags go into JSON, and in which language, as :func:`tag_rows` understands them. Events are those of
+        :func:`whisper_at.events.find_events` with the same classes, language and, if it is given, threshold.
+    sound_captions
+        Show these events in srt and vtt, too, as :func:`whisper_at.captions.with_sounds` does it.
 
     Files are written under another name and then renamed, so that an error leaves no half of one behind.
     As upstream's, the writer of a single format is a ``ResultWriter``; an unknown format is a ``KeyError``.
@@ -55,12 +63,16 @@ def get_writer(
     }
     upstream = get_upstream_writer(output_format, output_dir)
     if isinstance(upstream, ResultWriter):
-        return _WholeFileWriter(upstream, tag_options)
+        return _WholeFileWriter(upstream, tag_options, sound_captions and upstream.extension in CAPTIONS)
 
     def write_all(result: dict, audio_path: str, options: dict | None = None, **kwargs) -> None:
-        result = plain_result(result, **tag_options)
+        plain = plain_result(result, **tag_options)
         with _Renamed(output_dir) as folder:
-            get_upstream_writer(output_format, folder)(result, audio_path, options, **kwargs)
+            get_upstream_writer(output_format, folder)(plain, audio_path, options, **kwargs)
+            if sound_captions:
+                shown = captioned_result(result, **tag_options)
+                for name in CAPTIONS:
+                    get_upstream_writer(name, folder)(shown, audio_path, options, **kwargs)
 
     return write_all
 
@@ -82,10 +94,7 @@ def tag_rows(
         include_classes = list(include_classes)
     # English names are unique and lead back to the class; those of other languages are not.
     parsed = parse_at_label(result, "en", top_k, p_threshold, include_classes)
-    language = label_language
-    if language == "follow_asr":
-        language = "en" if result.get("task") == "translate" else result.get("language") or "en"
-    names = label_names(language)
+    names = label_names(tag_language(result, label_language))
     labels = audioset_labels()
 
     def tag(english: str, logit: float) -> dict[str, Any]:
@@ -95,7 +104,7 @@ def tag_rows(
             "mid": labels[index].mid,
             "name": names[index],
             "logit": logit,
-            "probability": 1 / (1 + math.exp(-logit)) if logit > -700 else 0.0,  # exp(710) overflows
+            "probability": sigmoid(logit),
         }
 
     def rows(entries: list[dict[str, Any]], coverage: Any) -> list[dict[str, Any]]:
@@ -146,19 +155,43 @@ def plain_result(result: dict, **tag_options) -> dict:
 
     Upstream's keys come first and unchanged, then ``duration``, ``at_time_res``, ``audio_tag_coverage`` and
     ``audio_tag`` (what :func:`tag_rows` returns), then whatever else is there, attached heads as :func:`own_rows`
-    names them. Tensors become lists, and numbers that JSON lacks become null. Keyword arguments are those of
-    :func:`tag_rows`.
+    names them, and ``events`` of all heads. Tensors become lists, and numbers that JSON lacks become null. Keyword
+    arguments are those of :func:`tag_rows`.
     """
     attached = attached_names(result)
     if result.get("audio_tag") is None and not attached:
         return result
+    if tag_options.get("include_classes") is not None:  # needed twice
+        tag_options["include_classes"] = list(tag_options["include_classes"])
     values = dict(result)
     if result.get("audio_tag") is not None:
         values["audio_tag"] = tag_rows(result, **tag_options)
     shared = {name: value for name, value in tag_options.items() if name in ("top_k", "p_threshold")}
     values |= {name: own_rows(result, name, **shared) for name in attached}
+    values["events"] = _events(result, **tag_options)
     first = [key for key in UPSTREAM_KEYS + TAG_KEYS if key in values]
     return {key: _plain(values[key]) for key in dict.fromkeys([*first, *values])}
+
+
+def captioned_result(result: dict, **tag_options) -> dict:
+    """The result as srt and vtt show it: with its sounds among the words; itself if it holds no tags.
+
+    Keyword arguments are those of :func:`tag_rows`.
+    """
+    if result.get("audio_tag") is None and not attached_names(result):
+        return result
+    return with_sounds(result, _events(result, **tag_options))
+
+
+def _events(
+    result: Mapping[str, Any],
+    p_threshold: float | None = None,
+    label_language: str = "follow_asr",
+    include_classes: Iterable[int | str] | None = None,
+    **_: Any,
+) -> list[dict[str, Any]]:
+    classes = include_classes if result.get("audio_tag") is not None else None
+    return find_events(result, p_threshold, include_class_list=classes, language=label_language)
 
 
 def _plain(value: Any) -> Any:
@@ -197,16 +230,21 @@ class _Renamed:
 class _WholeFileWriter(ResultWriter):
     """One of upstream's writers, whose files appear whole or not at all."""
 
-    def __init__(self, upstream: ResultWriter, tag_options: dict[str, Any]):
+    def __init__(self, upstream: ResultWriter, tag_options: dict[str, Any], sound_captions: bool):
         super().__init__(upstream.output_dir)
         self.upstream = upstream
         self.tag_options = tag_options
+        self.sound_captions = sound_captions
         self.extension = upstream.extension
 
+    def prepare(self, result: dict) -> dict:
+        prepare = captioned_result if self.sound_captions else plain_result
+        return prepare(result, **self.tag_options)
+
     def __call__(self, result: dict, audio_path: str, options: dict | None = None, **kwargs) -> None:
-        result = plain_result(result, **self.tag_options)
+        result = self.prepare(result)
         with _Renamed(self.output_dir) as folder:
             type(self.upstream)(folder)(result, audio_path, options, **kwargs)
 
     def write_result(self, result: dict, file, options: dict | None = None, **kwargs) -> None:
-        self.upstream.write_result(plain_result(result, **self.tag_options), file, options, **kwargs)
+        self.upstream.write_result(self.prepare(result), file, options, **kwargs)
