@@ -217,7 +217,8 @@ def load_model(
         (``.pth`` or ``.safetensors``), or None for none; or several of these. A file with classes of its own, or what
         ``whisper-at adapt`` has fitted, is attached under its name without the suffix
     compute_type : ``float32``, ``float16`` (CUDA), ``bfloat16``, ``int8`` (CPU), see `WhisperAT`; ``auto`` is
-        int8 on a CPU and float16 on CUDA; None is upstream's rule
+        int8 on a CPU and float16 on CUDA; None is upstream's rule. On a CPU, ``bfloat16`` and ``int8`` keep matrices
+        in half precision where that loses nothing, to save memory: load a model to be trained without them
 
     A Whisper without a published head (large-v3, turbo, a file of your own) transcribes as usual and
     refuses to tag, saying why. One that was distilled with its teacher's encoder can take the teacher's head:
