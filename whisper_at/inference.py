@@ -349,9 +349,10 @@ def _pack(decoder: Decoder, int8: bool) -> kernels.Weights:
     def stored(matrices: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
         rows, width = sum(len(matrix) for matrix in matrices), matrices[0].shape[1]
         half = not int8 and all(map(is_exact_in_half, matrices))
-        out = torch.empty(rows, width, dtype=torch.int8 if int8 else torch.float16 if half else torch.float32)
-        scale = torch.ones(rows)
-        row = 0
+        dtype, scale = torch.int8 if int8 else torch.float16 if half else torch.float32, torch.ones(rows)
+        if len(matrices) == 1 and matrices[0].dtype == dtype:
+            return _numbers(matrices[0].contiguous()), scale.numpy()
+        out, row = torch.empty(rows, width, dtype=dtype), 0
         for part in (part for matrix in matrices for part in matrix.split(PART)):
             place = slice(row, row := row + len(part))
             if int8:

@@ -221,10 +221,10 @@ def label_names(language: str = "en") -> tuple[str, ...]:
     code = TO_LANGUAGE_CODE.get(code, code)
     names = _translations()
     if code not in names:
-        warnings.warn(
+        warnings.warn(  # from here, whoever asks: Python shows it once
             f"there are no class names in {language!r}, so they are in English; print_support_language() "
             "lists the languages there are",
-            stacklevel=2,
+            stacklevel=1,
         )
         code = "en"
     return names[code]

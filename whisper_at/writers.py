@@ -190,8 +190,7 @@ def _events(
     include_classes: Iterable[int | str] | None = None,
     **_: Any,
 ) -> list[dict[str, Any]]:
-    classes = include_classes if result.get("audio_tag") is not None else None
-    return find_events(result, p_threshold, include_class_list=classes, language=label_language)
+    return find_events(result, p_threshold, include_class_list=include_classes, language=label_language)
 
 
 def _plain(value: Any) -> Any:

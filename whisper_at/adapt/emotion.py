@@ -58,12 +58,11 @@ def read_iemocap(root: Root, classes: Sequence[str] = FOUR, improvised: bool = F
     """
     root = _folder(root)
     codes = IEMOCAP_CODES if "excited" in classes else IEMOCAP_CODES | {"exc": "happy"}
+    dialogues = "Ses*impro*.txt" if improvised else "Ses*.txt"
     clips = []
     for session in sorted(root.glob("Session[1-5]")):
         wavs = session / "sentences" / "wav"
-        for table in sorted(
-            (session / "dialog" / "EmoEvaluation").glob("Ses*impro*.txt" if improvised else "Ses*.txt")
-        ):
+        for table in sorted((session / "dialog" / "EmoEvaluation").glob(dialogues)):
             found = re.findall(r"^\[[\d.]+ - [\d.]+\]\t(\S+)\t(\w+)\t", table.read_text("utf-8", "replace"), re.M)
             for name, code in sorted(found):
                 if codes.get(code) in classes:
