@@ -47,6 +47,13 @@ def int8(work: Work) -> list[Entry]:
     return [ours, Entry("faster-whisper int8", "faster-whisper", "int8", work)]
 
 
+def precisions(compute: str) -> list[Entry]:
+    """whisper_at in every precision of the device, with tags, beside openai-whisper."""
+    kinds = ("float32", "bfloat16", "int8") if compute == "float32" else ("float16", "bfloat16")
+    ours = [Entry(f"whisper_at {kind}, tags", "whisper_at", kind, TAGGED) for kind in kinds]
+    return [*ours, Entry(REFERENCE, REFERENCE, compute, Work())]
+
+
 def words(compute: str) -> list[Entry]:
     work = Work(words=True)
     exact, *others = peers(compute, work, with_transformers=False)
@@ -90,6 +97,7 @@ MODES: dict[str, Mode] = {
         lambda compute, batch: peers(compute, batched(batch)),
     ),
     "batch-int8": ("int8, greedy, a full batch of windows, whisper_at with tags", lambda _, n: int8(batched(n))),
+    "precisions": ("greedy, whisper_at by precision", lambda compute, _: precisions(compute)),
     "two-models": ("greedy, text and tags, by one model or by two", lambda compute, _: two_models(compute)),
 }
 IN_INT8 = ("int8", "int8-beam", "batch-int8")  # not for a GPU

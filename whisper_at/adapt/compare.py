@@ -146,14 +146,14 @@ def draw_trade(rows: Sequence[Mapping[str, Any]]) -> Figure:
     figure, axes = new_figure(8.0, 3.4 * len(data), rows=len(data))
     for panel, name in zip(np.atleast_1d(axes), data):
         mine = [row for row in rows if row["dataset"] == name]
-        for i, row in enumerate(mine):
-            colour = COLOURS[i % len(COLOURS)]
-            panel.errorbar(row["trainable"], row["mean"], row["std"], fmt="o", color=colour, elinewidth=1, capsize=2)
-            panel.annotate(
-                row["method"], (row["trainable"], row["mean"]), (5, 3), textcoords="offset points", fontsize=8
-            )
+        colours = {row["method"]: COLOURS[i % len(COLOURS)] for i, row in enumerate(mine)}
+        for i, row in enumerate(sorted(mine, key=lambda row: (row["trainable"], row["mean"]))):
+            place, colour = (row["trainable"], row["mean"]), colours[row["method"]]
+            panel.errorbar(*place, row["std"], fmt="o", color=colour, elinewidth=1, capsize=2)
+            beside = (5, 3) if i % 2 else (5, -10)  # neighbours' names are less in each other's way
+            panel.annotate(row["method"], place, beside, textcoords="offset points", fontsize=8, color=colour)
         panel.set_xscale("log")
-        panel.margins(x=0.15)
+        panel.margins(x=0.2)
         panel.set_ylabel(f"{mine[0]['score']}, %")
         panel.set_title(name)
     np.atleast_1d(axes)[-1].set_xlabel("parameters that are trained, with the head")
