@@ -79,6 +79,11 @@ def test_what_changes_the_encoder_hears_in_a_pass_of_its_own(model_en, options):
     expected = torch.cat([made.logits(piece, torch.tensor([piece.shape[1]])) for piece in pieces])
     torch.testing.assert_close(result["mood"]["logits"], expected, atol=1e-4, rtol=1e-4)
     assert result["mood"]["segments"].shape == (len(result["segments"]), 3)
+    likely = [(row, MOODS[i]) for row, i in (expected.softmax(-1) > 0.5).nonzero().tolist()]
+    events = whisper_at.find_events(result, hysteresis=0, head="mood")
+    assert likely and {event["name"] for event in events} == {name for _, name in likely}
+    for row, name in likely:
+        assert any(e["name"] == name and e["start"] <= 2 * row and e["end"] >= min(2 * row + 2, 9) for e in events)
 
 
 def test_another_encoder_is_heard_in_a_pass_of_its_own(model_en, model_multilingual):
