@@ -125,6 +125,45 @@ def test_many_recordings_share_batches_and_bad_ones_are_reported(model_en, tmp_p
     assert results[id(recordings[4])]["text"] == "" and results[id(recordings[4])]["segments"] == []
 
 
+def test_a_result_that_cannot_be_finished_is_reported(model_en, monkeypatch):
+    real = batched._Recording.result
+
+    def result(recording, options):
+        if recording.audio is recordings[0]:
+            raise FileNotFoundError("gone meanwhile")
+        return real(recording, options)
+
+    recordings = [noise(3, 1), noise(4, 2)]
+    monkeypatch.setattr(batched._Recording, "result", result)
+    found = [type(result) for _, result in transcribe_many(model_en, recordings, batch_size=2, **OPTIONS)]
+    assert found == [FileNotFoundError, dict]
+
+
+def test_pauses_before_words_do_not_depend_on_the_batch(model_en, monkeypatch):
+    """Where the last word ended is known of the windows before, whenever their rests are heard."""
+    real = batched.split_segments
+
+    def split(result, window, tokenizer, n_audio_ctx):
+        found = real(result, window, tokenizer, n_audio_ctx)
+        segment = found.segments[0] | {"start": window.seek / 100, "end": window.seek / 100 + 7, "words": []}
+        return found._replace(segments=[segment], seek=window.seek + (800 if window.size > 1500 else window.size))
+
+    def times(segments, last_speech_timestamp, **_):
+        spoken[segments[0]["start"]] = last_speech_timestamp
+
+    monkeypatch.setattr(batched, "split_segments", split)
+    monkeypatch.setattr(batched, "add_word_timestamps", times)
+    by_batch = []
+    for batch_size in (1, 8):
+        spoken: dict[float, float] = {}
+        model_en.transcribe(noise(90), batch_size=batch_size, word_timestamps=True, at_time_res=None, **OPTIONS)
+        by_batch.append(spoken)
+    starts = sorted(spoken)
+    assert by_batch[0] == by_batch[1] and len(starts) > 6
+    assert spoken[starts[0]] == 0 and spoken[starts[1]] == starts[0] + 7
+    assert all(last <= start for start, last in spoken.items())
+
+
 def test_recordings_are_opened_when_their_turn_comes(model_en):
     opened = []
 
@@ -160,6 +199,10 @@ def test_refusals(model_en):
         model_en.transcribe(noise(1), batch_size=0)
     with pytest.raises(ValueError, match="leave out batch_size"):
         model_en.transcribe(noise(1), batch_size=2, hallucination_silence_threshold=2.0)
+    with pytest.raises(TypeError, match="condition_on_previous_text"):
+        transcribe_many(model_en, [], condition_on_previous_text=True)
+    with pytest.raises(TypeError, match="takes several recordings"):
+        transcribe_many(model_en, "speech.wav")
     model_en.head = None
     with pytest.raises(ValueError, match="cannot tag sounds"):
         transcribe_many(model_en, [], at_time_res=10)

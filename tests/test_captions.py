@@ -82,6 +82,21 @@ def test_segments_with_words_get_the_sounds_as_words():
     assert [(word["word"], word["start"], word["end"]) for word in last["words"]] == [(" [siren]", 6.0, 8.0)]
 
 
+def test_cleared_segments_are_no_words(tmp_path):
+    """They have an empty list of words though none are timed, and no length."""
+    cleared = segment(4.5, 4.5, "") | {"text": "", "words": []}
+    result = heard(10, Music=[NO, NO, 2, 2, NO, NO, NO, NO, NO, NO]) | {"segments": [cleared, segment(10, 12, "Bye.")]}
+    assert shown(result) == [(4.0, 8.0, "[music]"), (4.5, 4.5, ""), (10, 12, "Bye.")]
+    result["language"] = "en"
+    get_writer("all", str(tmp_path), sound_captions=True)(result, "a.wav", {})
+    assert "[music]" in (tmp_path / "a.srt").read_text() and "Bye." in (tmp_path / "a.vtt").read_text()
+
+
+def test_segments_of_clips_out_of_order():
+    result = heard(10, Rain=[2] * 10) | {"segments": [segment(15, 18, "Late."), segment(3, 5, "Early.")]}
+    assert shown(result) == [(0.0, 3, "[rain]"), (3, 5, "Early."), (15, 18, "Late.")]
+
+
 @pytest.mark.parametrize("words", [False, True])
 def test_files(tmp_path, words):
     result = heard(4, Bark=[NO, NO, NO, 2]) | {"segments": [segment(0, 2, "Down, boy.", words)], "text": "Down, boy."}

@@ -435,6 +435,15 @@ def test_one_bad_file_does_not_stop_the_rest(run, capsys, tmp_path, folder):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["short.txt"]
 
 
+@pytest.mark.parametrize("batch", [[], ["--batch_size", "2"]])
+def test_an_error_while_decoding_is_told_of_each_file(run, capsys, batch):
+    """In batches as one by one: a line for every file, not a traceback that ends the run."""
+    assert run("short.flac", "noise.wav", "--patience", "2", "--beam_size", "None", *batch) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Skipping")]
+    assert sorted(line.split()[1] for line in errors) == ["noise.wav", "short.flac"]
+    assert all("patience requires beam_size" in line for line in errors)
+
+
 def test_tracebacks_are_for_those_who_ask(run, capsys, monkeypatch):
     assert run("missing.wav") == 1
     assert "Traceback" not in capsys.readouterr().err

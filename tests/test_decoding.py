@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import random
 
+import numba
 import numpy as np
 import pytest
 import torch
 import whisper
 import whisper.decoding as upstream
 from conftest import noise, random_whisper
+from numba.core.caching import CacheImpl
 
 import whisper_at
-from whisper_at import kernels
+from whisper_at import inference, kernels, vectors
 from whisper_at.alignment import HeardModel
 from whisper_at.decoding import DecodingTask
 from whisper_at.inference import Decoder, Rows
@@ -21,6 +24,10 @@ from whisper_at.model import WhisperAT
 
 def features(n: int, width: int = 64, seed: int = 0) -> torch.Tensor:
     return torch.randn(n, 1500, width, generator=torch.Generator().manual_seed(seed))
+
+
+def mel(seconds: float = 30) -> torch.Tensor:
+    return whisper_at.log_mel_spectrogram(whisper_at.pad_or_trim(noise(seconds)))[None]
 
 
 def halved(model: WhisperAT) -> WhisperAT:
@@ -217,6 +224,63 @@ def test_changed_weights_are_seen(model_en):
     model_en.load_state_dict(other.state_dict())
     loaded = model_en.decode(features(1), options)[0].tokens
     assert loaded == whisper.decode(other, features(1), options)[0].tokens != changed
+
+
+@pytest.mark.parametrize("change", ["mul_", "copy_"])
+def test_changes_of_data_are_seen(model_en, change):
+    """``.data`` changes without being counted: averages of weights and merged adapters come that way."""
+    model_en.compute_type = "int8"
+    batch, tokens = mel(), torch.tensor([[50257, 50362, 11]])
+
+    def hear():
+        features = model_en.embed_audio(batch)
+        decoder = model_en.fast_decoder(features.dtype)
+        return features, Rows(decoder, decoder.hear(features)).start(tokens)
+
+    before = hear()
+    for part in (model_en.encoder.blocks[0], model_en.decoder.blocks[1]):
+        weight = part.attn.out.weight.data
+        getattr(weight, change)(2 if change == "mul_" else 2 * weight)
+    after = hear()
+    assert not torch.equal(before[0], after[0]) and not torch.equal(before[1], after[1])
+    model_en = copy.deepcopy(model_en)
+    assert all(torch.equal(found, expected) for found, expected in zip(after, hear()))
+
+
+def test_decoding_a_mel_keeps_to_the_precision_that_was_chosen(model_en):
+    """`decode` of a mel is `decode` of its features, whatever ``fp16`` says."""
+    model_en.compute_type = "int8"
+    batch = mel()
+    found = model_en.decode(batch, whisper_at.DecodingOptions(language="en", sample_len=8))[0]
+    features = model_en.embed_audio(batch)
+    assert torch.equal(found.audio_features, features[0])
+    assert found.tokens == model_en.decode(model_en.hear(features), language="en", sample_len=8)[0].tokens
+    assert model_en._decoder.weights.up.dtype == "int8"
+
+
+@pytest.mark.parametrize("reduced", [None, "int8"])
+def test_processors_that_do_not_widen_half_precision(model_en, monkeypatch, reduced):
+    """x86 without F16C: everything is kept in float32, with the same result."""
+    tokens, found = torch.tensor([[50257, 50362, 11]]), []
+    for reads_half in (True, False):
+        monkeypatch.setattr(inference, "READS_HALF", reads_half)
+        decoder = Decoder(halved(model_en), torch.float32, reduced)
+        heard = decoder.hear(features(1))
+        found.append(Rows(decoder, heard).start(tokens))
+    assert heard.keys.dtype == torch.float32 and decoder.weights.up.dtype != "uint16"
+    torch.testing.assert_close(*found, atol=0.02 if reduced else 1e-5, rtol=1e-3)
+
+
+def test_loops_compile_where_nothing_can_be_written(monkeypatch):
+    """A read-only package and home leave Numba's cache no place; it raises while the module is imported."""
+    monkeypatch.setattr(CacheImpl, "_locator_classes", [])
+    with pytest.raises(RuntimeError, match="cannot cache"):
+        numba.njit(cache=True)(abs_difference)
+    assert vectors.compiled(fastmath=True)(abs_difference)(3, 5) == 2
+
+
+def abs_difference(a, b):
+    return abs(a - b)
 
 
 def test_a_changed_decoder_is_decoded_as_it_is(model_en):

@@ -6,6 +6,8 @@ import importlib
 import inspect
 import json
 import pkgutil
+import subprocess
+import sys
 
 import pytest
 import whisper
@@ -68,6 +70,13 @@ def test_it_does_not_touch_whisper():
     assert whisper.transcribe.__module__ == "whisper.transcribe"
     assert whisper.load_audio.__module__ == "whisper.audio"
     assert whisper.load_model.__module__ == "whisper"
+
+
+def test_submodules_are_ours_from_the_first_import():
+    """``from whisper import *`` binds names that importing a submodule of the same name would then not look for."""
+    code = "import whisper_at, pkgutil, whisper; print([n for n in dir(whisper_at) if hasattr(whisper, n)"
+    code += " and getattr(getattr(whisper_at, n), '__name__', '') == f'whisper.{n}'])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_the_writers_of_utils_take_tags(model_en, tmp_path):

@@ -533,6 +533,29 @@ def test_a_head_of_this_encoder_is_silent_in_every_layout(model, folder, tmp_pat
         assert load(folder, head=head).head is not None
 
 
+def test_published_heads_are_compared_with_the_whisper_of_their_name(model, folder, tmp_path, monkeypatch):
+    """A distilled or fine-tuned Whisper may take the head of its teacher, if it kept the encoder."""
+    name = "medium.en"
+    monkeypatch.setattr(checkpoints, "find_head", lambda *_: head_of(tmp_path))
+    with pytest.warns(UserWarning, match=r"only if that has the encoder of medium.en, which is not here") as caught:
+        load(folder, head=name, download_root=str(tmp_path))
+    assert [w.filename for w in caught] == [__file__]
+    dims, state = vars(model.dims), model.state_dict()
+    torch.save({"dims": dims, "model_state_dict": state}, tmp_path / "medium.en.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(folder, head=name, download_root=str(tmp_path))
+    state["encoder.conv1.bias"] = state["encoder.conv1.bias"] + 1
+    torch.save({"dims": dims, "model_state_dict": state}, tmp_path / "medium.en.pt")
+    with pytest.warns(UserWarning, match="medium.en was trained on another encoder"):
+        load(folder, head=name, download_root=str(tmp_path))
+
+
+def test_a_second_head_for_audioset_is_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="is a second one for AudioSet"):
+        load(folder, head=[head_of(tmp_path), head_of(tmp_path)])
+
+
 def test_nothing_is_hashed_where_there_is_nothing_to_compare(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "encoder_sha256", lambda state: pytest.fail("hashed"))
     with warnings.catch_warnings():

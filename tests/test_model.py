@@ -78,6 +78,9 @@ def test_language_identification_task(model_multilingual, upstream_multilingual)
     options = whisper.DecodingOptions(task="lang_id", fp16=False)
     languages = [r.language for r in model_multilingual.decode(mel, options)]
     assert languages == [r.language for r in upstream_multilingual.decode(mel, options)]
+    beams = whisper.DecodingOptions(task="lang_id", fp16=False, beam_size=2)
+    for found, expected in zip(model_multilingual.decode(mel, beams), upstream_multilingual.decode(mel, beams)):
+        torch.testing.assert_close(found.audio_features, expected.audio_features, atol=1e-4, rtol=1e-3)
 
 
 def test_features_in_place_of_a_mel(model_en):

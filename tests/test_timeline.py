@@ -29,6 +29,27 @@ def test_every_multiple_of_a_step_is_accepted_in_any_float_form(n):
         assert seconds_to_steps(form) == n
 
 
+@pytest.mark.parametrize("seconds", [0.4, 1.2, 2, 4.4, 10])
+def test_half_precision_and_bytes(seconds):
+    """D3: what is nearest to a multiple in the precision given is that multiple."""
+    forms = [np.float16(seconds), torch.tensor(seconds).half(), torch.tensor(seconds).bfloat16(), str(seconds).encode()]
+    assert [resolutions(form) for form in forms] == [[round(seconds * 10 / 4)]] * 4
+    for wrong in (np.float16(0.5), torch.tensor(1.0, dtype=torch.bfloat16)):
+        with pytest.raises(ValueError, match="multiple of 0.4"):
+            seconds_to_steps(wrong)
+
+
+@pytest.mark.parametrize("seconds", [1e10, 4e299])
+def test_rows_far_longer_than_the_recording(seconds):
+    """Cost no more than one of its own length, and are one."""
+    found = []
+    for steps in (seconds_to_steps(seconds), 10):
+        rows = TagRows(steps, 400, lambda states: states.mean((1, 2)), 3)
+        rows.add(Window(0, 400), torch.arange(2 * 76 * 3).float().view(2, 76, 3))
+        found.append(rows.finish())
+    assert found[0][0].shape == (1, 3) and torch.equal(found[0][0], found[1][0]) and torch.equal(*(f[1] for f in found))
+
+
 @pytest.mark.parametrize("text", ["4.4", "8.8", "9.2", "16.4", "17.6", "18.4", "19.6", "20.4"])
 def test_literals_that_failed(text):
     """D3: even literals were refused."""

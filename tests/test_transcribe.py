@@ -268,6 +268,34 @@ def test_default_resolution_and_switching_off(model_en):
     }
 
 
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_resolutions_may_come_from_a_generator(model_en, batch_size):
+    options = {"temperature": 0.0, "sample_len": 4, "batch_size": batch_size}
+    found = model_en.transcribe(noise(3), at_time_res=(seconds for seconds in (0.4, 2)), **options)
+    assert list(found["audio_tag"]) == [0.4, 2.0]
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_a_listener_that_cannot_hear_an_array_is_told_before_any_work(model_en, monkeypatch, batch_size):
+    class Birds:
+        classes, kind, sample_rate = ("bird",), "multi_label", 32000
+
+        def logits(self, waveforms, lengths):
+            pytest.fail("heard at the wrong rate")
+
+    model_en.attach("birds", Birds())
+    monkeypatch.setattr(model_en.encoder, "forward", lambda *_: pytest.fail("encoded"))
+    with pytest.raises(ValueError, match="this listener hears 32000 Hz: give a file"):
+        model_en.transcribe(noise(3), batch_size=batch_size, language="en")
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_clips_before_the_beginning_are_refused(model_en, batch_size):
+    """Upstream hears padding there, and nothing of the clip."""
+    with pytest.raises(ValueError, match="clip_timestamps must not be negative"):
+        model_en.transcribe(noise(5), clip_timestamps=[-2, 3], batch_size=batch_size)
+
+
 @pytest.mark.parametrize("bad", [0.5, -1, 0, math.nan, "ten", [], [10, 0.3]])
 def test_bad_resolutions_are_refused_before_any_work(model_en, bad):
     """D3, D4."""

@@ -86,6 +86,24 @@ def test_without_tags_every_byte_is_upstreams(tmp_path, output_format, result, o
     assert set(files(ours)) == {f"a.b.{extension}" for extension in expected}
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_cleared_segments_do_not_stop_captions(tmp_path, first):
+    """A window without text has an empty list of words though none are timed; upstream fails where it is first."""
+    result = speech()
+    cleared = segment(3, 0, 1, "", False) | {"words": [], "tokens": []}
+    result["segments"] = [cleared, *result["segments"]] if first else [*result["segments"], cleared]
+    plain = result | {"segments": [{k: v for k, v in s.items() if k != "words"} for s in result["segments"]]}
+    for folder in ("one", "all", "theirs"):
+        (tmp_path / folder).mkdir()
+    for name in FORMATS:
+        get_writer(name, str(tmp_path / "one"))(result, "a.wav", {})
+        whisper.utils.get_writer(name, str(tmp_path / "theirs"))(result if name == "json" else plain, "a.wav", {})
+    get_writer("all", str(tmp_path / "all"))(result, "a.wav", {})
+    for name in FORMATS:
+        written = [(tmp_path / folder / f"a.{name}").read_bytes() for folder in ("one", "all", "theirs")]
+        assert written[0] == written[1] == written[2]
+
+
 @pytest.mark.parametrize("result", [speech(), silence()], ids=["speech", "silence"])
 def test_tags_change_json_only(tmp_path, result):
     """D26: tags in the result do not break writing. D27: nor do they need speech."""

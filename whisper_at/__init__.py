@@ -4,10 +4,11 @@
 signatures and the same transcripts; a model with a head adds what sounds, from the same encoder pass.
 """
 
+from importlib import import_module
+
 from whisper import *  # noqa: F401,F403
 from whisper import DecodingOptions, DecodingResult, ModelDimensions, Whisper, pad_or_trim
 
-from . import normalizers, timing, tokenizer, utils
 from .audio import load_audio, log_mel_spectrogram
 from .batched import transcribe_many
 from .captions import with_sounds
@@ -18,6 +19,9 @@ from .labels import find_classes, label_names, parse_at_label, print_label_name,
 from .model import WhisperAT, load_model
 from .transcribe import transcribe
 from .version import __version__
+
+for _name in ("normalizers", "timing", "tokenizer", "utils"):  # whisper's of these names are bound by the first line
+    import_module(f".{_name}", __name__)
 
 __all__ = [
     "DecodingOptions",

@@ -40,7 +40,7 @@ class Classes:
     names : one for each output
     kind : ``multi_label`` (each class alone: sigmoid) or ``single_label`` (one of them: softmax)
     temperature : logits are divided by it before they become probabilities
-    thresholds : the probability from which each class counts, or None
+    thresholds : the probability from which each class of ``multi_label`` counts, or None
     """
 
     names: tuple[str, ...]
@@ -191,11 +191,8 @@ def listen(
 def _samples(audio: str | os.PathLike[str] | np.ndarray | Tensor, rate: int) -> Iterator[np.ndarray]:
     """The samples of a recording at ``rate`` Hz, on disk rather than in memory where they come from a file."""
     if not isinstance(audio, (str, os.PathLike)):
+        require_rate(audio, rate)
         samples = audio.detach().cpu().numpy() if isinstance(audio, Tensor) else np.asarray(audio)
-        if rate != SAMPLE_RATE:
-            raise ValueError(
-                f"arrays are taken to be at {SAMPLE_RATE} Hz, but this listener hears {rate} Hz: give a file"
-            )
         yield samples.astype(np.float32, copy=False)
         return
     with tempfile.TemporaryFile() as file:
@@ -204,6 +201,12 @@ def _samples(audio: str | os.PathLike[str] | np.ndarray | Tensor, rate: int) -> 
         n = file.tell() // 4
         file.flush()
         yield np.memmap(file, np.float32, "r", shape=(n,)) if n else np.zeros(0, np.float32)
+
+
+def require_rate(audio: str | os.PathLike[str] | np.ndarray | Tensor, rate: int) -> None:
+    """ValueError if this is an array, which is at 16 kHz, for a listener that hears another rate."""
+    if not isinstance(audio, (str, os.PathLike)) and rate != SAMPLE_RATE:
+        raise ValueError(f"arrays are taken to be at {SAMPLE_RATE} Hz, but this listener hears {rate} Hz: give a file")
 
 
 def row_spans(n_rows: int, steps: int, seconds: float) -> list[tuple[float, float]]:

@@ -17,7 +17,7 @@ import torch
 import tqdm
 from torch import Tensor
 from whisper.audio import N_FRAMES, pad_or_trim
-from whisper.decoding import DecodingResult
+from whisper.decoding import DecodingOptions, DecodingResult
 from whisper.timing import add_word_timestamps
 from whisper.tokenizer import Tokenizer, get_tokenizer
 from whisper.utils import format_timestamp, get_end, make_safe
@@ -80,7 +80,7 @@ class _Recording:
         self.mel = LogMel(audio, model.dims.n_mels)
         try:
             self.clips = clips_of(options.clip_timestamps, self.mel.content_frames)
-            self.tagging = Tagging(model, options.at_time_res, self.mel.content_frames)
+            self.tagging = Tagging(model, options.at_time_res, self.mel.content_frames, audio)
             self.language = options.decode_options.get("language") or detect_language(
                 model, self.mel, None, options.dtype, options.verbose
             )
@@ -115,11 +115,12 @@ class _Recording:
 
 class _Job(NamedTuple):
     """A window to be heard. ``before``: no later window of its recording starts earlier; None for a rest, whose sounds
-    are known already."""
+    are known already. ``last_speech``: where the last word before a rest ends, in seconds."""
 
     recording: _Recording
     window: Window
     before: int | None
+    last_speech: float = 0.0
 
 
 class _Options(NamedTuple):
@@ -158,19 +159,25 @@ def transcribe_many(
     """Transcribe and tag recordings, ``batch_size`` windows at a time.
 
     Yields each recording with its result, in the shape of `transcribe`'s, as soon as it is finished. One that cannot be
-    read comes with its exception, and the others go on. Recordings are opened when their turn comes.
+    read or transcribed comes with its exception, and the others go on. Recordings are opened when their turn comes.
 
-    The options are those of `transcribe`. Every window is given the initial prompt, and none the text before it. Words
-    are timed from the features that the text came from.
+    The options are those of `transcribe` that do not tie a window to the one before it. Every window is given the
+    initial prompt, and none the text before it. Words are timed from the features that the text came from.
 
     Raises
     ------
     ValueError
         If ``batch_size`` is not positive, or tags are asked for that the model cannot give.
+    TypeError
+        If there is no such option, or ``recordings`` is a single one.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
-    Tagging(model, at_time_res, 0)  # what cannot be tagged is refused before anything is read
+    if isinstance(recordings, (str, os.PathLike, np.ndarray, Tensor)):
+        raise TypeError("transcribe_many takes several recordings: give a list, or use transcribe(…, batch_size=N)")
+    DecodingOptions(**decode_options)  # what does not exist or cannot be tagged is refused before anything is read
+    at_time_res = list(at_time_res) if isinstance(at_time_res, Iterator) else at_time_res
+    Tagging(model, at_time_res, 0)
     half = use_half(model, decode_options.get("fp16", True))
     options = _Options(
         temperature,
@@ -207,19 +214,30 @@ def _run(
                 progress.total += sum(job.window.size for job in recording.jobs)
                 jobs.extend(recording.jobs)
                 if not recording.jobs:
-                    yield audio, recording.result(options)
+                    yield audio, _finished(recording, options)
             if not jobs:
                 return
             language = jobs[0].recording.language
             batch = [job for job in jobs if job.recording.language == language][:batch_size]
+            listened: _Listened | Exception
             try:
-                rests = _listen(model, batch, options)
-            except torch.OutOfMemoryError:
-                if batch_size == 1:
-                    raise
-                batch_size //= 2
-                warnings.warn(f"out of memory: going on with batches of {batch_size} windows")
-                torch.cuda.empty_cache()
+                listened = _listen(model, batch, options)
+            except torch.OutOfMemoryError as error:
+                listened = error
+                if batch_size > 1:
+                    batch_size //= 2
+                    warnings.warn(f"out of memory: going on with batches of {batch_size} windows")
+                    torch.cuda.empty_cache()
+                    continue
+            except Exception as error:
+                listened = error
+            rests = listened if isinstance(listened, Exception) else _write_all(model, batch, listened, options)
+            if isinstance(rests, Exception):
+                failed = {id(job.recording): job.recording for job in batch}
+                jobs = deque(job for job in jobs if id(job.recording) not in failed)
+                for recording in failed.values():
+                    recording.mel.close()
+                    yield recording.audio, rests
                 continue
             taken = {id(job) for job in batch}
             jobs = deque([*rests, *(job for job in jobs if id(job) not in taken)])
@@ -229,11 +247,27 @@ def _run(
                 progress.update(0 if job.before is None else job.window.size)
                 job.recording.undone -= 1
                 if job.recording.undone == 0:
-                    yield job.recording.audio, job.recording.result(options)
+                    yield job.recording.audio, _finished(job.recording, options)
 
 
-def _listen(model: WhisperAT, batch: list[_Job], options: _Options) -> list[_Job]:
-    """Encode and decode windows of one language; returns the rests that they leave."""
+def _finished(recording: _Recording, options: _Options) -> dict | Exception:
+    """A recording's result; or why there is none, for listeners with an encoder of their own read it again."""
+    try:
+        return recording.result(options)
+    except Exception as error:
+        return error
+
+
+class _Listened(NamedTuple):
+    """Of the windows of a batch: states for heads, what the decoder hears, and texts."""
+
+    states: Tensor
+    heard: Heard | Tensor
+    results: list[DecodingResult]
+
+
+def _listen(model: WhisperAT, batch: list[_Job], options: _Options) -> _Listened:
+    """Encode and decode windows of one language."""
     windows = [job.window for job in batch]
     mel = torch.stack(
         [pad_or_trim(job.recording.mel.window(job.window.seek, job.window.end), N_FRAMES) for job in batch]
@@ -243,13 +277,21 @@ def _listen(model: WhisperAT, batch: list[_Job], options: _Options) -> list[_Job
     heard = hear(model, features)
     decode_options = {**options.decode_options, "language": batch[0].recording.language}
     results = decode_with_fallback(model, heard, decode_options, options.temperature, options.thresholds)
+    return _Listened(states, heard, results)
+
+
+def _write_all(model: WhisperAT, batch: list[_Job], listened: _Listened, options: _Options) -> list[_Job] | Exception:
+    """Add the windows of a batch to their recordings; returns the rests that they leave, or what went wrong."""
     rests = []
-    for i, (job, result) in enumerate(zip(batch, results)):
-        if job.before is not None:
-            job.recording.tagging.add(job.window, states[i], job.before)
-        rest = _write(model, job, states[i], result, picked(heard, [i]) if options.word_timestamps else None, options)
-        if rest is not None:
-            rests.append(rest)
+    try:
+        for i, (job, result) in enumerate(zip(batch, listened.results)):
+            if job.before is not None:
+                job.recording.tagging.add(job.window, listened.states[i], job.before)
+            timed = picked(listened.heard, [i]) if options.word_timestamps else None
+            if (rest := _write(model, job, listened.states[i], result, timed, options)) is not None:
+                rests.append(rest)
+    except Exception as error:
+        return error
     return rests
 
 
@@ -261,6 +303,7 @@ def _write(
     if options.thresholds.is_silent(result):
         return None
     split = split_segments(result, window, recording.tokenizer, model.dims.n_audio_ctx)
+    last_speech = job.last_speech if job.before is None else recording.last_speech
     if heard is not None:
         add_word_timestamps(
             segments=split.segments,
@@ -268,16 +311,18 @@ def _write(
             tokenizer=recording.tokenizer,
             mel=heard.features[0] if isinstance(heard, Heard) else heard[0],
             num_frames=window.size,
-            last_speech_timestamp=recording.last_speech,
+            last_speech_timestamp=last_speech,
             **options.punctuation,
         )
         if (last_word_end := get_end(split.segments)) is not None:
-            recording.last_speech = last_word_end
+            last_speech = last_word_end
+        if job.before is not None:  # when rests are heard depends on the batch
+            recording.last_speech = last_speech
     for segment in split.segments:
         if segment["start"] == segment["end"] or segment["text"].strip() == "":
             segment.update(text="", tokens=[], words=[])
         recording.segments.append(segment)
         recording.tagging.add_segment(window, states, segment)
     if window.seek < split.seek < window.end - SHORTEST_REST:
-        return _Job(recording, Window(split.seek, window.end - split.seek), None)
+        return _Job(recording, Window(split.seek, window.end - split.seek), None, last_speech)
     return None

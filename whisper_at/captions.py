@@ -37,17 +37,18 @@ def with_sounds(result: Mapping[str, Any], events: Sequence[Mapping[str, Any]] |
     events : those to show, as of `find_events`, by their start; all by default
     """
     events = find_events(result) if events is None else events
-    segments = [dict(segment) for segment in result["segments"]]
-    timed = any("words" in segment for segment in segments)
+    segments = alike(result["segments"])
+    spoken = sorted((segment for segment in segments if segment["text"].strip()), key=lambda segment: segment["start"])
+    timed = bool(segments) and "words" in segments[0]
     shown: dict[int, list[str]] = {}
     own: list[dict[str, Any]] = []
     i = 0
     for start, end, names in _beginnings(events):
-        while i < len(segments) and segments[i]["end"] <= start:
+        while i < len(spoken) and spoken[i]["end"] <= start:
             i += 1
-        until = segments[i]["start"] if i < len(segments) else math.inf
+        until = spoken[i]["start"] if i < len(spoken) else math.inf
         before = own[-1] if own and own[-1]["end"] > start else None
-        if until - start < SHORTEST and i < len(segments):
+        if until - start < SHORTEST and i < len(spoken):
             shown.setdefault(i, []).extend(names)
         elif before is not None and start - before["start"] < SHORTEST:
             before["names"].extend(names)
@@ -57,10 +58,23 @@ def with_sounds(result: Mapping[str, Any], events: Sequence[Mapping[str, Any]] |
             end = min(max(end, start + SHORTEST), start + LONGEST, until)
             own.append({"start": start, "end": end, "names": [*names]})
     for index, names in shown.items():
-        _put_before(segments[index], names, timed)
+        _put_before(spoken[index], names, timed)
     for cue in own:
         _put_before(cue, cue.pop("names"), timed)
     return {**result, "segments": sorted([*segments, *own], key=lambda segment: segment["start"])}
+
+
+def alike(segments: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Copies of segments, with ``words`` if all have them.
+
+    One that was cleared has an empty list of words even where none are timed, and openai-whisper's writers take the
+    first segment's word for all.
+    """
+    copies = [dict(segment) for segment in segments]
+    if not all("words" in segment for segment in copies):
+        for segment in copies:
+            segment.pop("words", None)
+    return copies
 
 
 def _beginnings(events: Iterable[Mapping[str, Any]]) -> Iterator[tuple[float, float, list[str]]]:

@@ -250,6 +250,15 @@ def encoder_sha256(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def published_encoder(name: str, download_root: str | None = None) -> str | None:
+    """`encoder_sha256` of an official Whisper, if its checkpoint is here already; None if not.
+
+    Published heads do not say on which encoder they were trained, but by their names.
+    """
+    path = _root(download_root) / whisper._MODELS[name].split("/")[-1]
+    return encoder_sha256(open_whisper(path)[1]) if path.is_file() else None
+
+
 # --- heads --------------------------------------------------------------------------------------------------
 
 

@@ -151,7 +151,11 @@ def _results(model: WhisperAT, audio: Sequence[str], options: dict[str, Any]) ->
     """Every file with its result or with what went wrong."""
     if options["batch_size"] is not None:
         batched = {name: value for name, value in options.items() if name not in SEQUENTIAL_OPTIONS}
-        yield from model.transcribe_many(audio, **batched)  # type: ignore[misc]
+        try:
+            results = model.transcribe_many(audio, **batched)  # type: ignore[misc]
+        except Exception as error:  # what no file could be done with
+            results = ((path, error) for path in audio)
+        yield from results  # type: ignore[misc]
         return
     for path in audio:
         try:

@@ -94,13 +94,17 @@ class DecodingTask(_upstream.DecodingTask):
 
     def _get_audio_features(self, mel: Tensor) -> Tensor:
         if self.heard is None:
-            features = super()._get_audio_features(mel)
-            if isinstance(features, TypeError):  # upstream returns what it should raise
-                raise features
-            self.heard = cast("WhisperAT", self.model).hear(features)
+            model = cast("WhisperAT", self.model)
+            if model.compute_type is not None:
+                mel = mel.to(torch.float16 if model.compute_type == "float16" else torch.float32)
+                features = _features(model, mel)
+            elif isinstance(features := super()._get_audio_features(mel), TypeError):
+                raise features  # upstream returns it
+            self.heard = model.hear(features)
         # `run` takes every n_group-th of what it is given, which goes well only for batches of one
         features = self.heard.features
-        return features.repeat_interleave(self.n_group, 0) if len(features) > 1 else features
+        several = len(features) > 1 and self.options.task != "lang_id"
+        return features.repeat_interleave(self.n_group, 0) if several else features
 
     def _detect_language(self, audio_features: Tensor, tokens: Tensor):
         languages, probabilities = [self.options.language] * len(tokens), None

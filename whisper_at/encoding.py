@@ -20,9 +20,9 @@ from numba.extending import overload
 from torch import Tensor, nn
 from whisper.model import AudioEncoder, ResidualAttentionBlock
 
-from .inference import fingerprint, is_stock
+from .inference import Fingerprint, is_stock
 from .kernels import FAST, LOCK, gelu, moments
-from .vectors import COLUMNS, HOST, pair_products6, softmax, to_bits
+from .vectors import COLUMNS, HOST, compiled, pair_products6, softmax, to_bits
 
 SUPPORTED = bool(HOST.get("avx512bf16")) and not HOST.get("amx-bf16")
 ROWS = 6
@@ -55,7 +55,7 @@ def _bfloat16(x):
     return np.uint16((bits + np.int32(0x7FFF) + ((bits >> np.int32(16)) & np.int32(1))) >> np.int32(16))
 
 
-@njit(cache=True, parallel=True, fastmath=FAST)
+@compiled(parallel=True, fastmath=FAST)
 def _norm(x, weight, bias, out):
     """Layer norm of every row of ``x`` (rows, width), to bfloat16."""
     rows, width = x.shape
@@ -85,7 +85,7 @@ def _(tile, bias, y, r, i, activate):
     return add if y.dtype == types.float32 else write
 
 
-@njit(cache=True, parallel=True, fastmath=FAST)
+@compiled(parallel=True, fastmath=FAST)
 def _multiply(w, bias, x, y, activate):
     """``x`` (rows, in) in bfloat16 by packed ``w`` (out, in): see `_finish`. x has rows to spare, up to a multiple of
     `ROWS`."""
@@ -98,7 +98,7 @@ def _multiply(w, bias, x, y, activate):
                 _finish(tile, bias, y, r, COLUMNS * i, activate)
 
 
-@njit(cache=True, parallel=True, fastmath=FAST)
+@compiled(parallel=True, fastmath=FAST)
 def _attend(qkv, heads, out):
     """Attention of every row of ``qkv`` (rows, 3·width) to all, both bfloat16; out is (rows, width) or longer."""
     rows, width = len(qkv), qkv.shape[1] // 3
@@ -143,7 +143,7 @@ def _attend(qkv, heads, out):
                     out[r + k, head * size + j] = _bfloat16(mixed[k, j] * share)
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _block(w, i, heads, x, normed, qkv, wide):
     """Block i on ``x`` (rows, width), in place; the others are room for what it computes on the way."""
     _norm(x, w.norms[i, 0], w.norms[i, 1], normed)
@@ -159,7 +159,7 @@ class Encoder:
     """The encoder of one model, its weights packed for the loops above; see `fits`."""
 
     def __init__(self, encoder: AudioEncoder) -> None:
-        self.encoder, self.fingerprint = encoder, fingerprint(encoder)
+        self.encoder, self.fingerprint = encoder, Fingerprint(encoder)
         blocks = cast(list[ResidualAttentionBlock], encoder.blocks)
         self.heads = blocks[0].attn.n_head
         norms = [torch.stack([p for n in (b.attn_ln, b.mlp_ln) for p in (n.weight, n.bias)]) for b in blocks]
@@ -185,7 +185,7 @@ class Encoder:
 
     def is_current(self, encoder: AudioEncoder) -> bool:
         """Whether its weights are still those that this was made of."""
-        return fingerprint(encoder) == self.fingerprint
+        return self.fingerprint.fits(encoder)
 
     @torch.no_grad()
     def __call__(self, mel: Tensor, each: Callable[[Tensor], object] | None = None) -> Tensor:

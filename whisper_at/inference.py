@@ -28,13 +28,15 @@ from whisper.model import (
 
 from . import kernels
 from .graphs import KEPT, StaticStep, empty_caches
-from .vectors import COLUMNS
+from .vectors import COLUMNS, READS_HALF
 
 STOCK = (
     *(AudioEncoder, TextDecoder, ResidualAttentionBlock, MultiHeadAttention, Linear, LayerNorm, Conv1d),
     *(nn.ModuleList, nn.Sequential, nn.GELU, nn.Embedding),
 )
 
+SAMPLED = 16
+"""Values of every parameter that are compared to see whether it was changed."""
 PART = 4096
 """Rows of a matrix that are converted at once, so that there is no second whole one."""
 
@@ -80,7 +82,7 @@ class Decoder:
         self.norm = (decoder.ln.weight, decoder.ln.bias)
         self.embedding = decoder.token_embedding.weight.detach()
         self.positions = decoder.positional_embedding.detach()
-        self.fingerprint = fingerprint(decoder)
+        self.fingerprint = Fingerprint(decoder)
         vectors = self.dims.n_text_state % 64 == 0 and self.dims.n_text_state // self.heads % 4 == 0
         compiled = self.device.type == "cpu" and dtype == torch.float32 and vectors
         # the compiled step has weights of its own; PyTorch, which serves long prompts then, widens them on the way
@@ -91,7 +93,9 @@ class Decoder:
         self.static = self.device.type == "cuda"
         self.steps: deque[StaticStep] = deque(maxlen=KEPT)
         # keys and values are computed in one precision and kept in another
-        self.hearing, self.heard = (torch.bfloat16, torch.float16) if reduced and compiled else (dtype, dtype)
+        self.hearing, self.heard = dtype, dtype
+        if reduced and compiled:
+            self.hearing, self.heard = torch.bfloat16, torch.float16 if READS_HALF else torch.float32
         self.listeners = [
             (b.cross_key.to(self.hearing), b.cross_value.to(self.hearing), b.cross_value_bias.to(self.hearing))
             for b in self.blocks
@@ -103,7 +107,7 @@ class Decoder:
 
     def is_current(self, model: Whisper, dtype: torch.dtype, reduced: str | None = None) -> bool:
         """Whether the model's weights are still those that this was made of, and the precision is the one asked for."""
-        return (dtype, reduced) == (self.dtype, self.reduced) and fingerprint(model.decoder) == self.fingerprint
+        return (dtype, reduced) == (self.dtype, self.reduced) and self.fingerprint.fits(model.decoder)
 
     @torch.no_grad()
     def hear(self, features: Tensor) -> Heard:
@@ -327,9 +331,22 @@ def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float()).to(x.dtype)
 
 
-def fingerprint(module: nn.Module) -> tuple[tuple[int, int], ...]:
-    """Where the weights are and how often they were changed."""
-    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in module.parameters())
+class Fingerprint:
+    """By what one knows a module's weights again: where they lie, how often they were changed, and a few of their
+    values, since changes to ``.data`` are not counted."""
+
+    def __init__(self, module: nn.Module) -> None:
+        flat = [p.detach().flatten() for p in module.parameters()]
+        self.places = self._places(module)
+        self.sampled = [weights[:: len(weights) // SAMPLED + 1] for weights in flat]
+        self.values = torch.cat(self.sampled)
+
+    def fits(self, module: nn.Module) -> bool:
+        return self._places(module) == self.places and torch.equal(torch.cat(self.sampled), self.values)
+
+    @staticmethod
+    def _places(module: nn.Module) -> list[tuple[int, int]]:
+        return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in module.parameters()]
 
 
 def _numbers(tensor: Tensor) -> np.ndarray:
@@ -348,7 +365,7 @@ def _pack(decoder: Decoder, int8: bool) -> kernels.Weights:
 
     def stored(matrices: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
         rows, width = sum(len(matrix) for matrix in matrices), matrices[0].shape[1]
-        half = not int8 and all(map(is_exact_in_half, matrices))
+        half = not int8 and READS_HALF and all(map(is_exact_in_half, matrices))
         dtype, scale = torch.int8 if int8 else torch.float16 if half else torch.float32, torch.ones(rows)
         if len(matrices) == 1 and matrices[0].dtype == dtype:
             return _numbers(matrices[0].contiguous()), scale.numpy()

@@ -19,7 +19,20 @@ import numpy as np
 from numba import njit, prange, types
 from numba.extending import overload
 
-from .vectors import COLUMNS, dots1, dots2, dots5, dots5x4, dots8, dots8x3, from_bits, scores1, scores2, scores5
+from .vectors import (
+    COLUMNS,
+    compiled,
+    dots1,
+    dots2,
+    dots5,
+    dots5x4,
+    dots8,
+    dots8x3,
+    from_bits,
+    scores1,
+    scores2,
+    scores5,
+)
 
 FAST = {"reassoc", "contract", "nsz"}  # sums in any order; infinities stay infinities
 SQRT_HALF = math.sqrt(0.5)
@@ -130,7 +143,7 @@ def moments(row):
     return mean, np.float32(1.0) / np.sqrt(variance / np.float32(len(row)) + np.float32(1e-5))
 
 
-@njit(cache=True, parallel=True, fastmath=FAST)
+@compiled(parallel=True, fastmath=FAST)
 def _activate(x):
     """GELU of every element, in place."""
     rows, width = x.shape
@@ -139,7 +152,7 @@ def _activate(x):
             x[r, j] = gelu(x[r, j])
 
 
-@njit(cache=True, fastmath=FAST)
+@compiled(fastmath=FAST)
 def _norm(x, weight, bias, out):
     """Layer norm of every row of ``x`` (rows, width)."""
     rows, width = x.shape
@@ -149,7 +162,7 @@ def _norm(x, weight, bias, out):
             out[r, j] = (x[r, j] - mean) * inverse * weight[j] + bias[j]
 
 
-@njit(cache=True, parallel=True)
+@compiled(parallel=True)
 def multiply(w, scale, bias, x, y, add):
     """``x`` (rows, in) by ``w`` (out, in) → ``y`` (rows, out); ``add`` adds to what is there, as a residual does.
 
@@ -204,7 +217,7 @@ def multiply(w, scale, bias, x, y, add):
                 y[r, i] += one[0] * (scale[i] * steps[r]) + bias[i]
 
 
-@njit(cache=True, parallel=True, fastmath=FAST)
+@compiled(parallel=True, fastmath=FAST)
 def _attend_self(qkv, keys, values, ancestors, owners, positions, heads, out):
     """Attention of every token to those before it and to itself.
 
@@ -241,7 +254,7 @@ def _attend_self(qkv, keys, values, ancestors, owners, positions, heads, out):
             out[t, head * size + j] = mixed[j] / total
 
 
-@njit(cache=True)
+@compiled()
 def _remember(qkv, keys, values, owners, positions):
     """Put the keys and values of new tokens in their places."""
     heads, size = keys.shape[1], keys.shape[3]
@@ -253,7 +266,7 @@ def _remember(qkv, keys, values, owners, positions):
                 values[owners[t], head, positions[t], j] = qkv[t, 2 * width + head * size + j]
 
 
-@njit(cache=True, parallel=True, fastmath=FAST)
+@compiled(parallel=True, fastmath=FAST)
 def _attend_cross(query, keys, values, frames, group, heads, out):
     """Attention of every row to its recording.
 
@@ -309,7 +322,7 @@ def _attend_cross(query, keys, values, frames, group, heads, out):
                 out[first + r, low + j] = dots1(value, j, weights, r)[0]
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def decode(w, x, owners, positions, keys, values, ancestors, cross_keys, cross_values, frames, group, heads):
     """A few new tokens through all layers: the next one of every row, or several of one.
 

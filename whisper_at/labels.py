@@ -230,9 +230,9 @@ def label_names(language: str = "en") -> tuple[str, ...]:
     return names[code]
 
 
-def tag_language(result: Mapping[str, Any], language: str = "follow_asr") -> str:
+def tag_language(result: Mapping[str, Any], language: str | None = "follow_asr") -> str:
     """The language to name a result's tags in: that of its text, or the one asked for."""
-    if language != "follow_asr":
+    if language is not None and language != "follow_asr":
         return language
     return "en" if result.get("task") == "translate" else result.get("language") or "en"
 

@@ -37,7 +37,8 @@ class WhisperAT(Whisper):
     """openai-whisper's model with a head that hears sounds in the features of the frozen encoder.
 
     ``encoder``, ``decoder``, ``state_dict`` and every method are upstream's; the head is held beside
-    the modules, not among them, so that checkpoints go in and out unchanged (defect D13).
+    the modules, not among them, so that checkpoints go in and out unchanged (defect D13). As openai-whisper's, a model
+    serves one thread at a time.
 
     Attributes
     ----------
@@ -222,8 +223,8 @@ def load_model(
 
     A Whisper without a published head (large-v3, turbo, a file of your own) transcribes as usual and
     refuses to tag, saying why. One that was distilled with its teacher's encoder can take the teacher's head:
-    ``load_model("distil-whisper/distil-medium.en", head="medium.en")``. A head that says which encoder it was
-    trained on, and is given another, loads with a warning.
+    ``load_model("distil-whisper/distil-medium.en", head="medium.en")``. A head that was trained on another encoder
+    loads with a warning; so does a published one whose own Whisper has not been downloaded to compare with.
 
     Raises
     ------
@@ -231,7 +232,8 @@ def load_model(
         If there is no such model, a file is damaged or cannot be downloaded, or a folder holds a model that
         openai-whisper's cannot express (tokens added to its vocabulary, say).
     ValueError
-        If the head does not fit the encoder, or does not exist in a low-compute variant.
+        If the head does not fit the encoder, does not exist in a low-compute variant, or is a second one for
+        AudioSet's classes.
     FileNotFoundError
         If ``head`` names neither a published head nor a file.
     """
@@ -271,6 +273,8 @@ def load_model(
         if source is not None:
             found = _open_head_or_classifier(source, model, download_root, name)
             if isinstance(found, (TLTR, LayerPoolHead)) and found.classes is None:
+                if model.head is not None:
+                    raise ValueError(f"head {source} is a second one for AudioSet's classes: a model has one")
                 model.head = found
             else:
                 model.attach(Path(source).name.removesuffix(".safetensors").removesuffix(".head"), found)
@@ -296,7 +300,13 @@ def open_fitting_head(
     except ValueError as error:
         raise ValueError(f"head {source} does not fit {model_name}: {error}") from None
     trained_on = metadata.get("encoder_sha256")  # hashing takes time: only where there is something to compare
-    if trained_on is not None and trained_on != checkpoints.encoder_sha256(model.state_dict()):
+    published = str(source).removesuffix("_low")
+    if trained_on is None and published in checkpoints.HEADS and published != model_name:
+        trained_on = checkpoints.published_encoder(published, download_root)
+        if trained_on is None:
+            message = f"head {source} is right for {model_name} only if that has the encoder of {published}, which is "
+            warnings.warn(f"{message}not here to compare with: load_model({published!r}) fetches it", stacklevel=4)
+    if trained_on and trained_on != checkpoints.encoder_sha256(model.state_dict()):
         message = f"head {source} was trained on another encoder than that of {model_name}: its tags may be wrong"
         warnings.warn(message, stacklevel=4)  # of load_model or attach
     return head

@@ -67,11 +67,19 @@ def seconds_to_steps(at_time_res: float) -> int:
     if isinstance(at_time_res, bool) or not math.isfinite(seconds) or seconds <= 0:
         raise ValueError(f"at_time_res must be a positive number of seconds, not {at_time_res!r}")
     steps = round(seconds / STEP_SECONDS)
-    if steps < 1 or abs(seconds - STEP_SECONDS * steps) > 1e-6 * max(1.0, seconds):
+    if steps < 1 or abs(seconds - STEP_SECONDS * steps) > max(1e-6, _precision(at_time_res)) * max(1.0, seconds):
         lower, upper = max(1, math.floor(seconds / STEP_SECONDS)), math.ceil(seconds / STEP_SECONDS)
         nearest = " or ".join(f"{steps_to_seconds(s):g}" for s in sorted({lower, upper}))
         raise ValueError(f"at_time_res must be a multiple of 0.4 s, not {at_time_res!r}; try {nearest}")
     return steps
+
+
+def _precision(value: object) -> float:
+    """Relative precision of an array's or a tensor's floating-point numbers; 0 for other things."""
+    dtype = getattr(value, "dtype", None)
+    if isinstance(dtype, torch.dtype):
+        return torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
+    return float(np.finfo(dtype).eps) if isinstance(dtype, np.dtype) and dtype.kind == "f" else 0.0
 
 
 def steps_to_seconds(steps: int) -> float:
@@ -149,6 +157,7 @@ class TagRows:
 
     def __init__(self, steps: int, content_frames: int, classify: Classifier, n_classes: int) -> None:
         total = -(-content_frames // STEP_FRAMES)
+        steps = min(steps, max(total, 1))  # a row that is longer than the recording is all of it
         self.row_frames = steps * STEP_FRAMES
         self.content_frames = content_frames
         self.classify = classify
@@ -276,7 +285,7 @@ class TagRows:
 
 def is_single(at_time_res: object) -> bool:
     """Whether this is one resolution rather than several."""
-    return isinstance(at_time_res, (numbers.Number, str)) or getattr(at_time_res, "ndim", None) == 0
+    return isinstance(at_time_res, (numbers.Number, str, bytes)) or getattr(at_time_res, "ndim", None) == 0
 
 
 def resolutions(at_time_res: float | Iterable[float]) -> list[int]:

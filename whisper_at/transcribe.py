@@ -7,7 +7,7 @@ token; the rules for segments are in `segments`, those for tag rows in `timeline
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -120,7 +120,8 @@ def transcribe(
         if isinstance(result, Exception):
             raise result
         return result
-    Tagging(model, at_time_res, 0)  # what cannot be tagged is refused before anything is read
+    at_time_res = list(at_time_res) if isinstance(at_time_res, Iterator) else at_time_res
+    Tagging(model, at_time_res, 0, audio)  # what cannot be tagged is refused before anything is read
     half = use_half(model, decode_options.get("fp16", True))
     decode_options = {**decode_options, "fp16": half}
     dtype = torch.float16 if half else torch.float32

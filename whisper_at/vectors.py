@@ -6,15 +6,32 @@ compiled functions alone: after a change here, touch `kernels.py`.
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Callable
+
 from llvmlite import binding, ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
 HOST = binding.get_host_cpu_features()
+READS_HALF = platform.machine().lower() not in ("x86_64", "amd64", "i686", "x86") or bool(HOST.get("f16c"))
+"""Whether the processor itself widens half precision, to which `_widened` trusts."""
 COLUMNS = 64
 """Frames of what is heard lie together by so many; the last of them are zeros."""
+
+
+def compiled(**options) -> Callable[[Callable], Callable]:
+    """Numba's ``njit``, kept on disk where a folder for that can be written."""
+
+    def decorate(function: Callable) -> Callable:
+        try:
+            return njit(cache=True, **options)(function)
+        except RuntimeError:  # package, home and NUMBA_CACHE_DIR are all read-only
+            return njit(**options)(function)
+
+    return decorate
 
 
 def _picked(builder, vector, places):

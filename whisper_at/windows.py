@@ -15,7 +15,7 @@ from whisper.audio import FRAMES_PER_SECOND, HOP_LENGTH, N_FRAMES, SAMPLE_RATE
 from whisper.decoding import DecodingOptions, DecodingResult
 from whisper.tokenizer import LANGUAGES
 
-from .attached import Classes, Listener, Reader, listen, row_spans, span_logits
+from .attached import Classes, Listener, Reader, listen, require_rate, row_spans, span_logits
 from .heads import TLTR, Head, LayerPoolHead
 from .inference import Heard
 from .mel import LogMel
@@ -31,10 +31,17 @@ AUTO_RESOLUTION = 10.0
 class Tagging:
     """The tag rows of one recording at all resolutions asked for, of the AudioSet head and of attached ones.
 
-    Raises ValueError if a resolution is not a positive multiple of 0.4 s, or the model has no head for them.
+    Raises ValueError if a resolution is not a positive multiple of 0.4 s, the model has no head for them, or one that
+    listens by itself cannot hear such ``audio``.
     """
 
-    def __init__(self, model: WhisperAT, at_time_res: float | Iterable[float] | None, content_frames: int) -> None:
+    def __init__(
+        self,
+        model: WhisperAT,
+        at_time_res: float | Iterable[float] | None,
+        content_frames: int,
+        audio: str | os.PathLike[str] | np.ndarray | Tensor = "",
+    ) -> None:
         if isinstance(at_time_res, str) and at_time_res == "auto":
             at_time_res = None if model.head is None and not model.attached else AUTO_RESOLUTION
         self.row_steps = [] if at_time_res is None else resolutions(at_time_res)
@@ -46,6 +53,8 @@ class Tagging:
         heads = (TLTR, LayerPoolHead)
         self.own = {name: head for name, head in attached.items() if isinstance(head, (*heads, Reader))}
         self.listeners = {name: cast(Listener, head) for name, head in attached.items() if name not in self.own}
+        for listener in self.listeners.values():
+            require_rate(audio, listener.sample_rate)
         self.needs_features = any(isinstance(head, Reader) for head in self.own.values())
         self.classifiers: dict[str, tuple[Classifier, int]] = {}
         for name, head in (self.own if model.head is None else {"audio_tag": model.head, **self.own}).items():
@@ -217,9 +226,14 @@ def use_half(model: WhisperAT, fp16: bool) -> bool:
 
 
 def clips_of(clip_timestamps: str | Sequence[float], content_frames: int) -> list[tuple[int, int]]:
-    """The clips to listen to, as pairs of frames, in the order given and none past the end."""
+    """The clips to listen to, as pairs of frames, in the order given and none past the end.
+
+    Raises ValueError for a time before the beginning, where upstream hears nothing but padding.
+    """
     if isinstance(clip_timestamps, str):
         clip_timestamps = [float(seconds) for seconds in clip_timestamps.split(",") if clip_timestamps]
+    if any(seconds < 0 for seconds in clip_timestamps):
+        raise ValueError(f"clip_timestamps must not be negative: {list(clip_timestamps)}")
     points = [round(seconds * FRAMES_PER_SECOND) for seconds in clip_timestamps] or [0]
     if len(points) % 2:
         points.append(content_frames)

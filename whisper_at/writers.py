@@ -19,12 +19,13 @@ from whisper.utils import ResultWriter
 from whisper.utils import get_writer as get_upstream_writer
 
 from .attached import attached_names, named_tags
-from .captions import with_sounds
+from .captions import alike, with_sounds
 from .events import find_events
 from .labels import audioset_labels, find_class, label_names, parse_at_label, sigmoid, tag_language
 
 UPSTREAM_KEYS = ("text", "segments", "language")
 TAG_KEYS = ("duration", "at_time_res", "audio_tag_coverage", "audio_tag")
+FORMATS = ("txt", "vtt", "srt", "tsv", "json")
 CAPTIONS = ("srt", "vtt")
 
 
@@ -63,16 +64,15 @@ def get_writer(
     }
     upstream = get_upstream_writer(output_format, output_dir)
     if isinstance(upstream, ResultWriter):
-        return _WholeFileWriter(upstream, tag_options, sound_captions and upstream.extension in CAPTIONS)
+        return _WholeFileWriter(upstream, tag_options, sound_captions)
 
     def write_all(result: dict, audio_path: str, options: dict | None = None, **kwargs) -> None:
         plain = plain_result(result, **tag_options)
+        shown = captioned_result(result, sound_captions, **tag_options)
         with _Renamed(output_dir) as folder:
-            get_upstream_writer(output_format, folder)(plain, audio_path, options, **kwargs)
-            if sound_captions:
-                shown = captioned_result(result, **tag_options)
-                for name in CAPTIONS:
-                    get_upstream_writer(name, folder)(shown, audio_path, options, **kwargs)
+            for name in FORMATS:
+                content = shown if name in CAPTIONS else plain
+                get_upstream_writer(name, folder)(content, audio_path, options, **kwargs)
 
     return write_all
 
@@ -173,13 +173,13 @@ def plain_result(result: dict, **tag_options) -> dict:
     return {key: _plain(values[key]) for key in dict.fromkeys([*first, *values])}
 
 
-def captioned_result(result: dict, **tag_options) -> dict:
-    """The result as srt and vtt show it: with its sounds among the words; itself if it holds no tags.
+def captioned_result(result: dict, sounds: bool, **tag_options) -> dict:
+    """The result as srt and vtt show it: with its sounds among the words, if it is asked for and holds tags.
 
     Keyword arguments are those of :func:`tag_rows`.
     """
-    if result.get("audio_tag") is None and not attached_names(result):
-        return result
+    if not sounds or (result.get("audio_tag") is None and not attached_names(result)):
+        return {**result, "segments": alike(result["segments"])}
     return with_sounds(result, _events(result, **tag_options))
 
 
@@ -237,8 +237,9 @@ class _WholeFileWriter(ResultWriter):
         self.extension = upstream.extension
 
     def prepare(self, result: dict) -> dict:
-        prepare = captioned_result if self.sound_captions else plain_result
-        return prepare(result, **self.tag_options)
+        if self.extension in CAPTIONS:
+            return captioned_result(result, self.sound_captions, **self.tag_options)
+        return plain_result(result, **self.tag_options)
 
     def __call__(self, result: dict, audio_path: str, options: dict | None = None, **kwargs) -> None:
         result = self.prepare(result)
