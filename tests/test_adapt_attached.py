@@ -65,6 +65,17 @@ def test_a_head_on_the_plain_encoder_needs_no_pass(model_en, options):
     torch.testing.assert_close(result["mood"]["logits"][3], expected, atol=1e-4, rtol=1e-4)
 
 
+def test_a_reader_takes_states_to_where_its_head_is(model_en):
+    """In whatever type the model and the classifier are; its logits come back to where the states are."""
+    made = classifier(model_en)
+    reader = made.on_states(model_en)
+    states = torch.randn(2, len(model_en.encoder.blocks) + 1, 5, made.backbone.width)
+    wanted = reader(states)
+    made.double()
+    torch.testing.assert_close(reader(states).float(), wanted)
+    assert made.to("meta") and reader(states.to("meta")).device.type == "meta"
+
+
 @pytest.mark.parametrize("options", OWN_PASS)
 def test_what_changes_the_encoder_hears_in_a_pass_of_its_own(model_en, options):
     made = classifier(model_en, **options)

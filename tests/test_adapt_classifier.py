@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from tiny_backbones import FAMILIES
 from torch.nn import functional as F
 
-from whisper_at.adapt import learning, waves
-from whisper_at.adapt.backbones import random_backbone
+from whisper_at.adapt import learning, merge, waves
+from whisper_at.adapt.backbones import load_backbone, random_backbone
 from whisper_at.adapt.classifier import AudioClassifier
 from whisper_at.adapt.learning import ClassificationTask, KeptSource, Recipe, WaveSource, class_weights, kept_states
 from whisper_at.adapt.waves import Waves, add_noise, mask_spectrogram, mask_time, spec_augment
@@ -276,6 +277,8 @@ def test_schedules_are_those_of_the_papers():
     plateau = Recipe(lr=5e-4, lr_min=5e-5, schedule="plateau").scheduled(7)
     flat = [{"valid_loss": 1.0}] * 60
     assert [plateau(n, flat[:n]) for n in (6, 7, 13, 60)] == pytest.approx([1, 0.5, 0.25, 0.1])
+    low = Recipe(lr=1e-5, lr_min=5e-5, schedule="plateau").scheduled(7)  # below its own floor: it never rises
+    assert [low(n, flat[:n]) for n in (6, 7, 60)] == [1, 1, 1]
 
 
 def test_several_labels_a_clip_are_decided_one_by_one(tones, cache):
@@ -286,6 +289,23 @@ def test_several_labels_a_clip_are_decided_one_by_one(tones, cache):
     recipe = replace(RECIPE, epochs=2, select="mAP")
     fitted = model.fit(both.split("train"), both.split("valid"), recipe, cache=cache)
     assert {"mAP", "AUC", "d_prime", "valid_loss"} <= fitted.history[-1].keys()
+    single = tones.split("test")  # whatever labels a part happens to have, the model decides classes one by one
+    assert model.kind == "multi_label" and model.evaluate(single, cache=cache).scores.keys() == {
+        "mAP",
+        "AUC",
+        "d_prime",
+    }
+    with pytest.raises(ValueError, match="there are no clips"):
+        model.evaluate(single.take([]))
+
+
+@pytest.mark.parametrize("select, several", [("accuracy", True), ("UAR", True), ("mAP", False), ("d_prime", False)])
+def test_a_score_that_the_data_do_not_have_chooses_no_epoch(tones, cache, select, several, monkeypatch):
+    monkeypatch.setattr(learning, "WaveSource", None)  # it is told before anything is decoded
+    clips = tuple(replace(c, labels=CLASSES) if several and i == 0 else c for i, c in enumerate(tones.clips))
+    data = replace(tones, clips=clips)
+    with pytest.raises(ValueError, match=f"select = '{select}'"):
+        made().fit(data.split("train"), data.split("valid"), replace(RECIPE, select=select), cache=cache)
 
 
 # --- on disk -----------------------------------------------------------------------------------------------------
@@ -342,6 +362,39 @@ def test_a_checkpoint_says_what_it_belongs_to(tmp_path):
         AudioClassifier.load(path, random_backbone("whisper-nano"))
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "other"), [("wav2vec2-tiny", {"normalize": False}, {}), ("ast-tiny", {"frames": 96}, {})]
+)
+def test_what_the_front_end_was_told_is_saved(name, options, other, tmp_path):
+    backbone = load_backbone(f"random:{name}", "cpu", **options)
+    model = AudioClassifier(backbone, "bitfit", CLASSES).eval()
+    model.save(tmp_path / "m.safetensors")
+    again = AudioClassifier.load(tmp_path / "m.safetensors", device="cpu")
+    sound = torch.randn(1, 8000) * 0.03 + 0.1
+    with torch.no_grad():
+        torch.testing.assert_close(again(sound), model(sound))
+    assert options.items() <= again.configuration().items()
+    with pytest.raises(ValueError, match=f"load it with {next(iter(options))}="):
+        AudioClassifier.load(tmp_path / "m.safetensors", load_backbone(f"random:{name}", "cpu", **other))
+
+
+def test_merged_lora_is_saved_as_it_was_before(tmp_path, recwarn):
+    model = made(methods=[{"name": "last_k", "k": 1}, {"name": "lora", "rank": 2}]).eval()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)
+    names, sound = model.trained().keys(), torch.randn(1, 8000) * 0.1
+    merge(model.backbone)
+    with torch.no_grad():
+        wanted = model(sound)
+    model.save(tmp_path / "m.safetensors")
+    assert model.backbone.blocks[0].attn.lora["q"].merged
+    again = AudioClassifier.load(tmp_path / "m.safetensors", made().backbone)
+    assert again.trained().keys() == names and not [w for w in recwarn if "frozen weights" in str(w.message)]
+    with torch.no_grad():
+        torch.testing.assert_close(again(sound), wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_an_embedded_backbone_is_found_by_its_name(tmp_path):
     model = AudioClassifier("nano.en", LORA, CLASSES, device="cpu")
     model.save(tmp_path / "m.safetensors")
@@ -361,6 +414,11 @@ def test_what_cannot_work_is_refused_before_any_work(tones, cache):
         made(pooling="cls")
     with pytest.raises(ValueError, match="no prompts"):
         made(pooling="prompts", methods={"name": "prompt", "kind": "deep_append", "tokens": 2})
+    for seconds in (0, -0.5):
+        with pytest.raises(ValueError, match="seconds must be more than 0"):
+            made(seconds=seconds)
+    with pytest.raises(ValueError, match="must end in .safetensors"):
+        made().save(cache / "m.bin")
     with pytest.raises(ValueError, match="site of lora"):
         made(methods={"name": "lora", "sites": ["query"]})
     with pytest.raises(ValueError, match="frames in time"):
@@ -384,3 +442,34 @@ def test_a_clip_that_is_too_long_for_whisper_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"long.wav lasts 31.0 s.*set seconds"):
         made().predict([path], cache=tmp_path)
     assert made(seconds=30.0).predict([path], cache=tmp_path).shape == (1, 2)
+
+
+def test_no_files_have_no_probabilities():
+    assert made().predict([]).shape == (0, 2)
+
+
+def test_settings_go_by_the_names_that_they_have():
+    model = AudioClassifier(
+        random_backbone("ast-tiny"), method={"name": "lora", "rank": 2}, pooling="cls", head="linear", classes=CLASSES
+    )
+    assert model.configuration()["methods"][0]["rank"] == 2 and model.configuration()["pooling"] == "cls"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("options", [{}, {"head": "conv", "layers": "weighted_conv"}])
+def test_a_classifier_may_be_cast_as_a_whole(name, options):
+    model = made(name, LORA, **options).eval()
+    sound = torch.randn(2, 8000) * 0.1
+    with torch.no_grad():
+        wanted, found = model(sound), model.bfloat16()(sound)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), wanted, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("part, message", [((1.0, None), "from 1 s to its end"), ((0.0, 0.0), "from 0 s to 0 s")])
+def test_a_part_that_a_file_does_not_have_is_named(part, message, tmp_path):
+    path = write(tmp_path / "a.wav", np.full(1000, 0.25))
+    with pytest.raises(ValueError, match=rf"a\.wav lasts 0\.06 s and has no part {message}"):
+        Waves([Clip(path, (), start=part[0], end=part[1])], RATE, tmp_path)
+    with pytest.raises(ValueError, match="seconds must be more than 0"):
+        Waves([Clip(path, ())], RATE, tmp_path, seconds=0.0)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
+import shutil
+import warnings
 import wave
 from pathlib import Path
 
@@ -13,8 +16,8 @@ import torch
 
 from whisper_at.adapt import AudioClassifier, cli
 from whisper_at.adapt.compare import compare, draw_trade, markdown, read_comparison
-from whisper_at.adapt.config import make_config, read_config
-from whisper_at.adapt.experiment import StepMemory, prepare, run, training_megabytes
+from whisper_at.adapt.config import build, make_config, read_config
+from whisper_at.adapt.experiment import StepMemory, folder_name, prepare, run, training_megabytes
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -74,6 +77,14 @@ def flags(settings: dict) -> list[str]:
         ({"dataset": "iemocapp"}, "did you mean 'iemocap'"),
         ({"method": {"rank": 8}}, "a method is a name or a table with one"),
         ({"seeds": []}, "seeds is empty"),
+        ({"recipe": "fast"}, "recipe = 'fast' is not a table"),
+        ({"reader": 5}, "reader = 5 is not dict"),
+        ({"method": 5}, "a method is a name or a table with one"),
+        ({"method": [["lora"]]}, "a method is a name or a table with one"),
+        ({"seconds": -1.0}, "seconds must be more than 0, not -1.0"),
+        ({"few_shot": 0}, "few_shot must be more than 0"),
+        ({"parts": 0}, "parts must be more than 0"),
+        ({"classes": 0}, "classes must be more than 0"),
     ],
 )
 def test_wrong_settings_are_named(table, message):
@@ -113,6 +124,33 @@ def test_count_needs_no_weights(capsys):
         cli.main(args[:3])
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"backbone": "wav2vec2", "frames": 400}, "frames is for AST"),
+        ({"backbone": "base", "frames": 400}, "frames is for AST"),
+        ({"backbone": "base", "normalize": True}, "normalize is for wav2vec 2.0"),
+        ({"backbone": "ast", "normalize": False}, "normalize is for wav2vec 2.0"),
+        ({"backbone": "wav2vec2", "recipe": {"spec_augment": [24, 80]}}, "this backbone reads samples"),
+        ({"backbone": "base", "pooling": "cls"}, "0 special tokens"),
+        ({"backbone": "base", "pooling": "prompts"}, "no prompts"),
+        ({"backbone": "ast", "pooling": "cls_dist", "method": {"name": "prompt"}}, "1 special tokens"),
+    ],
+)
+def test_what_does_not_suit_a_backbone_is_refused_without_its_weights(settings, message):
+    with pytest.raises(ValueError, match=message):
+        build(make_config(settings), ["a", "b"], count_only=True)
+
+
+def test_tokens_that_methods_add_can_be_pooled_without_weights():
+    for settings in (
+        {"backbone": "base", "pooling": "cls", "method": "cls_token"},
+        {"backbone": "base", "pooling": "prompts", "method": {"name": "prompt", "tokens": 2}},
+        {"backbone": "ast", "pooling": "cls_dist"},
+    ):
+        assert build(make_config(settings), ["a", "b"], count_only=True).count()["trainable"]
+
+
 # --- runs -----------------------------------------------------------------------------------------------------------
 
 
@@ -150,6 +188,67 @@ def test_what_is_finished_is_not_done_again(settings, monkeypatch):
         run(make_config(settings | {"pooling": "all"}))
 
 
+def copied(sounds: Path, to: Path) -> Path:
+    shutil.copytree(sounds, to)
+    return to
+
+
+def test_a_run_with_other_clips_to_test_is_another_run(settings, sounds, tmp_path):
+    root = copied(sounds, tmp_path / "copied")
+    config = make_config(settings | {"root": str(root), "recipe": settings["recipe"] | {"epochs": 1}})
+    run(config)
+    (root / "test" / "low" / "0.wav").rename(root / "test" / "high" / "9.wav")
+    with pytest.raises(ValueError, match="a run with other settings"):
+        run(config)
+
+
+def test_what_identifies_a_run(settings, sounds):
+    config = make_config(settings | {"recipe": settings["recipe"] | {"epochs": 1}})
+    run(config)
+    dataset, (division,) = prepare(config)
+    lines = [f"{part} {dataset.clips[i].key}" for part in ("train", "valid", "test") for i in getattr(division, part)]
+    known = json.loads((Path(settings["out"]) / "splits-seed0" / "result.json").read_text())["settings"]
+    assert known["clips"] == hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    assert known.keys() == {"config", "seed", "division", "clips"}
+
+
+def test_names_of_folders():
+    assert folder_name("without 03 08") == "without-03-08" and folder_name("a" * 80) == "a" * 80
+    long = [folder_name("without " + " ".join(f"speaker{i}" for i in range(n))) for n in (20, 21)]
+    assert long[0] != long[1] and all(len(name) == 89 and name.startswith("without-speaker0-") for name in long)
+
+
+def test_several_labels_are_decided_by_the_whole_data(settings, tmp_path, sounds, capsys):
+    """Folds whose clips happen to have one label each are scored as the others are."""
+    rows = ["path,labels,fold"]
+    for i, path in enumerate(sorted((sounds / "train").rglob("*.wav"))):
+        rows.append(f"{path},{'high;low' if i in (0, 6) else path.parent.name},{i % 3 + 1}")
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(rows) + "\n")
+    settings |= {"root": str(table), "protocol": "folds", "recipe": {"epochs": 1, "select": "mAP"}}
+    assert cli.main(["fit", "--quiet", *flags(settings)]) == 0
+    assert "mAP: " in capsys.readouterr().out
+    kinds = {AudioClassifier.load(path, device="cpu").kind for path in Path(settings["out"]).rglob("*.safetensors")}
+    assert kinds == {"multi_label"}
+    with pytest.raises(ValueError, match="select = 'accuracy': these clips have several labels"):
+        prepare(make_config(settings | {"recipe": {}}))
+
+
+def test_random_weights_are_the_same_again(settings, sounds, capsys):
+    settings |= {"random": True, "backbone": "whisper-nano", "recipe": {"epochs": 1}}
+    run(make_config(settings))
+    model = Path(settings["out"]) / "splits-seed0" / "classifier.safetensors"
+    file = str(sounds / "test" / "low" / "0.wav")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cli.main(["predict", "--model", str(model), "--device", "cpu", file]) == 0
+    first = capsys.readouterr().out
+    args = ["predict", "--model", str(model), "--backbone", "random:whisper-nano", "--device", "cpu", file]
+    assert cli.main(args) == 0 and capsys.readouterr().out == first
+    with pytest.raises(ValueError, match="does not fit random:whisper-tiny"):
+        cli.main([*args[:4], "random:whisper-tiny", *args[5:]])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -163,6 +262,8 @@ def test_what_is_finished_is_not_done_again(settings, monkeypatch):
         ({"pooling": "cls_dist"}, "0 special tokens"),
         ({"head": "mlp"}, "head must be one of"),
         ({"frames": 400}, "frames is for AST"),
+        ({"recipe": {"select": "mAP"}}, "select = 'mAP': these clips have one label each"),
+        ({"reader": {"folds": "x"}}, "has no option 'folds': did you mean 'fold'"),
     ],
 )
 def test_wrong_wishes_are_refused_before_any_work(settings, changes, message):
@@ -172,18 +273,22 @@ def test_wrong_wishes_are_refused_before_any_work(settings, changes, message):
 
 
 def test_broken_data_are_refused_before_any_work(settings, sounds, tmp_path):
-    import shutil
-
-    copied = tmp_path / "copied"
-    shutil.copytree(sounds, copied)
-    (copied / "test" / "low" / "0.wav").write_text("no audio")
+    root = copied(sounds, tmp_path / "copied")
+    config = make_config(settings | {"root": str(root)})
+    (root / "test" / "low" / "0.wav").write_text("no audio")
     with pytest.raises(RuntimeError, match=r"0\.wav"):
-        run(make_config(settings | {"root": str(copied)}))
+        run(config)
     assert not Path(settings["out"]).exists()
-    shutil.rmtree(copied / "test" / "low")
-    shutil.rmtree(copied / "train" / "low")
+    shutil.rmtree(root / "test" / "low")
+    with pytest.warns(UserWarning, match="splits: class 'low' is not in the test"):
+        prepare(config)
+    shutil.move(root / "valid" / "low", tmp_path / "low")
+    with pytest.warns(UserWarning, match="splits: class 'low' is not in validation or in the test"):
+        prepare(config)
+    shutil.move(tmp_path / "low", root / "valid" / "low")
+    shutil.rmtree(root / "train" / "low")
     with pytest.raises(ValueError, match="class 'low' is in validation, but not in training"):
-        prepare(make_config(settings | {"root": str(copied)}))
+        prepare(config)
 
 
 # --- comparisons ------------------------------------------------------------------------------------------------------

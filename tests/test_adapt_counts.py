@@ -6,6 +6,7 @@ import pytest
 from torch import nn
 
 from whisper_at.adapt import adapt, count_parameters, random_backbone
+from whisper_at.adapt.config import sized_backbone
 
 pytest.importorskip("transformers")
 
@@ -148,3 +149,23 @@ def test_the_three_counts_and_the_rest_make_the_whole():
         whole = sum(p.numel() for p in [*backbone.parameters(), *head.parameters()])
         assert counts["trainable"] + counts["frozen"] == whole
         assert counts["trainable"] == counts["patch_and_norms"] + 384 * 5 + 5
+
+
+@pytest.mark.parametrize("other", [{"name": "bitfit"}, {"name": "last_k", "k": 1}, {"name": "full"}])
+def test_norms_that_another_method_trains_are_of_that_method(other):
+    """Whatever the order; only those that ``layer_norm`` alone lets train are counted apart."""
+    alone = count("whisper-tiny", [other], 5)["patch"]
+    for methods in ([other, LN_ALL], [LN_ALL, other]):
+        found = count("whisper-tiny", methods, 5)
+        assert found["patch"] == alone
+        assert found["patch_and_norms"] - alone == {"bitfit": 9, "last_k": 3 * 4, "full": 0}[other["name"]] * 384
+
+
+@pytest.mark.parametrize("name, mels", [("large-v2", 80), ("large", 128), ("large-v3", 128), ("turbo", 128)])
+def test_the_largest_whispers_count_without_weights(name, mels):
+    """openai-whisper's encoder has 636.8 million parameters, and 635.0 million with 80 mel channels."""
+    backbone = sized_backbone(name)
+    block = 12 * 1280**2 + (3 + 4 + 1) * 1280 + 4 * 1280  # keys have no bias
+    front = 3 * mels * 1280 + 1280 + 3 * 1280**2 + 1280
+    assert count_parameters(backbone)["frozen"] == 32 * block + front + 2 * 1280
+    assert all(p.device.type == "meta" for p in backbone.parameters())

@@ -386,6 +386,35 @@ def test_corpora_of_the_released_models_are_read_together(tmp_path):
     assert parts == {"train": 15, "valid": 5, "test": 6} and merged.classes == emotion.FOUR
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("files", {"folds": "x"}, "has no option 'folds': did you mean 'fold'"),
+        ("files", {"classes": ["a"]}, "has no option 'classes'"),
+        ("emodb", {"klasses": ["happy"]}, "did you mean 'classes'"),
+        ("emodb", {"classes": "happy"}, "reader.classes = 'happy' is not a list of str"),
+        ("emodb", {"classes": ["neutral", "hapy"]}, "no class of emotion is called 'hapy': did you mean 'happy'"),
+        ("iemocap", {"classes": ["joy"]}, "no class of emotion is called 'joy'"),
+        ("iemocap", {"improvised": "yes"}, "reader.improvised = 'yes' is not bool"),
+        ("esc50", {"root": "x"}, "has no option 'root'"),
+    ],
+)
+def test_options_that_a_reader_does_not_have_are_named(tmp_path, name, options, message):
+    with pytest.raises(ValueError, match=message):
+        read(name, tmp_path, **options)
+
+
+def test_options_of_a_table_reach_its_reader(tmp_path):
+    sound(tmp_path / "sub" / "a.wav")
+    table(tmp_path / "t.csv", "path,label", "a.wav,x")
+    assert read("files", tmp_path / "t.csv", root=str(tmp_path / "sub"), classes=["y", "x"]).classes == ("y", "x")
+
+
+def test_collections_go_by_the_names_of_their_papers():
+    for name, key in (("Fluent Speech Commands", "fsc"), ("BirdCLEF", "birdclef2022"), ("Speech Commands V2", "gsc")):
+        assert datasets.canonical_name(name) == key
+
+
 def test_few_shot_takes_from_training_only():
     dataset = make(split=["train"] * 40 + ["valid"] * 10 + ["test"] * 10)
     whole = divide(dataset, "splits")[0]
@@ -393,6 +422,8 @@ def test_few_shot_takes_from_training_only():
     assert first.train.tolist() == [0, 1, 2, 3, 4, 5]
     assert labels(dataset.take(drawn.train)).count("a") == 3 and drawn.train.tolist() != first.train.tolist()
     assert drawn.train.tolist() == again.train.tolist() and len(drawn.valid) == 10 and len(drawn.test) == 10
+    with pytest.raises(ValueError, match="few_shot must be at least 1"):
+        protocols.with_few(dataset, whole, 0, 1)
 
 
 def test_wrong_divisions_are_refused():

@@ -10,8 +10,18 @@ import torch
 from tiny_backbones import FAMILIES, clips, made, one_block, randomised, trained
 from torch import Tensor, nn
 
-from whisper_at.adapt import adapt, count_parameters, load_peft, merge, save_peft, transformers_backbone, unmerge
+from whisper_at.adapt import (
+    adapt,
+    count_parameters,
+    load_backbone,
+    load_peft,
+    merge,
+    save_peft,
+    transformers_backbone,
+    unmerge,
+)
 from whisper_at.adapt import backbones as backbones_module
+from whisper_at.adapt.frontends import batched_log_mel
 from whisper_at.adapt.lora import LoRA
 from whisper_at.files import read_tensors, save_safetensors
 
@@ -54,6 +64,18 @@ def test_merging_lora_changes_nothing_and_unmerging_is_exact(name):
     unmerge(backbone)
     assert all(torch.equal(before[key], tensor) for key, tensor in backbone.state_dict().items())
     assert torch.equal(backbone(waveforms, lengths).states[-1], wanted)
+
+
+@pytest.mark.parametrize("name", ["whisper-nano", "wav2vec2-tiny"])
+def test_merged_weights_may_change_their_type(name):
+    backbone = trained(made(name, {"name": "lora", "rank": 3}), std=0.05)
+    waveforms = clips(0.5)[0]
+    wanted = backbone(waveforms).states[-1]
+    merge(backbone)
+    backbone.double()
+    unmerge(backbone)
+    assert {p.dtype for p in backbone.parameters()} == {torch.float64}
+    torch.testing.assert_close(backbone.float()(waveforms).states[-1], wanted, rtol=1e-5, atol=1e-5)
 
 
 PEFT_MODELS = ("ast-tiny", "wav2vec2-tiny", "mms-tiny", "hubert-tiny")
@@ -119,6 +141,34 @@ def test_lora_here_and_in_peft_train_alike(name, tmp_path):
             losses[-1].append(float(loss.detach()))
     assert losses[0][-1] < 0.95 * losses[0][0]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_lora_of_whisper_and_of_wavlms_ffn_is_the_same_in_peft(tmp_path):
+    peft = pytest.importorskip("peft")
+    model = library_model("wavlm-tiny")
+    config = transformers.WhisperConfig(
+        d_model=32, encoder_layers=3, decoder_layers=1, encoder_attention_heads=4, decoder_attention_heads=4,
+        encoder_ffn_dim=128, decoder_ffn_dim=128, vocab_size=51864, max_source_positions=25, max_target_positions=9,
+    )  # fmt: skip
+    whisper = transformers.WhisperModel(config).eval()
+    whisper.save_pretrained(tmp_path / "whisper")
+    waveforms = clips(0.5)[0]
+    same = load_backbone(tmp_path / "whisper", "cpu")
+    mel = batched_log_mel(waveforms, torch.tensor([8000]), same.front.filters)
+    for ours, sites, theirs, features in (
+        (same, ["q", "k", "v", "o", "up", "down"], whisper, mel),
+        (transformers_backbone(copy.deepcopy(model), "wavlm-tiny", normalize=False), ["up", "down"], model, waveforms),
+    ):
+        adapt(ours, {"name": "lora", "sites": sites, "rank": 4, "alpha": 6})
+        plain = ours(waveforms).states[-1]
+        trained(ours, std=0.1)
+        folder = tmp_path / ours.family
+        save_peft(ours, folder / "lora")
+        loaded = peft.PeftModel.from_pretrained(theirs, folder / "lora").eval()
+        encoder = loaded.base_model.model.encoder if theirs is whisper else loaded
+        wanted = encoder(features).last_hidden_state
+        torch.testing.assert_close(ours(waveforms).states[-1], wanted, rtol=0, atol=2e-5)
+        assert (wanted - plain).abs().max() > 0.01
 
 
 def test_whispers_lora_has_the_names_of_transformers(tmp_path):

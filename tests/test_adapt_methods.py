@@ -392,6 +392,23 @@ def test_prepending_is_appending_where_attention_knows_no_place(name, same):
     assert difference < 1e-5 if same else difference > 1e-3
 
 
+@pytest.mark.parametrize("kind", ["deep_prepend", "deep_append"])
+def test_prompts_that_stay_and_prompts_that_go_combine_in_any_order(kind):
+    backbones = {}
+    for order in (("deep_replace", kind), (kind, "deep_replace")):
+        backbone = made("whisper-nano", [{"name": "prompt", "kind": one, "tokens": 2} for one in order])
+        for name, patch in sorted(backbone.sequence.items()):
+            torch.manual_seed(len(name))
+            nn.init.normal_(patch.tokens)
+        backbones[order[0]] = backbone
+    found = [backbone(*clips(0.5, 0.4)) for backbone in backbones.values()]
+    torch.testing.assert_close(found[0].states[-1], found[1].states[-1], rtol=1e-4, atol=1e-5)
+    assert found[0].prompts == found[1].prompts == slice(0, 2)
+    for backbone, hidden in zip(backbones.values(), found):  # every prompt of every block is heard
+        hidden.states[-1].square().sum().backward()
+        assert all(patch.tokens.grad.abs().sum(-1).all() for patch in backbone.sequence.values())
+
+
 def test_w6_prompts_are_cut_off_by_count_and_none_are_refused():
     with pytest.raises(ValueError, match="tokens of prompt must be above 0, not 0; to do without"):
         made("whisper-nano", {"name": "prompt", "kind": "deep_append", "tokens": 0})
@@ -526,6 +543,16 @@ BAD = [
     ({"name": "last_k", "k": 4}, "not -1"),
     ({"name": "layer_norm", "sites": ["last"]}, "attn, ffn, final"),
     ({"name": "soft_moa", "dim": 4, "slots": 0}, "slots of soft_moa must be above 0"),
+    ({"name": "soft_moa", "dim": 4, "normalize": "false"}, "normalize of soft_moa = 'false' is not bool"),
+    ({"name": "lora", "rank": "8"}, "rank of lora = '8' is not int"),
+    ({"name": "lora", "rank": 8.5}, "rank of lora = 8.5 is not int"),
+    ({"name": "lora", "alpha": "8"}, "alpha of lora = '8' is not float"),
+    ({"name": "lora", "sites": "qv"}, "sites of lora = 'qv' is not a list of str"),
+    ({"name": "lora", "blocks": 1}, "blocks of lora = 1 is not a list of int or none"),
+    ({"name": "lora", "blocks": [0.5]}, "blocks of lora = 0.5 is not int"),
+    ({"name": "lora", "blocks": []}, "at least one block"),
+    ({"name": "layer_norm", "sites": []}, "at least one site"),
+    ([{"name": "prompt", "kind": "deep_append"}] * 2, "two methods want deep_append prompts"),
 ]
 
 
@@ -537,6 +564,17 @@ def test_what_cannot_be_is_refused_and_leaves_the_backbone_plain(methods, messag
         adapt(backbone, [{"name": "cls_token"}, *([methods] if isinstance(methods, dict) else methods)])
     assert sorted(backbone.state_dict()) == before and not names(backbone) and not backbone.methods
     adapt(backbone, {"name": "lora"})
+
+
+def test_a_single_token_is_no_statistic():
+    """A batch of one clip of one token, in training: BatchNorm has nothing to take a variance of."""
+    backbone = made("whisper-nano", {"name": "adapter", "block": "conformer", "dim": 4}).train()
+    norm = backbone.blocks[0].patches["adapter_ffn"].batch_norm
+    for lengths in (None, torch.tensor([300])):
+        assert backbone(torch.randn(1, 300), lengths).states[-1].isfinite().all()
+    assert not norm.running_mean.any()
+    backbone(torch.randn(1, 800))
+    assert norm.running_mean.any()
 
 
 def test_what_does_not_go_with_a_backbone_is_refused():

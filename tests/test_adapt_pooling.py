@@ -114,6 +114,13 @@ def test_s8_padding_never_matters(name):
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("layers", ["last", "weighted"])
+def test_a_clip_of_one_token_is_pooled_alike_alone_and_beside_others(layers):
+    head = LinearHead(WIDTH, DEPTH, 3, layers, "mean_max")
+    of = hidden([1, 5])
+    torch.testing.assert_close(logits(head, one(of, 0))[0], logits(head, of)[0])
+
+
 @pytest.mark.parametrize(("width", "published"), [(384, 296_964), (512, 329_732), (768, 395_268), (1024, 460_804)])
 def test_head_of_peft_ser_has_the_published_number_of_parameters(width, published):
     head = ConvHead(width, 12, 4, "weighted_conv")

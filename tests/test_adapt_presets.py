@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from whisper_at.adapt import cli
 from whisper_at.adapt.compare import read_comparison
 from whisper_at.adapt.config import Config, build, read_config
 from whisper_at.adapt.pretrained import RELEASED
@@ -45,13 +46,33 @@ def test_counts_of_petl_ast(path):
     assert found == config.reported["trainable_31_classes_400_frames"]
 
 
+@pytest.mark.parametrize(
+    ("path", "settings", "wanted"),
+    [
+        ("petl_ast/lora.toml", ["classes=31", "frames=400"], 467_743),
+        ("petl_ast/conformer_adapter.toml", ["classes=31", "frames=400"], 408_415),
+        ("petl_ast/deep_prompt.toml", ["classes=31", "frames=400"], 255_775),
+        ("petl_ast/bitfit.toml", ["classes=31", "frames=400"], 125_983),
+        ("petl_ast/soft_moa.toml", ["classes=31", "frames=400"], 947_479),
+        ("whispar/whispar.toml", [], 225_990),
+        ("whispar/whispar.toml", ["classes=6", "frames=400"], 225_990),
+    ],
+)
+def test_the_command_line_counts_what_was_published(path, settings, wanted, capsys):
+    changes = [part for setting in settings for part in ("--set", setting)]
+    assert cli.main(["count", "--config", str(RECIPES / path), *changes]) == 0
+    assert json.loads(capsys.readouterr().out)["trainable"] == wanted
+
+
 D, L, REST = 768, 12, 2 * 768 + 31 * 769  # final norm and head
-BOTTLENECK, CONFORMER = 2 * D * 8 + 8 + D, 2 * D + 16 * (D + 1) + 8 * 32 + 16 + 9 * D  # 8 wide
+BOTTLENECK = 2 * D * 8 + 8 + D  # 8 wide
+CONFORMER, CONFORMER_8 = (2 * D + 2 * b * (D + 1) + b * 32 + 2 * b + (b + 1) * D for b in (12, 8))
 DENSE, SOFT = (7 * (2 * D * 6 + 6 + D) + 7 * router for router in (D + 1, D))  # 7 experts, 6 wide
 VARIANTS = {  # spec section 1.3: on which file, and how many numbers train beside the final norm and the head
     "adapter_bottleneck_pfeiffer_sequential": ("bottleneck_adapter", L * (BOTTLENECK + 2 * D)),
     "adapter_bottleneck_houlsby_parallel": ("bottleneck_adapter", 2 * L * (BOTTLENECK + 2 * D)),
     "adapter_bottleneck_houlsby_sequential": ("bottleneck_adapter", 2 * L * (BOTTLENECK + 2 * D)),
+    "adapter_conformer_96": ("conformer_adapter", L * (CONFORMER_8 + 2 * D)),
     "adapter_conformer_pfeiffer_sequential": ("conformer_adapter", L * (CONFORMER + 2 * D)),
     "adapter_conformer_houlsby_parallel": ("conformer_adapter", 2 * L * (CONFORMER + 2 * D)),
     "adapter_conformer_houlsby_sequential": ("conformer_adapter", 2 * L * (CONFORMER + 2 * D)),
@@ -100,7 +121,7 @@ def test_no_two_variants_are_the_same():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("block, size", [("bottleneck", BOTTLENECK), ("conformer", CONFORMER)])
+@pytest.mark.parametrize("block, size", [("bottleneck", BOTTLENECK), ("conformer", CONFORMER_8)])
 def test_variants_of_wav2vec2(block, size, layout):
     _, found = of_variant(f"wav2vec2/{block}_adapter", f"wav2vec2_{block}_{layout}", 4)
     assert found == (2 if layout.startswith("houlsby") else 1) * L * size + 4 * (D + 1)
@@ -160,6 +181,17 @@ def test_method_and_data_are_put_together():
     config = read_config([str(RECIPES / "petl_ast" / name) for name in ("lora.toml", "data/esc50.toml")])
     assert (config.frames, config.recipe.lr, config.recipe.spec_augment) == (500, 5e-3, (24, 80))
     assert config.method[0]["name"] == "lora" and config.protocol == "folds"
+
+
+@pytest.mark.parametrize("data", sorted((RECIPES / "petl_ast" / "data").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_method_goes_with_every_dataset(data):
+    """A method's file and a dataset's, of AST or of wav2vec 2.0: frames and SpecAugment are AST's."""
+    for folder in (data.parents[1], data.parents[1] / "wav2vec2"):
+        own = folder / "data" / data.name if data.stem != "few_shot" else data
+        for path in sorted(folder.glob("*.toml")):
+            config = read_config([path, own])
+            build(config, ["a", "b"], count_only=True)
+            assert (config.frames is None) == (config.backbone == "wav2vec2")
 
 
 def test_the_comparison_can_be_read():

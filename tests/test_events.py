@@ -111,6 +111,8 @@ def test_heads_of_ones_own_have_thresholds_and_calibration_of_their_own():
     assert spans(one_of_them) == [("wren", 0.0, 4.0), ("owl", 0.0, 2.0)]  # even odds, then all but sure
     assert one_of_them[0]["probability"] == pytest.approx(1 / (1 + math.exp(-7)))
     assert find_events(own([[100.0, -100.0]], kind="single_label"))[0]["probability"] == pytest.approx(1)
+    strict = own([[2.0, -2.0], [3.0, -3.0]], kind="single_label", thresholds=[0.99, None])  # 0.982 and 0.998
+    assert spans(find_events(strict, hysteresis=0)) == [("wren", 2.0, 4.0)]
 
 
 def test_all_heads_or_one():
@@ -135,6 +137,15 @@ def test_what_cannot_be(result, options, message):
         find_events(result, **options)
 
 
+def test_no_event_goes_on_through_rows_that_were_not_heard():
+    nan, result = math.nan, {}
+    result = heard(5, Rain=[2.0, nan, nan, 2.0, 2.0])
+    result["audio_tag"][1:3] = nan
+    assert spans(find_events(result, gap=60)) == [("Rain", 0.0, 2.0), ("Rain", 6.0, 10.0)]
+    rows = own([[2.0, -9.0], [nan, nan], [2.0, -9.0], [-9.0, -9.0], [2.0, -9.0]])
+    assert spans(find_events(rows, gap=4)) == [("wren", 0.0, 2.0), ("wren", 4.0, 10.0)]
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.sampled_from([-3.0, -0.5, 0.0, 1.0, math.nan]), min_size=1, max_size=14), st.integers(0, 3))
 def test_events_are_those_of_a_plain_scan(values, gap):
@@ -146,7 +157,8 @@ def test_events_are_those_of_a_plain_scan(values, gap):
     runs = [run for run in runs if any(values[i] >= 0 for i in range(run[0], run[1] + 1))]
     joined: list[tuple[int, int]] = []
     for first, last in runs:
-        near = joined and first - joined[-1][1] - 1 <= gap
+        between = values[joined[-1][1] : first] if joined else []
+        near = joined and first - joined[-1][1] - 1 <= gap and not any(map(math.isnan, between))
         joined = joined[:-1] + [(joined[-1][0], last)] if near else [*joined, (first, last)]
     found = find_events(result, gap=gap * 0.4)
     times = [(round(event["start"] / 0.4), round(event["end"] / 0.4) - 1) for event in found]

@@ -301,6 +301,32 @@ def test_a_run_that_was_killed_goes_on(world):
         transcribe_noisy(path, {"ear": Ear}, speech, {}, (0, 20))
 
 
+def test_other_recordings_of_the_same_names_are_another_run(world, tmp_path):
+    speech, noises, path = world
+    transcribe_noisy(path, {"ear": Ear}, speech, {"rain": noises["rain"][1:]}, (0,))
+    kept = path.read_bytes()
+    with pytest.raises(ValueError, match=r"holds u0 \(word 0\) with 2.wav, not \(word 0\) with 1.wav"):
+        transcribe_noisy(path, {"ear": Ear}, speech, noises, (0,))  # another clip is the first now
+    loud = [speech[0], speech[1]._replace(load=lambda: tone(0.5, 700))]
+    with pytest.raises(ValueError, match="another recording of u1"):
+        transcribe_noisy(path, {"ear": Ear}, loud, {"rain": noises["rain"][1:]}, (0,))
+    write_wav(tmp_path / "noise" / "rain" / "2.wav", tone(0.3, 50))
+    with pytest.raises(ValueError, match="another recording of rain/2.wav"):
+        transcribe_noisy(path, {"ear": Ear}, speech, {"rain": noises["rain"][1:]}, (0,))
+    assert path.read_bytes() == kept
+
+
+def test_a_kept_mixture_is_of_what_is_heard(world, tmp_path):
+    speech, noises, path = world
+    transcribe_noisy(path, {"ear": Ear}, speech, noises, (0,), cache_folder=tmp_path / "mixtures")
+    ears, other = (Ear(), Ear()), [speech[0]._replace(load=lambda: tone(0.5, 700))]
+    for ear, folder in zip(ears, (tmp_path / "mixtures", None)):
+        path.unlink()
+        transcribe_noisy(path, {"ear": lambda ear=ear: ear}, other, noises, (0,), cache_folder=folder)
+    for a, b in zip(ears[0].heard, ears[1].heard, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_mixtures_may_be_kept(world, tmp_path):
     speech, noises, path = world
     plain, kept = Ear(), Ear()

@@ -50,7 +50,7 @@ def states_of(data: Dataset, seed: int = 0) -> np.ndarray:
     r = np.random.default_rng(seed)
     truth = data.targets()
     states = r.normal(0, 0.1, (len(data), 3, 8))
-    states[:, 1, :3] += truth
+    states[:, 1, : truth.shape[1]] += truth
     states[:, 2, 0] += truth[:, 0]
     return 5 + 3 * states.astype(np.float32)
 
@@ -88,6 +88,8 @@ def test_states_are_kept_for_the_same_clips_only(tmp_path):
     assert first.shape == (2, 2, 4) and first[1, 0, 0] == pytest.approx(1000 / 32768)
     np.testing.assert_array_equal(encode_all(clips[:2], pytest.fail, path), first)  # nothing is loaded
     assert len(encode_all(clips, level, path)) == 3
+    wavfile.write(tmp_path / "1.wav", 16000, np.full(1600, 3000, np.int16))
+    assert encode_all(clips, level, path)[1, 0, 0] == pytest.approx(3000 / 32768)  # a file that changed
     with pytest.raises(ValueError, match="lost.wav cannot be probed"):
         encode_all([Clip(tmp_path / "lost.wav", ("x",))], level)
 
@@ -299,6 +301,20 @@ def test_the_whole_study_is_drawn_from_its_files(study_file, tmp_path, capsys):
     assert "layer 1 of 2" in text and "Whisper's normalizer" in text
 
 
+def test_two_classes_are_too_few_to_correlate_but_have_all_other_results(study_file, tmp_path):
+    out, two = tmp_path / "out", CLASSES[:2]
+    out.mkdir()
+    said = [(name, snr) for name in two for snr in (20, -10)]
+    rows = [f"whisper_at:nano.en,{name},{snr},u,c,1,1 2 3,1 2 {max(0, -snr)}" for name, snr in said]
+    (out / "noise.csv").write_text("\n".join([",".join(COLUMNS), *rows]) + "\n")
+    data = Dataset(tuple(clip for clip in dataset().clips if clip.labels[0] in two), two)
+    write_probes(out / "probe.csv", probe_layers("net", states_of(data), data, "logistic"), two)
+    assert cli.main(["figures", "--config", str(study_file)]) == 0
+    text = (out / "results.md").read_text("utf-8")
+    assert "Not drawn: a correlation needs at least three classes" in text and not (out / "figure2.png").exists()
+    assert "| dog | " in text and (out / "figure3.png").exists()
+
+
 def test_the_noise_step_as_a_user_runs_it(study_file, tmp_path, capsys, monkeypatch):
     r = np.random.default_rng(0)
     for path in (
@@ -314,6 +330,28 @@ def test_the_noise_step_as_a_user_runs_it(study_file, tmp_path, capsys, monkeypa
     shown = capsys.readouterr().out
     assert "no noise  WER" in shown and "-20 dB  WER" in shown and "noise.csv" in shown
     assert len((tmp_path / "out" / "noise.csv").read_text().splitlines()) == 1 + 3 * (1 + 2 * 9)
+
+
+def test_probes_by_another_classifier_or_of_other_clips_are_another_run(study_file, tmp_path, monkeypatch):
+    for name in ("dog", "rain"):
+        for i in range(10):
+            (tmp_path / "noise" / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "noise" / name / f"{name}{i}.wav").write_bytes(b"x")
+    states = np.random.default_rng(0).standard_normal((20, 2, 4)).astype(np.float32)
+    monkeypatch.setattr(cli, "encode_all", lambda clips, *_: states[: len(clips)])
+    call = ["probe", "--config", str(study_file), "--data", str(tmp_path)]
+    study_file.write_text('classifier = "logistic"\n' + study_file.read_text())
+    assert cli.main(call) == 0
+    kept = (tmp_path / "out" / "probe.csv").read_bytes()
+    assert cli.main(call) == 0
+    (tmp_path / "noise" / "dog" / "dog3.wav").write_bytes(b"xx")
+    with pytest.raises(ValueError, match="holds a run with clips = "):
+        cli.main(call)
+    (tmp_path / "noise" / "dog" / "dog3.wav").write_bytes(b"x")
+    study_file.write_text(study_file.read_text().replace("logistic", "published"))
+    with pytest.raises(ValueError, match="holds a run with classifier = 'logistic', not 'published'"):
+        cli.main(call)
+    assert (tmp_path / "out" / "probe.csv").read_bytes() == kept
 
 
 @pytest.mark.parametrize(

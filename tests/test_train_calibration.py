@@ -25,13 +25,24 @@ def cross_entropy(targets: np.ndarray, logits: np.ndarray, multi_label: bool, te
 
 
 def test_a_temperature_of_two_logits_has_a_closed_form():
-    # Of clips at logit ±4, three in four are right: the best probability is 3/4, so 4 / T = log 3.
+    # Of clips at logit 4, three in four are right. By Platt's targets, 4/5 and 1/3, the best probability is their mean.
     targets = np.array([[1], [1], [1], [0]])
-    assert fit_temperature(targets, np.full((4, 1), 4.0), True) == pytest.approx(4 / np.log(3), rel=1e-6)
-    # The softmax of two classes 4 apart is the sigmoid of 4.
+    p = (3 * 4 / 5 + 1 / 3) / 4
+    assert fit_temperature(targets, np.full((4, 1), 4.0), True) == pytest.approx(4 / np.log(p / (1 - p)), rel=1e-6)
+    # The softmax of two classes 4 apart is the sigmoid of 4; right is 5/6, of four clips.
     logits = np.array([[4.0, 0.0]] * 4)
-    assert fit_temperature(np.array([0, 0, 0, 1]), logits, False) == pytest.approx(4 / np.log(3), rel=1e-6)
-    assert fit_temperature(np.eye(2)[[0, 0, 0, 1]], logits, False) == pytest.approx(4 / np.log(3), rel=1e-6)
+    assert fit_temperature(np.array([0, 0, 0, 1]), logits, False) == pytest.approx(4 / np.log(2), rel=1e-6)
+    assert fit_temperature(np.eye(2)[[0, 0, 0, 1]], logits, False) == pytest.approx(4 / np.log(2), rel=1e-6)
+
+
+@pytest.mark.parametrize("n", [2, 4, 400])
+def test_a_few_clips_that_are_right_do_not_make_certain(n):
+    targets = np.arange(n) % 2
+    logits = 3.0 * np.eye(3)[targets]
+    found = probabilities(logits, False, fit_temperature(targets, logits, False))
+    assert found.max(1) == pytest.approx((n + 1) / (n + 2)) and found.sum(1) == pytest.approx(1)
+    each = probabilities(2 * logits - 3, True, fit_temperature(targets, 2 * logits - 3, True))
+    assert each.max(1) == pytest.approx(np.full(n, each.max())) and (n + 1) / (n + 2) < each.max() < 1 - 1 / (3 * n + 2)
 
 
 @pytest.mark.parametrize("multi_label", [True, False])
@@ -53,7 +64,7 @@ def test_the_temperature_that_made_the_labels_is_found(multi_label):
 
 def test_bounds_of_the_temperature():
     targets = np.array([0, 1])
-    assert fit_temperature(targets, np.array([[3.0, -3.0], [-3.0, 3.0]]), False) == 0.01  # all right
+    assert fit_temperature(targets, np.array([[0.01, 0], [0, 0.01]]), False) == 0.01  # all right, and hardly said
     assert fit_temperature(targets, np.array([[-3.0, 3.0], [3.0, -3.0]]), False) == 100  # all wrong
     assert fit_temperature(targets, np.zeros((2, 2)), False) == 100  # they tell nothing
 

@@ -10,7 +10,18 @@ import pytest
 import soundfile
 from conftest import SAMPLE_RATE, noise
 
-from whisper_at.train.check import Finding, check_labels, check_names, grouped, hear, look_over
+from whisper_at.train import check
+from whisper_at.train.check import (
+    Finding,
+    check_labels,
+    check_names,
+    digests_of,
+    grouped,
+    hear,
+    look_over,
+    recall,
+    remember,
+)
 from whisper_at.train.data import Clip, Dataset, hold_out, read_folders
 
 
@@ -115,7 +126,7 @@ def test_copies_are_held_together(folder):
     for i in range(6):
         write(folder / "dog" / f"copy{i}.flac", noise(1, i % 3))
     dataset = read_folders(folder)
-    findings, digests = look_over(dataset)
+    digests = digests_of(look_over(dataset)[1])
     dataset = grouped(dataset, digests)
     assert len({clip.group for clip in dataset.clips if clip.labels == ("dog",)}) == 3
     for seed in range(10):
@@ -128,6 +139,29 @@ def test_groups_that_share_a_sound_become_one():
     joined = grouped(Dataset(clips, ("a",)), {0: "1", 1: "2", 2: "2", 3: "3", 4: "4"})
     assert len({joined.clips[i].group for i in range(4)}) == 1
     assert joined.clips[4].group == "z"
+
+
+def test_groups_are_joined_whatever_the_order_of_their_copies():
+    """0 = 2 and 1 = 3, and 2 is of the group of 3: all four are one."""
+    clips = tuple(Clip(Path(f"{i}.wav"), ("a",), group=group) for i, group in enumerate("ACBB"))
+    joined = grouped(Dataset(clips, ("a",)), {3: "d2", 1: "d2", 0: "d1", 2: "d1"})
+    assert len({clip.group for clip in joined.clips}) == 1
+
+
+def test_what_was_heard_is_kept_and_not_heard_again(folder, monkeypatch):
+    write(folder / "dog" / "copy.flac", noise(1, 1))
+    dataset = read_folders(folder)
+    findings, sounds = look_over(dataset)
+    remember(folder, dataset, sounds)
+    assert recall(folder, dataset) == sounds
+    monkeypatch.setattr(check, "hear", lambda clip: pytest.fail(f"heard {clip.path}"))
+    known = np.ones(len(dataset), bool)
+    assert look_over(dataset, known=known, heard=recall(folder, dataset)) == (findings, sounds)
+    (folder / "rain" / "rain0.wav").unlink()  # with its states there, it need not be
+    assert look_over(dataset, known=known, heard=recall(folder, dataset)) == (findings, sounds)
+    write(folder / "rain" / "rain1.wav", noise(1, 77))
+    gone = [i for i, clip in enumerate(dataset.clips) if clip.path.name == "rain1.wav"]
+    assert set(sounds) - set(recall(folder, dataset)) == set(gone)
 
 
 def labelled(*labels: str, classes: str = "", splits: str = "") -> Dataset:

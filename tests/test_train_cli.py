@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,9 +20,9 @@ from conftest import ROOT, SAMPLE_RATE, noise
 
 import whisper_at
 from whisper_at.checkpoints import encoder_sha256, open_head, open_whisper
-from whisper_at.train import cli, training
+from whisper_at.train import cli, evaluate, features_cli, training
 from whisper_at.train.data import Clip, Dataset, read_folders
-from whisper_at.train.features import About, Features, FeatureWriter
+from whisper_at.train.features import About, Features, FeatureWriter, write_npz
 from whisper_at.train.settings import Settings
 from whisper_at.train.training import divide, resolve_loss, table_lines
 
@@ -58,6 +60,8 @@ def command(sounds, checkpoint, features, tmp_path):
 
 
 def test_a_folder_becomes_one_file_that_tags(command, checkpoint, sounds, tmp_path, capsys):
+    """T9: the reference's logs were of code it did not publish. Here the file itself says what made it: settings,
+    clips, scores, and the hash of the encoder."""
     assert command("--group", r"^(s\d)_") == 0
     tensors, metadata = open_head(tmp_path / "my.safetensors")
     _, state = open_whisper(checkpoint)
@@ -127,6 +131,22 @@ def test_a_run_that_was_stopped_goes_on(command, tmp_path, monkeypatch):
     assert same(open_head(tmp_path / "my.safetensors"), open_head(tmp_path / "whole.safetensors"))
 
 
+def test_the_same_command_finds_the_same_again(command, sounds, tmp_path, capsys):
+    """Copies and leaks are told of, and held together, also when all states are there."""
+    copy = tmp_path / "sounds"
+    for part, without in (("train", "s[23]*"), ("test", "s[01]*")):
+        shutil.copytree(sounds, copy / part, ignore=shutil.ignore_patterns(without))
+    shutil.copy(copy / "train" / "low" / "s0_low0.wav", copy / "train" / "low" / "again.wav")
+    shutil.copy(copy / "train" / "high" / "s0_high0.wav", copy / "test" / "high" / "leak.wav")
+    own = ["--features", str(tmp_path / "f"), "--skip-bad", "--set", "epochs=1"]
+    assert command(*own, data=copy) == 0
+    first, told = open_head(tmp_path / "my.safetensors"), capsys.readouterr().err
+    assert "both sides of a split" in told and "held together" in told
+    assert command(*own, data=copy) == 0
+    assert capsys.readouterr().err == told and same(open_head(tmp_path / "my.safetensors"), first)
+    assert command(*own[:2], data=copy) == 1  # without --skip-bad
+
+
 def same(one: tuple, other: tuple) -> bool:
     """Whether two heads have the same parameters and metadata."""
     return one[1] == other[1] and all(torch.equal(tensor, other[0][name]) for name, tensor in one[0].items())
@@ -144,6 +164,7 @@ def test_several_labels_a_clip_and_a_table_with_splits(command, sounds, tmp_path
     _, metadata = open_head(tmp_path / "my.safetensors")
     facts = json.loads(metadata["training"])
     assert metadata["kind"] == "multi_label" and facts["clips"] == {"train": 12, "valid": 6, "test": 6}
+    assert len(json.loads(metadata["thresholds"])) == 4
     assert facts["test"].keys() >= {"mAP", "AUC", "d_prime"}
 
 
@@ -188,6 +209,8 @@ def test_bad_clips_stop_it_or_are_left_out(command, sounds, tmp_path, capsys):
         (["--set", "epoch=3"], "did you mean epochs"),
         (["--set", "mode=tl_tr_1_7"], "divi"),
         (["--set", "mode=nonsense"], "mode"),
+        (["--set", "select=acuracy"], "select must be one of"),
+        (["--set", "select=accuracy", "--set", "loss=bce"], "for loss bce"),
         (["--config", "gone.toml"], "gone.toml"),
         (["--test_fold", "1"], "--fold"),
         (["--root", "x"], "tables"),
@@ -208,6 +231,81 @@ def test_states_of_another_encoder_are_refused(command, tmp_path):
         writer.add(Clip(tmp_path / "a.wav", ()), np.zeros((2, 3, 64)))
     with pytest.raises(ValueError, match="encoder_sha256"):
         command("--features", str(tmp_path / "f"))
+
+
+def test_files_that_changed_are_another_run(command, sounds, tmp_path, monkeypatch):
+    copy, own = tmp_path / "sounds", ["--features", str(tmp_path / "f")]
+    shutil.copytree(sounds, copy)
+    real = training.HeadTask.batch
+
+    def stop(self, epoch, step):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return real(self, epoch, step)
+
+    monkeypatch.setattr(training.HeadTask, "batch", stop)
+    with pytest.raises(KeyboardInterrupt):
+        command(*own, data=copy)
+    soundfile.write(copy / "low" / "s0_low0.wav", noise(1.0, 99), SAMPLE_RATE)
+    with pytest.raises(ValueError, match="holds a run with data"):
+        command(*own, data=copy)
+
+
+def test_states_that_do_not_say_whose_they_are_give_a_head_of_the_model_named(
+    command, checkpoint, features, tmp_path, recwarn
+):
+    """``.npz``, as earlier recipes keep states, are taken at one's word."""
+    assert command() == 0
+    write_npz(Features.open(features), tmp_path / "npz")
+    assert command("--features", str(tmp_path / "npz")) == 0
+    _, metadata = open_head(tmp_path / "my.safetensors")
+    assert metadata["encoder_sha256"] == encoder_sha256(open_whisper(checkpoint)[1])
+    facts = json.loads(metadata["training"])
+    assert facts["protocol"] == facts["settings"]["protocol"] == "30"
+    whisper_at.load_model(str(checkpoint), device="cpu", head=str(tmp_path / "my.safetensors"))
+    assert not [warning for warning in recwarn if "another encoder" in str(warning.message)]
+
+
+def test_scores_go_to_tensorboard(command, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert command() == 0
+    board = EventAccumulator(str(tmp_path / "my.run")).Reload()
+    assert {"train_loss", "valid_loss", "mAP", "accuracy"} <= set(board.Tags()["scalars"])
+    assert [event.step for event in board.Scalars("mAP")] == [1, 2, 3]
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """Every ``whisper-at train``, ``features`` and ``evaluate`` that help and recipes show, with its arguments."""
+    recipes = [*(ROOT / "recipes" / "heads").glob("*.toml"), ROOT / "recipes" / "heads" / "README.md"]
+    texts = [path.read_text("utf-8").replace("\n#", "\n") for path in recipes]
+    texts += [cli.EXAMPLES, features_cli.EXAMPLES, evaluate.EXAMPLES]
+    lines = [line.strip() for text in texts for line in re.sub(r"\\\n\s*", " ", text).splitlines()]
+    shown = [
+        shlex.split(re.split(r"\s{3,}", line)[0], comments=True) for line in lines if line.startswith("whisper-at ")
+    ]
+    return [(words[1], words[2:]) for words in shown if words[1] in ("train", "features", "evaluate")]
+
+
+def test_the_commands_that_are_shown_are_those_there_are_T5():
+    """T5: the reference's README and its shell script called different programs."""
+    parsers = {"train": cli, "features": features_cli, "evaluate": evaluate}
+    assert {name for name, _ in commands()} == set(parsers) and len(commands()) > 12
+    for name, arguments in commands():
+        args = parsers[name].build_parser().parse_args(arguments)
+        if getattr(args, "config", None) is not None:
+            assert (ROOT / args.config).is_file(), args.config
+
+
+def test_no_path_of_one_machine_is_written_down_T3():
+    """T3: the reference held paths of the cluster it was written on. What is read is said by arguments alone."""
+    files = [*(ROOT / "whisper_at" / "train").glob("*.py"), *(ROOT / "recipes" / "heads").glob("*.*")]
+    texts = {path: path.read_text("utf-8") for path in files if path.is_file()}
+    assert len(texts) > 20
+    for path, text in texts.items():
+        text = re.sub(r"^(EXAMPLES = )?\"\"\".*?\"\"\"", "", text, flags=re.S | re.M)  # /data/… as an example
+        assert not re.findall(r"[\"'\s=](/(?!m/)[\w.]+/[\w./]+)", text), path
 
 
 def test_a_config_names_its_preset(command, tmp_path):

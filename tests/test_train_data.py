@@ -51,6 +51,20 @@ def test_folders_of_splits_and_classes_that_are_numbers(tmp_path):
     assert {name: len(found.split(name)) for name in ("train", "valid", "test")} == {"train": 2, "valid": 1, "test": 1}
 
 
+def test_folders_beside_those_of_splits(tmp_path):
+    files(tmp_path, "train/dog/a.wav", "train/cat/a.wav", "test/dog/a.wav", "meta/list.csv", "valid/notes.txt")
+    found = read_dataset(tmp_path)
+    assert found.classes == ("cat", "dog") and [clip.split for clip in found.clips] == ["test", "train", "train"]
+    files(tmp_path, "extra/b.wav")
+    with pytest.raises(ValueError, match=r"holds splits \(test, train\) and also extra; move it away"):
+        read_dataset(tmp_path)
+
+
+def test_a_train_is_also_a_sound(tmp_path):
+    files(tmp_path, "train/a.wav", "dog/a.wav", "bird/list.txt")
+    assert read_dataset(tmp_path).classes == ("bird", "dog", "train")
+
+
 def test_folds_and_groups_from_names(tmp_path):
     files(tmp_path, "dog/3-17-a.wav", "dog/12-40-a.wav")
     found = read_folders(tmp_path, fold=r"^(\d+)-", group=re.compile(r"\d+-\d+"))

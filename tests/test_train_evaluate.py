@@ -51,7 +51,8 @@ def scores_in(folder) -> dict[str, dict[str, list[float]]]:
 
 
 def test_every_clip_is_scored_both_ways(sounds, head_file, checkpoint, tmp_path, capsys):
-    # Defects D8 (two protocols are two results) and T1 (the last, shorter batch is scored too).
+    # Defects D8 (two protocols are two results), T1 (the last, shorter batch is scored too) and T10 (what scoring as
+    # transcription hears gave was not stored: here it is, clip by clip).
     path, head = head_file
     arguments = [str(path), "--data", str(sounds), "--model", str(checkpoint), "-o", str(tmp_path), "--workers", "0"]
     assert main([*arguments, "--quiet"]) == 0
@@ -60,7 +61,7 @@ def test_every_clip_is_scored_both_ways(sounds, head_file, checkpoint, tmp_path,
     found = scores_in(tmp_path)
     assert set(found) == {"10 s alone", "30 s windows"} and all(len(rows) == 5 for rows in found.values())
     text = (tmp_path / "report.md").read_text("utf-8")
-    assert "## 10 s alone" in text and "## 30 s windows" in text and "the head's own" in text
+    assert "## 10 s alone" in text and "## 30 s windows" in text and "the likeliest class" in text
 
     model = load_model(str(checkpoint), "cpu", head=None).eval()
     clip = next(sounds.rglob("5-*.wav"))  # 12 s: cut under one protocol, whole under the other
@@ -96,6 +97,17 @@ def test_a_clip_that_cannot_be_read_is_named_and_not_replaced(sounds, head_file,
     assert main([*arguments, "--skip-bad", "--features", str(tmp_path / "kept")]) == 0
     assert len(scores_in(tmp_path / "out")["10 s alone"]) == 3
     assert (tmp_path / "kept" / "protocol-10" / "features.json").is_file()
+
+
+def test_a_clip_that_cannot_be_read_is_not_scored_by_another_of_its_name(head_file, checkpoint, tmp_path):
+    for name in NAMES:
+        (tmp_path / "data" / name).mkdir(parents=True)
+    sound = (noise(3) * 32767).astype(np.int16)
+    wavfile.write(tmp_path / "data" / "hum" / "6.wav", SAMPLE_RATE, sound)
+    (tmp_path / "data" / "hiss" / "6.wav").write_text("no sound")
+    arguments = [str(head_file[0]), "--data", str(tmp_path / "data"), "--model", str(checkpoint), "--protocol", "30"]
+    assert main([*arguments, "-o", str(tmp_path / "out"), "--workers", "0", "--quiet", "--skip-bad"]) == 0
+    assert list(scores_in(tmp_path / "out")["30 s windows"]) == [str(tmp_path / "data" / "hum" / "6.wav")]
 
 
 def test_labels_are_the_heads_classes_in_its_order():

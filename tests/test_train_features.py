@@ -255,6 +255,27 @@ def test_features_that_moved_are_found_by_name(tmp_path):
     assert features.find([Clip(tmp_path / "1.wav", (), start=1.0)]).tolist() == [-1]
 
 
+def test_a_clip_never_gets_the_states_of_another_file_of_its_name(tmp_path):
+    sizes = {"dog/6.wav": 1.0, "rain/6.wav": 2.0, "moved/6.wav": 1.0}
+    clips = {name: Clip(tmp_path / name, ()) for name in sizes}
+    for name, seconds in sizes.items():
+        (tmp_path / name).parent.mkdir()
+        soundfile.write(tmp_path / name, noise(seconds), SAMPLE_RATE)
+    with FeatureWriter(tmp_path / "f", ABOUT) as writer:
+        writer.add(clips["dog/6.wav"], states(0))
+    features = Features.open(tmp_path / "f")
+    assert features.find([clips["rain/6.wav"]]).tolist() == [-1]
+    assert features.find([clips["moved/6.wav"]]).tolist() == [-1]  # that may be a copy, but the other is still there
+    (tmp_path / "dog/6.wav").unlink()
+    assert features.find([clips["rain/6.wav"]]).tolist() == [-1]  # of another size
+    assert features.find([clips["moved/6.wav"]]).tolist() == [0]
+    assert features.find(list(clips.values())).tolist() == [0, -1, -1]  # which of them moved?
+    np.savez(tmp_path / "dog" / "6.npz", arr_0=states(0))
+    npz = Features.open(tmp_path / "dog")
+    assert npz.find([clips["rain/6.wav"]]).tolist() == [0]
+    assert npz.find([clips["rain/6.wav"], clips["moved/6.wav"]]).tolist() == [-1, -1]
+
+
 def test_short_keys_keep_dots_and_parts():
     assert short_key("/a/Y1.b#c.wav") == "Y1.b#c"
     assert short_key(key_of(Clip(os.path.abspath("d.x/Y1.wav"), (), start=1.5, end=3.0))) == "Y1#1.5-3.0"
@@ -299,6 +320,21 @@ def test_time_and_space_are_told_from_the_first_clips(model_en, clips, tmp_path)
     assert len(told) == 1 and "8 clips" in told[0] and "on disk" in told[0]
 
 
+def test_time_and_space_are_told_before_most_of_the_work_and_of_many_clips_again(model_en, clips, tmp_path):
+    encoded, told = [], []
+    model_en.encode = lambda mel, windows: encoded.append(len(mel)) or type(model_en).encode(model_en, mel, windows)
+
+    def say(line: str) -> None:
+        told.append((line, sum(encoded)))
+
+    some = [replace(clips[0], start=i / 1000) for i in range(150)]
+    extract(some[:20], tmp_path / "few", model_en, describe("random", model_en), say=say)
+    assert [n for _, n in told] == [2] and encoded == [1, 1, 16, 2] and "20 clips: about" in told[0][0]
+    encoded.clear(), told.clear()
+    extract(some, tmp_path / "many", model_en, describe("random", model_en), batch=4, say=say)
+    assert [n for _, n in told] == [2, 14]
+
+
 @pytest.mark.parametrize("protocol, seconds", [("20", None), ("10", 31), ("10", 5.01), ("30", 5), ("10", -1)])
 def test_wrong_protocols_are_refused(model_en, protocol, seconds):
     with pytest.raises(ValueError, match="protocol|seconds"):
@@ -319,6 +355,15 @@ def test_the_command(checkpoint, clips, tmp_path, capsys):
     back = ["--to", "shards", "--protocol", "10", "-o", str(tmp_path / "g")]
     assert features_cli.main([str(tmp_path / "npz"), *options, *back]) == 0
     assert Features.open(tmp_path / "g").find(clips[:2]).tolist() == [0, 1]
+    (tmp_path / "npz" / "snare #1.npz").write_bytes((tmp_path / "npz" / "1.npz").read_bytes())
+    (tmp_path / "npz" / "snare #2.npz").write_bytes((tmp_path / "npz" / "1.npz").read_bytes())
+    for _ in range(2):  # the second time, all is there
+        assert features_cli.main([str(tmp_path / "npz"), *options, *back]) == 0
+    assert {path.name for path in (tmp_path / "g").glob("*.safetensors")} == {
+        f"shard-0000{i}.safetensors" for i in "01"
+    }
+    named = [clips[0], *(Clip(tmp_path / f"snare #{i}.wav", ()) for i in (1, 2))]
+    assert Features.open(tmp_path / "g").find(named).tolist() == [0, 2, 3]
     for wrong in (["nowhere", *options, "-o", out], [source, "-o", out], [source, *options, "-o", source]):
         with pytest.raises(SystemExit) as caught:
             features_cli.main(wrong)

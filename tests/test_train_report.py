@@ -44,6 +44,9 @@ def test_rows_of_classes_by_hand():
     a, b = class_rows(Scored("x", targets, logits), Classes(("a", "b")))
     assert 0.731 < a["threshold"] < 0.881 and (a["precision"], a["recall"]) == (1.0, 0.5)
     assert np.isnan(b["threshold"]) and np.isnan(b["precision"])
+    a, b = class_rows(Scored("x", targets, logits), Classes(("a", "b"), "single_label", thresholds=(0.99, 0.99)))
+    assert np.isnan(a["threshold"]) and (a["precision"], a["recall"]) == (2 / 3, 1.0)  # the likeliest counts
+    assert b["precision"] == 0
 
 
 def test_a_report_holds_every_way_of_scoring_by_itself(tmp_path):

@@ -40,7 +40,7 @@ class Classes:
     names : one for each output
     kind : ``multi_label`` (each class alone: sigmoid) or ``single_label`` (one of them: softmax)
     temperature : logits are divided by it before they become probabilities
-    thresholds : the probability from which each class of ``multi_label`` counts, or None
+    thresholds : the probability from which each class makes an event and, of ``multi_label``, counts as a tag; or None
     """
 
     names: tuple[str, ...]

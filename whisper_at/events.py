@@ -83,7 +83,7 @@ def find_events(
         better = _better_told(lasting, rows.wanted) if one == AUDIOSET and specific else {}
         times = list(row_times(len(lasting), rows.seconds, result.get("duration")))
         for index in rows.wanted:
-            for first, last in _runs(lasting[:, index], gap / rows.seconds):
+            for first, last in _runs(lasting[:, index], gap / rows.seconds, np.isnan(rows.logits[:, index])):
                 start, end = times[first][0], times[last][1]
                 told = better[index][first : last + 1].sum() if index in better else 0
                 if end - start >= shortest and 2 * told <= last + 1 - first:
@@ -118,7 +118,7 @@ def _of_own(result: Mapping[str, Any], head: str, p_threshold: float | None, wan
     _, probabilities = calibrated(found, tags)
     facts = [{"name": name, "index": index} for index, name in enumerate(found["classes"])]
     thresholds = np.full(len(facts), p_threshold or 0.0)
-    if p_threshold is None and found.get("thresholds") is not None and found["kind"] == "multi_label":
+    if p_threshold is None and found.get("thresholds") is not None:
         thresholds = _logit(np.array([math.inf if t is None else t for t in found["thresholds"]]))
     return _Rows(seconds, facts, _logit(probabilities), thresholds, own_classes(found["classes"], wanted))
 
@@ -155,9 +155,12 @@ def _better_told(lasting: np.ndarray, wanted: list[int]) -> dict[int, np.ndarray
     return told
 
 
-def _runs(active: np.ndarray, gap: float = 0.0) -> Iterator[tuple[int, int]]:
-    """First and last row of every run; runs with no more than ``gap`` rows between them are one."""
+def _runs(active: np.ndarray, gap: float = 0.0, unheard: np.ndarray | None = None) -> Iterator[tuple[int, int]]:
+    """First and last row of every run; runs with no more than ``gap`` rows between them, all of them heard, are one."""
     rows = np.flatnonzero(active)
     if len(rows):
-        breaks = np.flatnonzero(np.diff(rows) - 1 > gap + 1e-6)
+        apart = np.diff(rows) - 1 > gap + 1e-6
+        if unheard is not None:
+            apart |= np.diff(np.cumsum(unheard)[rows]) > 0
+        breaks = np.flatnonzero(apart)
         yield from zip(rows[[0, *(breaks + 1)]].tolist(), rows[[*breaks, -1]].tolist())

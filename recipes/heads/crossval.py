@@ -27,7 +27,8 @@ from whisper_at.train.data import Dataset, folds, hold_out
 from whisper_at.train.extract import describe, extract
 from whisper_at.train.features import Features
 from whisper_at.train.metrics import mean_interval
-from whisper_at.train.settings import Settings, changed, parse_assignments, preset
+from whisper_at.train.record import clips_digest, cut_unfinished, refuse_other_run
+from whisper_at.train.settings import Settings, as_dict, changed, parse_assignments, preset
 from whisper_at.train.training import Division, resolve_loss, train_head
 
 MODES = (
@@ -75,7 +76,16 @@ def cross_validate(
     table: Path,
     only_fold: int | None = None,
 ) -> list[dict[str, str]]:
-    """Train and test every mode on every fold with every seed and encoder; rows of the table, old and new."""
+    """Train and test every mode on every fold with every seed and encoder; rows of the table, old and new.
+
+    Raises
+    ------
+    ValueError
+        If the table is of other settings or recordings.
+    """
+    facts = {name: value for name, value in as_dict(settings).items() if name not in ("mode", "seed")}
+    refuse_other_run(table, {**facts, "clips": clips_digest(dataset.clips)})
+    cut_unfinished(table)
     rows = read_rows(table)
     done = {(row["encoder"], row["mode"], row["seed"], row["fold"]) for row in rows}
     divisions = folds(dataset)
@@ -122,7 +132,7 @@ def read_rows(table: Path) -> list[dict[str, str]]:
 
 def add_row(table: Path, row: dict) -> None:
     """Append a finished run."""
-    fresh = not table.exists()
+    fresh = not table.exists() or not table.stat().st_size
     with open(table, "a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         if fresh:

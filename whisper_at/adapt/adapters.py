@@ -55,10 +55,12 @@ class Bottleneck(nn.Module):
 
 
 class MaskedBatchNorm(nn.BatchNorm1d):
-    """BatchNorm over channels whose statistics are of real tokens only."""
+    """BatchNorm over channels whose statistics are of real tokens only; of a single one, those learned so far."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """``(batch, channels, tokens)``; mask ``(batch, tokens)``."""
+        if self.training and (x.shape[0] * x.shape[2] if mask is None else int(mask.sum())) < 2:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         if mask is None or not self.training:
             return super().forward(x)
         x = x.transpose(1, 2)

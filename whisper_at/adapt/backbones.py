@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from whisper.model import AudioEncoder
 
@@ -35,6 +36,10 @@ HUB_IDS = {
 
 KINDS = {"audio-spectrogram-transformer": "AST", "wav2vec2": "Wav2Vec2", "hubert": "Hubert", "wavlm": "WavLM"}
 """Kinds of model that load through transformers: `model_type` of config.json → start of the class's name."""
+
+
+RANDOM = "random:"
+"""What the name of a backbone with random weights begins with."""
 
 
 class Hidden(NamedTuple):
@@ -154,15 +159,20 @@ class Backbone(nn.Module):
             seconds = (self.front.most + 1) / self.sample_rate
             raise ValueError(f"a clip has {longest} samples, but {self.name} hears at most {seconds:g} s; cut it")
 
+    def start(self, values: Tensor, mask: Tensor) -> Tokens:
+        """The sequence that goes into the first block: the front end's tokens, and what methods add to them."""
+        tokens = Tokens(values, mask, self.front.special)
+        for patch in cast(Any, self.sequence.values()):
+            tokens = patch.start(tokens)
+        return tokens
+
     def encode(self, values: Tensor, mask: Tensor, padded: bool = True) -> Hidden:
         """Hidden states from the tokens ``(batch, tokens, dim)`` and mask that the front end makes.
 
         `padded` says that the mask may be False somewhere; without it, attention goes unmasked, which is faster.
         """
-        tokens = Tokens(values, mask, self.front.special)
+        tokens = self.start(values, mask)
         patches: list[Any] = list(self.sequence.values())
-        for patch in patches:
-            tokens = patch.start(tokens)
         states = [tokens.values]
         bias: Tensor | None = None
         for i, block in enumerate(self.blocks):
@@ -198,7 +208,8 @@ def load_backbone(
     ----------
     name : a Whisper by any name, path or hub id that `whisper_at.load_model` takes (``base``, ``nano.en``, a file, a
         folder); ``ast``, ``wav2vec2``, ``hubert``, ``wavlm-base``, ``wavlm-base-plus``, ``wavlm-large``, ``mms-300m``;
-        the id of another AST, wav2vec 2.0, HuBERT, WavLM or MMS on the hub; or a folder in Hugging Face's layout
+        the id of another AST, wav2vec 2.0, HuBERT, WavLM or MMS on the hub; a folder in Hugging Face's layout; or
+        ``random:`` and one of `RANDOM_NAMES`, whose weights are always the same random numbers
     device : where to put it; CUDA if there is any, else the CPU
     frames : AST only: frames of 10 ms that every clip is cut or padded to; those it was trained with (1024) by
         default. The positional table is cropped or interpolated (defect P1).
@@ -215,12 +226,15 @@ def load_backbone(
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     name = os.fspath(name)
+    if name.startswith(RANDOM):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            backbone = random_backbone(name.removeprefix(RANDOM), frames=frames, normalize=normalize)
+        backbone.name = name
+        return backbone.to(device)
     source = HUB_IDS.get(name, name)
     kind = _kind_of(source)
-    if frames is not None and kind != "audio-spectrogram-transformer":
-        raise ValueError(f"frames is for AST; {name} hears clips of any length")
-    if normalize is not None and kind in ("audio-spectrogram-transformer", "whisper"):
-        raise ValueError(f"normalize is for wav2vec 2.0, HuBERT and WavLM; {name} has a front end of its own")
+    _refuse_options(name, KINDS.get(kind, kind), frames, normalize)
     if kind == "whisper":
         dims, state = checkpoints.open_whisper(checkpoints.find_whisper(source))
         encoder = AudioEncoder(*_audio_sizes(dims))
@@ -231,6 +245,14 @@ def load_backbone(
     if kind != "audio-spectrogram-transformer" and normalize is None:
         normalize = _normalizes(source)
     return transformers_backbone(model, name, frames=frames, normalize=bool(normalize)).to(device)
+
+
+class WhisperNorm(nn.LayerNorm):
+    """openai-whisper's LayerNorm, in float32 whatever it reads, with a weight and a bias of any precision."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.layer_norm(input.float(), self.normalized_shape, weight, bias, self.eps).to(input.dtype)
 
 
 def whisper_backbone(encoder: AudioEncoder, name: str = "whisper") -> Backbone:
@@ -249,15 +271,20 @@ def whisper_backbone(encoder: AudioEncoder, name: str = "whisper") -> Backbone:
         }
         return twin
 
+    def norm(module: nn.LayerNorm) -> WhisperNorm:
+        twin = own(module)
+        twin.__class__ = WhisperNorm  # the same but for weights of half precision
+        return cast(WhisperNorm, twin)
+
     blocks = []
     for layer in cast(Any, encoder.blocks):
         a, (up, activation, down) = layer.attn, layer.mlp
         attn = Attention(own(a.query), own(a.key), own(a.value), own(a.out), a.n_head)
         ffn = FeedForward(own(up), own(down), activation)
-        blocks.append(Block(attn, ffn, own(layer.attn_ln), own(layer.mlp_ln), pre_norm=True))
+        blocks.append(Block(attn, ffn, norm(layer.attn_ln), norm(layer.mlp_ln), pre_norm=True))
     positions = cast(Tensor, encoder.positional_embedding)
     front = WhisperFront(own(encoder.conv1), own(encoder.conv2), positions)
-    return Backbone(name, "whisper", front, blocks, own(encoder.ln_post))
+    return Backbone(name, "whisper", front, blocks, norm(encoder.ln_post))
 
 
 def transformers_backbone(model: Any, name: str, *, frames: int | None = None, normalize: bool = True) -> Backbone:
@@ -295,6 +322,14 @@ def _speech_block(layer: Any, stable: bool) -> Block:
     ffn = FeedForward(f.intermediate_dense, f.output_dense, f.intermediate_act_fn)
     language = getattr(layer, "adapter_layer", None)
     return Block(attn, ffn, layer.layer_norm, layer.final_layer_norm, pre_norm=stable, language=language)
+
+
+def _refuse_options(name: str, kind: str, frames: int | None, normalize: bool | None) -> None:
+    """ValueError for an option that a backbone of a kind (``whisper``, or a value of `KINDS`) has no use for."""
+    if frames is not None and kind != "AST":
+        raise ValueError(f"frames is for AST; {name} hears clips of any length")
+    if normalize is not None and kind in ("AST", "whisper"):
+        raise ValueError(f"normalize is for wav2vec 2.0, HuBERT and WavLM; {name} has a front end of its own")
 
 
 def _audio_sizes(dims: Mapping[str, int]) -> tuple[int, ...]:
@@ -411,32 +446,45 @@ _WHISPERS = {
     "whisper-base": (80, 1500, 512, 8, 6),
     "whisper-small": (80, 1500, 768, 12, 12),
     "whisper-medium": (80, 1500, 1024, 16, 24),
+    **dict.fromkeys(("whisper-large-v1", "whisper-large-v2"), (80, 1500, 1280, 20, 32)),
+    **dict.fromkeys(
+        ("whisper-large-v3", "whisper-large", "whisper-large-v3-turbo", "whisper-turbo"), (128, 1500, 1280, 20, 32)
+    ),
     "whisper-nano": (80, 1500, 32, 4, 3),
 }
 RANDOM_NAMES = (*_WHISPERS, *_CONFIGS)
 """What `random_backbone` makes; ``ast-tiny``, ``whisper-nano`` and the like are 3 blocks of width 32."""
 
 
-def random_backbone(name: str, *, frames: int | None = None, device: str | torch.device = "cpu") -> Backbone:
+def random_backbone(
+    name: str,
+    *,
+    frames: int | None = None,
+    normalize: bool | None = None,
+    device: str | torch.device = "cpu",
+) -> Backbone:
     """A backbone of known sizes with random weights; on device ``meta`` without any, for counting.
 
     Parameters
     ----------
     name : one of `RANDOM_NAMES`
-    frames : AST only, as in `load_backbone`
+    frames, normalize : as in `load_backbone`; clips are normalised by default
 
     Raises
     ------
     ValueError
-        If there is no such name.
+        If there is no such name, or an option is given to a backbone that has no use for it.
     """
     if name in _WHISPERS:
+        _refuse_options(name, "whisper", frames, normalize)
         with torch.device(device):
             return whisper_backbone(AudioEncoder(*_WHISPERS[name]), name)
     if name not in _CONFIGS:
         raise ValueError(f"no sizes are known of {name!r}; one of {', '.join(RANDOM_NAMES)}")
     kind, sizes = _CONFIGS[name]
+    _refuse_options(name, kind, frames, normalize)
     transformers = _transformers()
     config = getattr(transformers, f"{kind}Config")(**sizes)
     with torch.device(device):
-        return transformers_backbone(getattr(transformers, f"{kind}Model")(config), name, frames=frames)
+        model = getattr(transformers, f"{kind}Model")(config)
+        return transformers_backbone(model, name, frames=frames, normalize=normalize is not False)

@@ -18,10 +18,11 @@ from ..attached import KINDS, Classes, Reader
 from ..files import read_tensors, save_safetensors
 from ..train.data import Clip, Dataset
 from ..train.fit import Fitted
-from .backbones import Backbone, load_backbone
+from .backbones import Backbone, Hidden, load_backbone
 from .learning import Evaluation, Recipe, WaveSource, all_logits, evaluate_classifier, fit_classifier
+from .lora import unmerged
 from .methods import adapt, count_parameters
-from .pooling import Reduced, make_adapt_head
+from .pooling import LinearHead, Reduced, chosen_tokens, make_adapt_head
 from .sharing import reader_of
 
 if TYPE_CHECKING:
@@ -37,16 +38,17 @@ class AudioClassifier(nn.Module):
     Parameters
     ----------
     backbone : a `Backbone`, which is adapted in place (or is already), or a name for `load_backbone`
-    methods : names of methods, or tables ``{"name": …, option: value}``; none for a head on the plain encoder
+    method : name of a method, a table ``{"name": …, option: value}``, or several; none for a head on the plain encoder
     classes : their names, in the order of the outputs
     head : ``linear``, ``conv`` (PEFT-SER's), ``tl_tr`` (Whisper-AT's)
     layers : what a head hears: ``last``, ``weighted`` (blocks) or ``weighted_conv`` (and what goes into the first)
     pooling : of tokens, for ``linear``; see `whisper_at.adapt.pooling.chosen_tokens`
     seconds : cut longer clips to this, or None
     pad : fill shorter clips with silence, up to ``seconds``, that counts as a part of them
-    frames, normalize, device : as of `load_backbone`
+    frames, normalize, device : as of `load_backbone`; a `Backbone` has them already
     seed : of the random numbers that new parameters begin with
-    kind : ``single_label`` (one class is right: softmax) or ``multi_label`` (sigmoid); fitting sets it by the data
+    kind : ``single_label`` (one class is right: softmax) or ``multi_label`` (sigmoid); fitting on clips with several
+        labels, or none, makes it the latter
 
     Raises
     ------
@@ -57,7 +59,7 @@ class AudioClassifier(nn.Module):
     def __init__(
         self,
         backbone: Backbone | str,
-        methods: Method | Sequence[Method] = (),
+        method: Method | Sequence[Method] = (),
         classes: Sequence[str] = (),
         *,
         head: str = "linear",
@@ -76,19 +78,27 @@ class AudioClassifier(nn.Module):
             raise ValueError("a classifier needs the names of its classes")
         if pad and seconds is None:
             raise ValueError("pad says that shorter clips are filled up, and seconds, up to what: give it, too")
+        if seconds is not None and not seconds > 0:
+            raise ValueError(f"seconds must be more than 0, not {seconds!r}; None leaves clips as long as they are")
         if kind not in KINDS:
             raise ValueError(f"kind must be {' or '.join(KINDS)}, not {kind!r}")
         if not isinstance(backbone, Backbone):
             backbone = load_backbone(backbone, device, frames=frames, normalize=normalize)
+        heard = {name: getattr(backbone.front, name, None) for name in ("frames", "normalize")}
+        for name, wanted in (("frames", frames), ("normalize", normalize)):
+            if wanted is not None and wanted != heard[name]:
+                raise ValueError(
+                    f"{backbone.name} has {name} = {heard[name]}: load it with {name}={wanted}, as is wanted"
+                )
         self.classes, self.kind, self.seconds, self.pad = tuple(classes), kind, seconds, pad
-        self._options = {"head": head, "layers": layers, "pooling": pooling, "frames": frames, "normalize": normalize}
+        self._options: dict[str, Any] = {"head": head, "layers": layers, "pooling": pooling, **heard}
         sizes = {"width": backbone.width, "depth": backbone.layers, "classes": len(self.classes)}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             new = make_adapt_head(head, layers=layers, pooling=pooling, frame_rate=backbone.frame_rate, **sizes)
             self.head = new.to(next(backbone.parameters()).device)
-            if methods or not backbone.methods:
-                adapt(backbone, _method_tables(methods))
+            if method or not backbone.methods:
+                adapt(backbone, _method_tables(method))
         self.backbone = backbone
         self._try_out()
 
@@ -167,6 +177,8 @@ class AudioClassifier(nn.Module):
         progress: bool = False,
     ) -> np.ndarray:
         """Probabilities ``(files, classes)`` of recordings; softmax or sigmoid is taken here and only here (W1)."""
+        if not len(files):
+            return np.zeros((0, len(self.classes)), np.float32)
         source = WaveSource(self, Dataset(tuple(Clip(Path(f), ()) for f in files), self.classes), cache, progress)
         logits = torch.from_numpy(all_logits(self, source, batch_size, progress))
         return Classes(self.classes, self.kind).probabilities(logits).numpy()
@@ -190,14 +202,20 @@ class AudioClassifier(nn.Module):
         return {name: tensor for name, tensor in self.state_dict().items() if name in names}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one ``.safetensors``: what was trained, and the configuration as metadata (S2)."""
-        metadata = {
-            "format": "pt",
-            "kind": FORMAT,
-            "configuration": json.dumps(self.configuration()),
-            "frozen_sha256": self._frozen_sha256(),
-        }
-        save_safetensors(self.trained(), path, metadata)
+        """Write one ``.safetensors``: what was trained, and the configuration as metadata (S2).
+
+        Merged LoRA is saved as it was before. ValueError for a name that `load` would not take.
+        """
+        if Path(path).suffix != ".safetensors":
+            raise ValueError(f"{path}: the name of a classifier's file must end in .safetensors")
+        with unmerged(self.backbone):
+            metadata = {
+                "format": "pt",
+                "kind": FORMAT,
+                "configuration": json.dumps(self.configuration()),
+                "frozen_sha256": self._frozen_sha256(),
+            }
+            save_safetensors(self.trained(), path, metadata)
 
     @classmethod
     def load(
@@ -213,7 +231,8 @@ class AudioClassifier(nn.Module):
         RuntimeError
             If the file is damaged, or no such classifier.
         ValueError
-            If its parameters are not those of the model that its configuration describes.
+            If its parameters are not those of the model that its configuration describes, or a given `Backbone` hears
+            with other ``frames`` or ``normalize``.
 
         Warns if the frozen weights are not those that it was trained on.
         """
@@ -222,9 +241,7 @@ class AudioClassifier(nn.Module):
             raise RuntimeError(f"{path} is no classifier of whisper_at.adapt; `whisper-at adapt fit` writes such files")
         known = json.loads(metadata["configuration"])
         chosen = known.pop("backbone") if backbone is None else known.pop("backbone") and backbone
-        if isinstance(chosen, Backbone):
-            known |= {"frames": None, "normalize": None}
-        model = cls(chosen, device=device, **known)
+        model = cls(chosen, known.pop("methods"), device=device, **known)
         model.load_trained(tensors, path)
         if metadata.get("frozen_sha256") != model._frozen_sha256():
             message = f"{path} was trained on other frozen weights than those of {model.backbone.name}: expect nonsense"
@@ -253,15 +270,23 @@ class AudioClassifier(nn.Module):
         return digest.hexdigest()
 
     def _try_out(self) -> None:
-        """Hear the shortest possible clip, so that a pooling or a method that cannot work is refused now."""
-        if self.device.type != "meta":
-            was = self.training
-            self.eval()
-            with torch.no_grad():
-                self(torch.zeros(1, max(self.backbone.front.least, 1600), device=self.device))
-            self.train(was)
+        """Hear the shortest possible clip, so that a pooling or a method that cannot work is refused now.
+
+        Without weights, it only looks for the tokens that are to be pooled.
+        """
+        if self.device.type == "meta":
+            if isinstance(self.head, LinearHead):
+                empty = torch.empty(1, self.backbone.front.special + 1, self.backbone.width, device="meta")
+                tokens = self.backbone.start(empty, torch.ones(empty.shape[:2], dtype=torch.bool, device="meta"))
+                chosen_tokens(self.head.pooling, Hidden((), *tokens[1:]))
+            return
+        was = self.training
+        self.eval()
+        with torch.no_grad():
+            self(torch.zeros(1, max(self.backbone.front.least, 1600), device=self.device))
+        self.train(was)
 
 
-def _method_tables(methods: Method | Sequence[Method]) -> list[dict[str, Any]]:
-    given = [methods] if isinstance(methods, (str, Mapping)) else methods
+def _method_tables(method: Method | Sequence[Method]) -> list[dict[str, Any]]:
+    given = [method] if isinstance(method, (str, Mapping)) else method
     return [{"name": one} if isinstance(one, str) else dict(one) for one in given]

@@ -7,7 +7,6 @@ A comparison is a TOML file with ``out``, ``seeds``, a table ``base`` of the fie
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from matplotlib.figure import Figure
 from ..toml import read_toml
 from ..train.pictures import COLOURS, new_figure, save_figure
 from .config import Config, build, changed, make_config
-from .experiment import SCORES, prepare, run, summary, write_csv, write_text
+from .experiment import SCORES, folder_name, prepare, run, summary, write_csv, write_text
 
 
 class Cell(NamedTuple):
@@ -56,7 +55,7 @@ def read_comparison(path: str, changes: Iterable[str] = ()) -> list[Cell]:
             merged = changed(merged, (change for change in changes if not change.startswith("out=")))
             out = changed({"out": table.get("out", "comparison")}, (c for c in changes if c.startswith("out=")))["out"]
             names = [str(data.get("label", data.get("dataset"))), str(method.get("label", method.get("method")))]
-            merged["out"] = str(Path(out, "cells", *(re.sub(r"[^A-Za-z0-9]+", "-", name) for name in names)))
+            merged["out"] = str(Path(out, "cells", *map(folder_name, names)))
             score = data.get("score", "accuracy")
             if score not in SCORES:
                 raise ValueError(f"{path}: score {score!r} of {names[0]} is none of {', '.join(SCORES)}")

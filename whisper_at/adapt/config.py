@@ -8,9 +8,7 @@ reader) and ``reported`` (figures of a paper, which nothing reads but people) as
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
-import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,11 +16,13 @@ from typing import Any
 
 from ..toml import parse_assignment, read_toml
 from . import datasets
-from .backbones import RANDOM_NAMES, Backbone, load_backbone, random_backbone
+from .backbones import RANDOM, RANDOM_NAMES, Backbone, load_backbone, random_backbone
+from .checks import typed, unknown
 from .classifier import AudioClassifier
 from .learning import Recipe
 from .pooling import LAYERS, POOLINGS
 from .protocols import PROTOCOLS
+from .waves import first_convolution
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Config:
     Attributes
     ----------
     backbone, frames, normalize, method, head, layers, pooling, seconds, pad : as of `AudioClassifier`
-    random : take random weights of the backbone's sizes, to try things out; ``whisper-nano``, ``ast-tiny`` …
+    random : take random weights of the backbone's sizes, always the same, to try things out; ``whisper-nano``,
+        ``ast-tiny`` …
     classes : their number, for counting without data
     dataset, root, reader : as of `whisper_at.adapt.datasets.read`; root is relative to where the command runs
     protocol, parts, only : how to divide it (`whisper_at.adapt.protocols`), into how many parts where the protocol
@@ -89,8 +90,10 @@ def read_config(paths: str | os.PathLike[str] | Sequence[str] | None, changes: I
     table: dict[str, Any] = {}
     for path in [paths] if isinstance(paths, (str, os.PathLike)) else paths or ():
         for name, value in read_toml(path).items():
-            inside = name in ("recipe", "reader") and isinstance(value, dict)
-            table[name] = {**table.get(name, {}), **value} if inside else value
+            before = table.get(name)
+            if name in ("recipe", "reader") and isinstance(value, dict) and isinstance(before, dict):
+                value = {**before, **value}
+            table[name] = value
     return make_config(changed(table, changes))
 
 
@@ -116,12 +119,17 @@ def make_config(table: Mapping[str, Any]) -> Config:
     values = _checked(Config, table, "")
     if "method" in values:
         values["method"] = _methods(values["method"])
+    if not isinstance(values.get("recipe", {}), Mapping):
+        raise ValueError(f"recipe = {values['recipe']!r} is not a table; recipe.epochs = 30 sets a part of it")
     if "recipe" in values:
         values["recipe"] = Recipe(**_checked(Recipe, values["recipe"], "recipe."))
     config = Config(**values)
     for name, known in (("layers", LAYERS), ("pooling", POOLINGS), ("protocol", tuple(PROTOCOLS))):
         if getattr(config, name) not in known:
-            raise ValueError(_unknown(f"{name} =", getattr(config, name), known))
+            raise ValueError(unknown(f"{name} =", getattr(config, name), known))
+    for name in ("seconds", "frames", "classes", "parts", "few_shot"):
+        if (number := getattr(config, name)) is not None and not number > 0:
+            raise ValueError(f"{name} must be more than 0, not {number!r}; leave it out to do without")
     if config.dataset:
         datasets.canonical_name(config.dataset)
     if not config.seeds:
@@ -130,14 +138,18 @@ def make_config(table: Mapping[str, Any]) -> Config:
 
 
 def build(config: Config, classes: Sequence[str], seed: int = 0, count_only: bool = False) -> AudioClassifier:
-    """The classifier of a configuration; with ``count_only`` it has sizes, but no weights, and needs no files."""
+    """The classifier of a configuration; with ``count_only`` it has sizes, but no weights, and needs no files.
+
+    ValueError if a method, the pooling, ``frames``, ``normalize`` or SpecAugment does not suit the backbone.
+    """
     backbone: Backbone
     if count_only:
-        backbone = sized_backbone(config.backbone, config.frames)
-    elif config.random:
-        backbone = random_backbone(config.backbone, frames=config.frames)
+        backbone = sized_backbone(config.backbone, config.frames, config.normalize)
     else:
-        backbone = load_backbone(config.backbone, config.device, frames=config.frames, normalize=config.normalize)
+        name = f"{RANDOM}{config.backbone}" if config.random else config.backbone
+        backbone = load_backbone(name, config.device, frames=config.frames, normalize=config.normalize)
+    if config.recipe.spec_augment is not None:
+        first_convolution(backbone.front)
     return AudioClassifier(
         backbone,
         config.method,
@@ -147,19 +159,17 @@ def build(config: Config, classes: Sequence[str], seed: int = 0, count_only: boo
         pooling=config.pooling,
         seconds=config.seconds,
         pad=config.pad,
-        frames=config.frames,
-        normalize=config.normalize,
         seed=seed,
     )
 
 
-def sized_backbone(name: str, frames: int | None = None) -> Backbone:
+def sized_backbone(name: str, frames: int | None = None, normalize: bool | None = None) -> Backbone:
     """A backbone of the sizes of a published one, without weights where the sizes are known, else loaded."""
     alias = {"wavlm-base": "wavlm-base-plus"}.get(name, name)
     known = next((n for n in (alias, f"whisper-{alias.removesuffix('.en')}") if n in RANDOM_NAMES), None)
     if known is None or name == "nano.en":
-        return load_backbone(name, "cpu", frames=frames)
-    return random_backbone(known, frames=frames, device="meta")
+        return load_backbone(name, "cpu", frames=frames, normalize=normalize)
+    return random_backbone(known, frames=frames, normalize=normalize, device="meta")
 
 
 # --- checks -----------------------------------------------------------------------------------------------------
@@ -167,11 +177,11 @@ def sized_backbone(name: str, frames: int | None = None) -> Backbone:
 
 def _methods(given: Any) -> tuple[dict[str, Any], ...]:
     several = given if isinstance(given, (list, tuple)) else [given]
-    tables = tuple({"name": one} if isinstance(one, str) else dict(one) for one in several)
+    tables = [{"name": one} if isinstance(one, str) else one for one in several]
     for table in tables:
-        if not isinstance(table.get("name"), str):
-            raise ValueError(f'a method is a name or a table with one, {{name = "lora", rank = 8}}; not {table}')
-    return tables
+        if not isinstance(table, Mapping) or not isinstance(table.get("name"), str):
+            raise ValueError(f'a method is a name or a table with one, {{name = "lora", rank = 8}}; not {table!r}')
+    return tuple(dict(table) for table in tables)
 
 
 def _checked(kind: type, table: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -181,31 +191,6 @@ def _checked(kind: type, table: Mapping[str, Any], prefix: str) -> dict[str, Any
     out = {}
     for name, value in table.items():
         if name not in fields:
-            raise ValueError(_unknown("there is no key", f"{prefix}{name}", [f"{prefix}{f}" for f in sorted(fields)]))
-        out[name] = value if name in ("method", "recipe") else _typed(value, hints[name], f"{prefix}{name}")
+            raise ValueError(unknown("there is no key", f"{prefix}{name}", [f"{prefix}{f}" for f in sorted(fields)]))
+        out[name] = value if name in ("method", "recipe") else typed(value, hints[name], f"{prefix}{name}")
     return out
-
-
-def _typed(value: Any, hint: Any, name: str) -> Any:
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if types.NoneType in options and value in (None, "none"):  # TOML has no word for it
-        return None
-    for option in options:
-        origin = typing.get_origin(option) or option
-        if origin is tuple and isinstance(value, (list, tuple)):
-            inner = typing.get_args(option)
-            each = [inner[0]] * len(value) if inner[-1] is ... else inner
-            if len(each) == len(value):
-                return tuple(_typed(one, kind, name) for one, kind in zip(value, each))
-        elif origin is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-        elif isinstance(value, origin) and not (origin is int and isinstance(value, bool)):
-            return value
-    said = " or ".join(getattr(o, "__name__", str(o)).replace("NoneType", "none") for o in options)
-    raise ValueError(f"{name} = {value!r} is not {said}")
-
-
-def _unknown(what: str, name: Any, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{what} {name!r}: {hint}There are {', '.join(known)}"

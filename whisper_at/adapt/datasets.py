@@ -10,15 +10,26 @@ import csv
 import difflib
 import os
 import re
+import typing
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-from ..train.data import Clip, Dataset, _ordered, read_dataset, read_folders
+from ..train.data import Clip, Dataset, _ordered, read_csv, read_dataset, read_folders
+from .checks import typed, unknown
 
 Root = str | os.PathLike[str]
 
+ALIASES = {"speechcommandsv2": "gsc", "speechcommands": "gsc", "spcv2": "gsc", "us8k": "urbansound8k"} | {
+    "googlespeechcommands": "gsc",
+    "googlespeechcommandsv2": "gsc",
+    "fluentspeechcommands": "fsc",
+    "birdclef": "birdclef2022",
+}
+"""Other names of collections, without capitals, spaces and hyphens."""
 
-def read(name: str, root: Root, **options) -> Dataset:
+
+def read(name: str, root: Root, /, **options) -> Dataset:
     """Read a collection by the name it has in the papers (``FSC``, ``ESC-50``, ``iemocap`` …; see `names`).
 
     ``files`` stands for a folder of classes, a ``.csv`` or a ``.json`` of your own. ``options`` go to the reader.
@@ -28,17 +39,29 @@ def read(name: str, root: Root, **options) -> Dataset:
     FileNotFoundError
         If ``root``, or a file that the layout needs, is not there.
     ValueError
-        If there is no such collection, or what is there is not in its layout.
+        If there is no such collection, what is there is not in its layout, or the reader has no such option.
     """
-    readers = _readers()
-    key = canonical_name(name)
-    return readers[key](root, **options)
+    reader = _readers()[canonical_name(name)]
+    known = _options(reader, Path(root).expanduser())
+    for key in options:
+        if key not in known:
+            raise ValueError(unknown(f"the reader of {name} ({root}) has no option", key, known))
+    return reader(root, **{key: typed(value, known[key], f"reader.{key}") for key, value in options.items()})
+
+
+def _options(reader: Callable[..., Dataset], root: Path) -> dict[str, Any]:
+    """Names and types of what a reader takes beside the root."""
+    hints = typing.get_type_hints(reader)
+    if reader is read_dataset and not (root.is_file() and root.suffix.lower() == ".json"):
+        hints = typing.get_type_hints(read_folders if root.is_dir() else read_csv)
+    first = next(iter(hints))
+    return {key: hint for key, hint in hints.items() if key not in (first, "return")}
 
 
 def canonical_name(name: str) -> str:
     """``esc50`` for ``ESC-50``; raises ValueError, with the nearest one, for a name that no collection has."""
     key = re.sub(r"[^a-z0-9]", "", name.lower())
-    key = {"speechcommandsv2": "gsc", "speechcommands": "gsc", "spcv2": "gsc", "us8k": "urbansound8k"}.get(key, key)
+    key = ALIASES.get(key, key)
     if key not in _readers():
         near = difflib.get_close_matches(key, names(), n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..train.data import Clip, Dataset
+from .checks import unknown
 from .datasets import Root, _folder, _rows, dataset_of
 
 EMOTIONS = (
@@ -56,7 +57,7 @@ def read_iemocap(root: Root, classes: Sequence[str] = FOUR, improvised: bool = F
     the session, ``1`` to ``5``; the group the speaker, ``Ses01F``, told by the letter before a turn's number (that of
     the dialogue says who wore markers).
     """
-    root = _folder(root)
+    root, classes = _folder(root), _emotions(classes)
     codes = IEMOCAP_CODES if "excited" in classes else IEMOCAP_CODES | {"exc": "happy"}
     dialogues = "Ses*impro*.txt" if improvised else "Ses*.txt"
     clips = []
@@ -77,7 +78,7 @@ def read_msp_improv(root: Root, classes: Sequence[str] = FOUR) -> Dataset:
 
     Lines ``UTD-IMPROV-S01A-F01-P-FM01.avi; N; …`` give the label. The fold is the session, the group the speaker.
     """
-    root = _folder(root)
+    root, classes = _folder(root), _emotions(classes)
     table = root / "Evalution.txt"
     if not table.is_file():
         raise FileNotFoundError(f"{table} is missing: it holds the labels")
@@ -99,7 +100,7 @@ def read_msp_podcast(root: Root, classes: Sequence[str] = FOUR) -> Dataset:
     Splits are the official ones, ``Test1`` being the test; further ones are left out, and so are unknown speakers
     and genders, and rows whose file is not there (spec section 2.4).
     """
-    root = _folder(root)
+    root, classes = _folder(root), _emotions(classes)
     tables = [root / "Labels" / name for name in ("labels_concensus.csv", "labels_consensus.csv")]
     table = next((path for path in tables if path.is_file()), tables[-1])
     audio = next((root / name for name in ("Audios", "Audio") if (root / name).is_dir()), root / "Audios")
@@ -119,7 +120,7 @@ def read_crema_d(root: Root, classes: Sequence[str] = FOUR, intended: bool = Fal
     The label is what most raters heard and saw (a tie is left out) or, with ``intended``, what the actor was asked
     for, as the file's name tells. ``1076_MTI_SAD_XX``, which holds no speech, is skipped. The group is the speaker.
     """
-    root = _folder(root)
+    root, classes = _folder(root), _emotions(classes)
     votes = {}
     if not intended:
         table = root / "processedResults" / "summaryTable.csv"
@@ -141,7 +142,7 @@ def read_meld(root: Root, classes: Sequence[str] = EMOTIONS[:7]) -> Dataset:
     Utterances are films ``dia0_utt0.mp4``, or ``waves/dia0_utt0.wav`` where their sound has been taken out; rows
     without either are left out with a warning (the collection has such).
     """
-    root = _folder(root)
+    root, classes = _folder(root), _emotions(classes)
     folders = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
     clips = []
     for split, folder in folders.items():
@@ -161,7 +162,7 @@ def read_ravdess(root: Root, classes: Sequence[str] = EMOTIONS[:8]) -> Dataset:
 
     The group is the actor with his or her sex in front, ``M01``, ``F02``: odd numbers are men (S12).
     """
-    root = _folder(root)
+    root, classes = _folder(root), _emotions(classes)
     clips: dict[str, Clip] = {}
     for path in sorted(root.rglob("03-01-*.wav")):
         if match := re.fullmatch(r"03-01-(\d\d)-\d\d-\d\d-\d\d-(\d\d)", path.stem):
@@ -179,7 +180,8 @@ def read_emodb(root: Root, classes: Sequence[str] | None = None) -> Dataset:
     """
     root = _folder(root)
     folder = root / "wav" if (root / "wav").is_dir() else root
-    classes = [name for name in EMOTIONS if name in EMODB_CODES.values()] if classes is None else classes
+    every = [name for name in EMOTIONS if name in EMODB_CODES.values()]
+    classes = every if classes is None else _emotions(classes)
     clips = []
     for path in sorted(folder.glob("*.wav")):
         if match := re.fullmatch(r"(\d\d)[a-z]\d\d([A-Z])[a-z]?", path.stem):
@@ -187,6 +189,14 @@ def read_emodb(root: Root, classes: Sequence[str] | None = None) -> Dataset:
             if EMODB_CODES.get(code) in classes:
                 clips.append(Clip(path, (EMODB_CODES[code],), group=speaker))
     return dataset_of(clips, root, classes)
+
+
+def _emotions(classes: Sequence[str]) -> Sequence[str]:
+    """The classes, if all of them are `EMOTIONS`; else ValueError."""
+    for name in classes:
+        if name not in EMOTIONS:
+            raise ValueError(unknown("no class of emotion is called", name, EMOTIONS))
+    return classes
 
 
 def _existing(clips: Iterable[Clip], root: Path) -> list[Clip]:

@@ -22,11 +22,14 @@ from ..train.data import Dataset
 from ..train.pictures import draw_confusion, save_figure
 from . import datasets
 from .config import Config, build
+from .learning import DECISIONS, RANKINGS, refuse_select
 from .protocols import Division, divide, refuse_missing_classes, with_few
 from .waves import Waves
 
 RESULT, MODEL = "result.json", "classifier.safetensors"
-SCORES = ("accuracy", "UAR", "F1", "mAP", "AUC", "d_prime")
+SCORES = (*DECISIONS, *RANKINGS)
+LONGEST = 80
+"""Letters of a run's folder, before its seed: file systems take 255, and speakers' names may be long."""
 
 
 def prepare(config: Config) -> tuple[Dataset, list[Division]]:
@@ -35,7 +38,8 @@ def prepare(config: Config) -> tuple[Dataset, list[Division]]:
     Raises
     ------
     FileNotFoundError, ValueError
-        If the data are not there or cannot be divided so, a file is missing, or a class is missing from a part.
+        If the data are not there or cannot be divided so, a file is missing, a class is missing from training, or
+        epochs are to be chosen by a score that such data do not have.
     """
     if not config.dataset or not config.root:
         raise ValueError(
@@ -45,6 +49,7 @@ def prepare(config: Config) -> tuple[Dataset, list[Division]]:
     dataset = datasets.read(config.dataset, config.root, **config.reader)
     if missing := [clip.path for clip in dataset.clips if not os.path.isfile(clip.path)]:
         raise FileNotFoundError(f"no such recording: {missing[0]} ({len(missing)} such)")
+    refuse_select(config.recipe.select, dataset.multi_label)
     divisions = divide(dataset, config.protocol, k=config.parts)
     if config.only is not None:
         if wrong := [i for i in config.only if not 0 <= i < len(divisions)]:
@@ -75,7 +80,7 @@ def run(config: Config, progress: bool = False) -> list[dict[str, Any]]:
     rows = []
     for seed in config.seeds:
         for division in divisions:
-            folder = out / f"{re.sub(r'[^A-Za-z0-9]+', '-', division.name)}-seed{seed}"
+            folder = out / f"{folder_name(division.name)}-seed{seed}"
             rows.append(run_one(config, dataset, division, seed, folder, progress))
     tables = [np.array(row.pop("confusion")) for row in rows if "confusion" in row]
     write_csv(out / "results.csv", rows)
@@ -92,7 +97,8 @@ def run_one(
     if config.few_shot is not None:
         division = with_few(dataset, division, config.few_shot, None if config.few_shot_first else seed)
     recipe = replace(config.recipe, seed=seed)
-    names = "\n".join(f"{part} {dataset.clips[i].key}" for part in ("train", "valid") for i in getattr(division, part))
+    parts = ("train", "valid", "test")
+    names = "\n".join(f"{part} {dataset.clips[i].key}" for part in parts for i in getattr(division, part))
     facts = {"division": division.name, "clips": hashlib.sha256(names.encode()).hexdigest()}
     settings = {"config": _essential(config), "seed": seed, **facts}
     if (folder / RESULT).is_file():
@@ -102,6 +108,7 @@ def run_one(
         return row
     begun = time.perf_counter()
     model = build(config, dataset.classes, seed)
+    model.kind = "multi_label" if dataset.multi_label else "single_label"
     train, valid = dataset.take(division.train), dataset.take(division.valid)
     with StepMemory(model) as memory:
         fitted = model.fit(train, valid, recipe, folder, config.cache, progress)
@@ -118,6 +125,12 @@ def run_one(
     write_json(folder / RESULT, row | {"settings": settings})
     (folder / "state.pt").unlink(missing_ok=True)  # what it would be needed for is done
     return row
+
+
+def folder_name(name: str) -> str:
+    """A name of letters, digits and hyphens; of a long one, the start and a hash of the whole."""
+    short = re.sub(r"[^A-Za-z0-9]+", "-", name)
+    return short if len(short) <= LONGEST else f"{short[:LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

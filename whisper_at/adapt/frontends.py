@@ -86,7 +86,7 @@ class WhisperFront(Front):
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens and mask of waveforms; see `Front`."""
-        mel = batched_log_mel(waveforms, lengths, self.filters)
+        mel = batched_log_mel(waveforms, lengths, self.filters).to(self.conv1.weight.dtype)
         frames = lengths // HOP_LENGTH
         outside = ~length_mask(frames, mel.shape[-1])[:, None]
         x = F.gelu(self.conv1(mel))  # mel is 0 there, as the convolution's own padding is
@@ -118,7 +118,7 @@ def batched_log_mel(waveforms: Tensor, lengths: Tensor, filters: Tensor) -> Tens
     with torch.autocast(x.device.type, enabled=False):
         window = torch.hann_window(N_FFT, device=x.device)
         power = torch.stft(x, N_FFT, HOP_LENGTH, window=window, center=False, return_complex=True).abs() ** 2
-        log = torch.clamp(filters @ power[..., : samples // HOP_LENGTH], min=1e-10).log10()
+        log = torch.clamp(filters.float() @ power[..., : samples // HOP_LENGTH], min=1e-10).log10()
     inside = length_mask(lengths // HOP_LENGTH, log.shape[-1])[:, None]
     loudest = log.masked_fill(~inside, -torch.inf).amax(dim=(1, 2), keepdim=True)
     return ((torch.maximum(log, loudest - 8.0) + 4.0) / 4.0).masked_fill(~inside, 0.0)
@@ -163,7 +163,8 @@ class ASTFront(Front):
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens and mask (all True) of waveforms; see `Front`."""
-        patches = self.projection(self.spectrogram(waveforms, lengths).transpose(1, 2)[:, None])
+        spectrogram = self.spectrogram(waveforms, lengths).to(self.projection.weight.dtype)
+        patches = self.projection(spectrogram.transpose(1, 2)[:, None])
         patches = patches.flatten(2).transpose(1, 2)  # frequency-major: row * columns + column
         special = torch.cat([self.cls_token, self.distillation_token], dim=1).expand(len(patches), -1, -1)
         tokens = torch.cat([special.to(patches.dtype), patches], dim=1)
@@ -231,7 +232,7 @@ def kaldi_fbank(waveforms: Tensor, filters: Tensor) -> Tensor:
         x = x - 0.97 * F.pad(x, (1, 0), mode="replicate")[..., :-1]  # pre-emphasis within the frame
         x = x * torch.hann_window(_WINDOW, periodic=False, device=x.device)
         power = torch.fft.rfft(x, _KALDI_FFT).abs() ** 2
-        return (power @ filters).clamp(min=_FLOOR).log()
+        return (power @ filters.float()).clamp(min=_FLOOR).log()
 
 
 # --- wav2vec 2.0, HuBERT, WavLM -----------------------------------------------------------------------------
@@ -268,7 +269,7 @@ class SpeechFront(Front):
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens and mask of waveforms; see `Front`."""
         x = waveforms.float()
-        x = (normalize_clips(x, lengths) if self.normalize else x)[:, None]
+        x = (normalize_clips(x, lengths) if self.normalize else x)[:, None].to(self.projection.weight.dtype)
         for layer in self.convolutions:
             x = layer.conv(x.masked_fill(~length_mask(lengths, x.shape[-1])[:, None], 0.0))
             lengths = (lengths - layer.conv.kernel_size[0]) // layer.conv.stride[0] + 1

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 SCHEDULES = ("constant", "cosine", "linear", "plateau")
-SCORES = ("accuracy", "UAR", "F1", "-valid_loss", "mAP", "AUC", "d_prime")
+DECISIONS, RANKINGS = ("accuracy", "UAR", "F1"), ("mAP", "AUC", "d_prime")
+"""Scores of clips with one label each, and of clips with several, or none."""
+SCORES = (*DECISIONS, "-valid_loss", *RANKINGS)
 KEPT_BYTES = 4 << 30
 """Hidden states of a frozen encoder are kept in memory if they take no more than this."""
 
@@ -193,10 +195,18 @@ def batches_by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
 class ClassificationTask:
     """What `whisper_at.train.fit.fit` wants to know: batches of an epoch, their loss, and validation."""
 
-    def __init__(self, train: Source, targets: np.ndarray, recipe: Recipe, valid: Source, valid_targets: np.ndarray):
+    def __init__(
+        self,
+        train: Source,
+        targets: np.ndarray,
+        recipe: Recipe,
+        valid: Source,
+        valid_targets: np.ndarray,
+        multi_label: bool = False,
+    ):
         self.train, self.valid, self.recipe = train, valid, recipe
         self.targets, self.valid_targets = torch.from_numpy(targets), valid_targets
-        self.multi_label = not bool(((targets > 0).sum(1) == 1).all())
+        self.multi_label = multi_label
         self.weights = class_weights(targets) if recipe.class_weights else None
 
     def steps(self, epoch: int) -> int:
@@ -223,7 +233,7 @@ class ClassificationTask:
         weights = None if self.weights is None else self.weights.cpu()
         targets = torch.from_numpy(self.valid_targets)
         loss = classification_loss(torch.from_numpy(logits), targets, self.multi_label, weights)
-        return {"valid_loss": float(loss), **classification_scores(logits, self.valid_targets)}
+        return {"valid_loss": float(loss), **classification_scores(logits, self.valid_targets, self.multi_label)}
 
 
 def fit_classifier(
@@ -247,8 +257,8 @@ def fit_classifier(
     Raises
     ------
     ValueError
-        If the data's classes are not the model's, a class has no clip to train on, or SpecAugment is asked of a
-        backbone without a spectrogram; all before any work.
+        If the data's classes are not the model's, a class has no clip to train on, ``select`` is no score of such data,
+        or SpecAugment is asked of a backbone without a spectrogram; all before any work.
     RuntimeError
         If a file cannot be decoded.
     """
@@ -263,16 +273,18 @@ def fit_classifier(
         raise ValueError(f"class {missing[0]!r} has nothing to train on ({len(missing)} such)")
     if not len(valid):
         raise ValueError("nothing is left to validate on; give a validation part, or more clips of each class")
+    multi_label = model.kind == "multi_label" or train.multi_label or valid.multi_label
+    refuse_select(recipe.select, multi_label)
     if recipe.spec_augment is not None:
         first_convolution(model.backbone.front)
     sources: list[Source] = []
     for part, varied in ((train, recipe.vary or recipe.spec_augment is not None), (valid, False)):
         source = WaveSource(model, part, cache, progress)
         sources.append(source if varied else kept_states(model, source, recipe.batch_size, progress))
-    task = ClassificationTask(sources[0], targets, recipe, sources[1], valid.targets())
+    task = ClassificationTask(sources[0], targets, recipe, sources[1], valid.targets(), multi_label)
     if task.weights is not None:
         task.weights = task.weights.to(model.device)
-    model.kind = "multi_label" if task.multi_label else "single_label"
+    model.kind = "multi_label" if multi_label else "single_label"
     optimizer = OPTIMIZERS[recipe.optimizer](
         [p for p in model.parameters() if p.requires_grad],
         lr=recipe.lr,
@@ -300,12 +312,18 @@ def evaluate_classifier(
     cache: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> Evaluation:
-    """Scores on clips, in padded batches; the result does not depend on ``batch_size`` (S8)."""
+    """Scores on clips, in padded batches; the result does not depend on ``batch_size`` (S8).
+
+    ValueError if there is no clip, or the classes are not the model's.
+    """
+    if not len(dataset):
+        raise ValueError("there are no clips to evaluate on")
     if dataset.classes != model.classes:
         raise ValueError(f"the data have classes {_some(dataset.classes)}, but the model has {_some(model.classes)}")
     logits = all_logits(model, WaveSource(model, dataset, cache, progress), batch_size, progress)
     targets = dataset.targets()
-    return Evaluation(classification_scores(logits, targets), logits, targets)
+    multi_label = model.kind == "multi_label" or dataset.multi_label
+    return Evaluation(classification_scores(logits, targets, multi_label), logits, targets)
 
 
 def all_logits(model: nn.Module, source: Source, batch_size: int = 32, progress: bool = False) -> np.ndarray:
@@ -328,9 +346,17 @@ def classification_loss(logits: Tensor, targets: Tensor, multi_label: bool, weig
     return F.cross_entropy(logits, targets.argmax(1), weights)
 
 
-def classification_scores(logits: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """``accuracy``, ``UAR``, ``F1``; with several labels a clip, or none, ``mAP``, ``AUC``, ``d_prime``."""
-    if ((targets > 0).sum(1) != 1).any():
+def refuse_select(select: str | None, multi_label: bool) -> None:
+    """Raise ValueError if data with one label a clip, or with several, have no such score to choose an epoch by."""
+    known = RANKINGS if multi_label else DECISIONS
+    if select not in (None, "-valid_loss", *known):
+        which = "several labels, or none" if multi_label else "one label each"
+        raise ValueError(f"select = {select!r}: these clips have {which}; take {', '.join(known)} or -valid_loss")
+
+
+def classification_scores(logits: np.ndarray, targets: np.ndarray, multi_label: bool) -> dict[str, float]:
+    """`DECISIONS` or, where classes are decided one by one, `RANKINGS`."""
+    if multi_label:
         return ranking_scores(targets, logits)
     return decision_scores(targets.argmax(1), logits.argmax(1))
 

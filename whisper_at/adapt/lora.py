@@ -13,6 +13,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +108,6 @@ def add_lora(
                 raise ValueError(f"two methods want LoRA at {site!r} of the same block; leave one out")
             linear = getattr(part, site)
             part.lora[site] = LoRA(linear.in_features, linear.out_features, rank, alpha)
-    if not sites:
-        raise ValueError(f"lora needs at least one site of {SITES}")
 
 
 def _placed(backbone: Backbone) -> Iterator[tuple[int, str, Any, LoRA]]:
@@ -133,10 +132,22 @@ def merge(backbone: Backbone) -> None:
 
 
 def unmerge(backbone: Backbone) -> None:
-    """Undo `merge`: the weights are again, bit for bit, what they were."""
+    """Undo `merge`: the weights are again, bit for bit, what they were; type and device stay those of now."""
     for _, site, part, lora in _placed(backbone):
         if lora.merged:
-            setattr(part, site, lora.plain.pop())
+            setattr(part, site, lora.plain.pop().to(getattr(part, site).weight))
+
+
+@contextmanager
+def unmerged(backbone: Backbone) -> Iterator[None]:
+    """Have LoRA apart from the weights as long as this lasts."""
+    merged = any(lora.merged for *_, lora in _placed(backbone))
+    unmerge(backbone)
+    try:
+        yield
+    finally:
+        if merged:
+            merge(backbone)
 
 
 # --- peft's files -------------------------------------------------------------------------------------------
@@ -152,6 +163,8 @@ def save_peft(backbone: Backbone, folder: str | os.PathLike[str]) -> None:
     """Write the LoRA of a backbone as ``peft`` does: adapter_model.safetensors and adapter_config.json.
 
     ``peft.PeftModel.from_pretrained`` puts it into transformers' base model (ASTModel, Wav2Vec2Model, WhisperModel …).
+    Of WavLM, transformers reads the weights of q, k, v and o past peft's modules, so that LoRA there has no effect in
+    peft; that at up and down has.
 
     Raises
     ------

@@ -9,8 +9,8 @@ All but prompts, prefixes and the class token leave the output as it is until th
 
 from __future__ import annotations
 
-import copy
 import inspect
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from torch import nn
 from .adapters import add_adapter, add_post_ffn, add_scaled_parallel
 from .backbones import Backbone
 from .blocks import Block
+from .checks import typed
 from .lora import add_lora
 from .lora import load_peft as load_peft
 from .lora import merge as merge
@@ -45,6 +46,9 @@ METHODS: dict[str, Callable[..., None]] = {
     "cls_token": add_cls_token,
 }
 """Every method by name; its keyword arguments are its settings."""
+
+NORM_METHODS = ("layer_norm", "linear_probe")
+"""Methods that only let LayerNorms train."""
 
 
 def adapt(backbone: Backbone, methods: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> None:
@@ -104,7 +108,8 @@ def adapt(backbone: Backbone, methods: Sequence[Mapping[str, Any]] | Mapping[str
     device = next(backbone.parameters()).device
     backbone.requires_grad_(False)
     try:
-        for name, settings in wanted:
+        # LayerNorms come last, so that those which another method trains count as its own.
+        for name, settings in sorted(wanted, key=lambda one: one[0] in NORM_METHODS):
             METHODS[name](backbone, **settings)
     except (ValueError, TypeError) as error:
         _strip(backbone)
@@ -123,10 +128,14 @@ def _complete(method: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     strange = sorted(settings.keys() - known.keys())
     if strange:
         raise ValueError(f"{name} has no setting {strange[0]!r}; it has {', '.join(known) or 'none'}")
+    hints = typing.get_type_hints(METHODS[name])
+    settings = {key: typed(value, hints[key], f"{key} of {name}") for key, value in settings.items()}
+    if empty := [key for key, value in settings.items() if value == []]:
+        raise ValueError(
+            f"{name} needs at least one {empty[0].removesuffix('s')}; leave {empty[0]} out for the usual ones"
+        )
     settings = {key: settings.get(key, default) for key, default in known.items()}
-    return name, {
-        key: list(value) if isinstance(value, (tuple, range)) else copy.copy(value) for key, value in settings.items()
-    }
+    return name, {key: list(value) if isinstance(value, (tuple, list)) else value for key, value in settings.items()}
 
 
 def _strip(backbone: Backbone) -> None:

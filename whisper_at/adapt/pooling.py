@@ -119,8 +119,8 @@ class LinearHead(nn.Module):
     def forward(self, values: Tensor, mask: Tensor) -> Tensor:
         """Logits ``(batch, classes)``."""
         x = values[:, 0] if self.average is None else self.average(values)
-        x = masked_mean(x, mask) + masked_max(x, mask) if values.shape[2] > 1 else x[:, 0]
-        return self.linear(x)
+        whole = self.pooling == "mean_max" and self.average is not None  # then `reduce` left the tokens
+        return self.linear(masked_mean(x, mask) + masked_max(x, mask) if whole else x[:, 0])
 
 
 class ConvHead(nn.Module):

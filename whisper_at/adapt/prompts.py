@@ -37,12 +37,18 @@ class SequencePatch(nn.Module):
 
 
 def _insert(tokens: Tokens, new: Tensor, place: int) -> Tokens:
-    """The sequence with the tokens ``(P, D)`` inserted at a place, the same in every clip."""
+    """The sequence with the tokens ``(P, D)`` inserted at a place, the same in every clip; prompts behind it move."""
     values, mask = tokens.values, tokens.mask
     new = new.to(values.dtype).expand(len(values), -1, -1)
     values = torch.cat([values[:, :place], new, values[:, place:]], dim=1)
     real = torch.ones(new.shape[:2], dtype=torch.bool, device=mask.device)
-    return tokens._replace(values=values, mask=torch.cat([mask[:, :place], real, mask[:, place:]], dim=1))
+    mask = torch.cat([mask[:, :place], real, mask[:, place:]], dim=1)
+    behind = tokens.prompts is not None and tokens.prompts.start >= place
+    return tokens._replace(values=values, mask=mask, prompts=_moved(tokens.prompts, new.shape[1] if behind else 0))
+
+
+def _moved(prompts: slice | None, by: int) -> slice | None:
+    return None if prompts is None else slice(prompts.start + by, prompts.stop + by)
 
 
 def _without_distillation(tokens: Tokens) -> Tokens:
@@ -109,7 +115,8 @@ class DeepPrepend(SequencePatch):
 
     def after(self, block: int, tokens: Tokens) -> Tokens:
         count = self.tokens.shape[1]
-        return tokens._replace(values=tokens.values[:, count:], mask=tokens.mask[:, count:])
+        prompts = _moved(tokens.prompts, -count)
+        return tokens._replace(values=tokens.values[:, count:], mask=tokens.mask[:, count:], prompts=prompts)
 
 
 class DeepAppend(SequencePatch):
@@ -168,7 +175,8 @@ def add_prompt(backbone: Backbone, *, kind: str = "deep_replace", tokens: int = 
     """
     require_choice("prompt", "kind", kind, KINDS)
     require_positive("prompt", tokens=tokens)
-    if any(isinstance(patch, (ShallowPrompt, DeepReplace)) for patch in backbone.sequence.values()):
+    stay = ("prompt_shallow", "prompt_deep_replace")
+    if f"prompt_{kind}" in stay and any(name in backbone.sequence for name in stay):
         raise ValueError("two methods want prompts among the tokens; leave one out")
     if f"prompt_{kind}" in backbone.sequence:
         raise ValueError(f"two methods want {kind} prompts; leave one out, or give one more tokens")

@@ -7,6 +7,7 @@ out of training (P10).
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -158,13 +159,21 @@ PROTOCOLS: dict[str, Callable[..., list[Division]]] = {
 
 
 def with_few(dataset: Dataset, division: Division, k: int, seed: int | None) -> Division:
-    """The same with ``k`` clips of each class to train on, the rest untouched; the first ``k`` where seed is None."""
+    """The same with ``k`` clips of each class to train on, the rest untouched; the first ``k`` where seed is None.
+
+    ValueError if ``k`` is below 1.
+    """
+    if k < 1:
+        raise ValueError(f"few_shot must be at least 1 clip of each class, not {k}")
     kept = few_shot(dataset.take(division.train), k, seed)
     return division._replace(train=division.train[kept])
 
 
 def refuse_missing_classes(dataset: Dataset, division: Division) -> None:
-    """Raise ValueError if a class of the data does not occur in training, or one of the test does not."""
+    """Raise ValueError if a class of the data does not occur in training, or one of the test does not.
+
+    Warns of a class that the test lacks, for no score will tell of it.
+    """
     have = {name for i in division.train for name in dataset.clips[i].labels}
     for what, part in (("validation", division.valid), ("test", division.test)):
         needed = {name for i in part for name in dataset.clips[i].labels}
@@ -172,6 +181,11 @@ def refuse_missing_classes(dataset: Dataset, division: Division) -> None:
             raise ValueError(f"{division.name}: class {missing[0]!r} is in {what}, but not in training")
     if missing := [name for name in dataset.classes if name not in have]:
         raise ValueError(f"{division.name}: class {missing[0]!r} has nothing to train on ({len(missing)} such)")
+    valid, test = ({name for i in part for name in dataset.clips[i].labels} for part in division[2:])
+    if missing := [name for name in dataset.classes if name not in test]:
+        where = "in the test" if missing[0] in valid else "in validation or in the test"
+        message = f"{division.name}: class {missing[0]!r} is not {where}, so no score tells of it ({len(missing)} such)"
+        warnings.warn(message, stacklevel=2)
 
 
 RELEASE_CORPORA = ("iemocap", "mspimprov", "msppodcast", "cremad")

@@ -32,11 +32,13 @@ def reader_of(classifier: AudioClassifier, model: WhisperAT) -> Reader | None:
         return None
 
     def classify(states: Tensor) -> Tensor:
-        values = torch.cat([states[:, :-2], states[:, -1:]], dim=1).float()  # the last state is that after the norm
+        values = torch.cat([states[:, :-2], states[:, -1:]], dim=1)  # the last state is that after the norm
+        values = values.to(next(head.parameters()))
         if isinstance(head, LinearHead):
             values = values.mean(2, keepdim=True)
             values = values[:, -1:] if head.layers == "last" else values
-        return head(values, values.new_ones(len(values), values.shape[2], dtype=torch.bool))
+        logits: Tensor = head(values, values.new_ones(len(values), values.shape[2], dtype=torch.bool))
+        return logits.to(states.device)
 
     return Reader(Classes(tuple(classifier.classes), classifier.kind), classify)
 

@@ -111,5 +111,7 @@ def layer_norm(backbone: Backbone, *, sites: Sequence[str] | None = None) -> Non
     for path in chosen:
         module = backbone.get_submodule(path)
         for name in ("weight", "bias"):
-            train_parameter(module, name)
-            backbone.declared_norms.add(f"{path}.{name}")
+            parameter = module._parameters[name]
+            if parameter is not None and not parameter.requires_grad:
+                train_parameter(module, name)
+                backbone.declared_norms.add(f"{path}.{name}")

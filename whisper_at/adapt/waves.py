@@ -46,6 +46,8 @@ class Waves:
     RuntimeError
         If files cannot be decoded or hold no samples; all are tried first, and one message names the first and
         their number.
+    ValueError
+        If ``seconds`` is not above 0, or a clip begins behind its file's end or its own.
     """
 
     def __init__(
@@ -57,6 +59,8 @@ class Waves:
         least: int = 1,
         progress: bool = False,
     ) -> None:
+        if seconds is not None and not seconds > 0:
+            raise ValueError(f"seconds must be more than 0, not {seconds!r}")
         self.clips, self.rate, self.least = tuple(clips), rate, least
         self.most = None if seconds is None else round(seconds * rate)
         self.cache = Path(cache).expanduser() if cache is not None else default_cache()
@@ -69,6 +73,16 @@ class Waves:
             more = f" ({len(failed)} of {len(paths)} files cannot be read)" if len(failed) > 1 else ""
             raise RuntimeError(f"{failed[0]}{more}")
         self._files = {path: found for path, found in kept.items() if isinstance(found, Path)}
+        parts = [clip for clip in self.clips if clip.start or clip.end is not None]
+        seconds_of = {path: len(np.load(self._files[path], mmap_mode="r")) / rate for path in {c.path for c in parts}}
+        for clip in parts:
+            length = seconds_of[clip.path]
+            end = length if clip.end is None else min(clip.end, length)
+            if not 0 <= round(clip.start * rate) < round(end * rate):
+                until = "its end" if clip.end is None else f"{clip.end:g} s"
+                raise ValueError(
+                    f"{clip.path} lasts {length:.2f} s and has no part from {clip.start:g} s to {until}; mend the table"
+                )
 
     def __len__(self) -> int:
         return len(self.clips)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..train.record import clips_digest, refuse_other_run
 from .config import Study, read_study
 from .probes import Probe, encode_all, fold_means, load_encoder, probe_layers, read_probes, write_probes
 from .recognisers import load_recogniser
@@ -64,6 +65,7 @@ def run_probe(study: Study, data: Path, out: Path, device: str | None = None) ->
     known, classes = read_probes(out / PROBE)
     if known and classes != sounds.classes:
         raise ValueError(f"{out / PROBE} is about other classes: choose another folder, or delete it to begin anew")
+    refuse_other_run(out / PROBE, {"classifier": study.classifier, "clips": clips_digest(sounds.clips)})
     probes: list[Probe] = list(known)
 
     def keep(probe: Probe) -> None:

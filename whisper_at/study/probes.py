@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ..files import save_safetensors, whole
 from ..train.data import Clip, Dataset, folds
 from ..train.extract import load_part
+from ..train.features import stamp
 
 Encoder = Callable[[np.ndarray], np.ndarray]
 """From float32 ``(samples,)`` at 16 kHz to ``(layers + 1, dim)``: the input of the first layer, then each layer's
@@ -73,14 +74,14 @@ def encode_all(
     path: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> np.ndarray:
-    """States of all clips, float32 ``(clips, layers + 1, dim)``; kept at ``path`` if there is one.
+    """States of all clips, float32 ``(clips, layers + 1, dim)``; kept at ``path``, if there is one, for these files.
 
     Raises
     ------
     ValueError
         If a clip cannot be read: a probe on fewer clips would be another result.
     """
-    keys = hashlib.sha256("\n".join(clip.key for clip in clips).encode()).hexdigest()
+    keys = hashlib.sha256("\n".join(f"{clip.key} {_stamp(clip)}" for clip in clips).encode()).hexdigest()
     if path is not None and Path(path).exists():
         kept = load_file(path)
         if kept.get("clips", np.zeros(0, np.uint8)).tobytes() == bytes.fromhex(keys):
@@ -97,6 +98,10 @@ def encode_all(
         digest = torch.frombuffer(bytearray.fromhex(keys), dtype=torch.uint8)
         save_safetensors({"states": torch.from_numpy(states), "clips": digest}, path)
     return states
+
+
+def _stamp(clip: Clip) -> tuple[int, int] | None:
+    return stamp(clip.path) if clip.path.exists() else None
 
 
 def published_classifier() -> Any:

@@ -12,7 +12,7 @@ from ..train.pictures import save_figure
 from . import figures
 from .config import Study
 from .probes import fold_means, layers_only, read_probes
-from .robustness import best_layers, correlate, rises
+from .robustness import Correlation, best_layers, correlate, rises
 from .wer import CLEAN, Row, by_snr, error_table, read_rows
 
 NOISE, PROBE = "noise.csv", "probe.csv"
@@ -56,18 +56,16 @@ def write_results(study: Study, out: Path) -> list[Path]:
             shared = [name for name in classes if name in rise]
             y = np.array([rise[name] for name in shared])
             x = np.array([f1[-1][classes.index(name)] for name in shared])
-            found = correlate(x, y)
-            figure = figures.draw_robustness(shared, x, y, found, low, high)
-            written.append(save_figure(figure, out / "figure2.png"))
+            lines += ["## Recognised and withstood (figure 2)", ""]
+            try:
+                found = correlate(x, y)
+            except ValueError as error:  # too few classes, say: the rest stands
+                lines += [f"Not drawn: {error}.", ""]
+            else:
+                figure = figures.draw_robustness(shared, x, y, found, low, high)
+                written.append(save_figure(figure, out / "figure2.png"))
+                lines += _correlation_lines(found, low, high)
             lines += [
-                "## Recognised and withstood (figure 2)",
-                "",
-                f"Over all {found.n} classes, the rise of word errors from {high:g} to {low:g} dB and the F1 of the "
-                f"last layer correlate with r = {found.r:.2f} (95 % interval {found.interval[0]:.2f} to "
-                f"{found.interval[1]:.2f}, p = {found.p:.2g}). With any one class left out, r is between "
-                f"{found.without_one[0]:.2f} and {found.without_one[1]:.2f}. Line: {100 * found.intercept:.1f} points "
-                f"{'+' if found.slope >= 0 else '−'} {abs(found.slope):.2f} for each point of F1.",
-                "",
                 "| class | F1 of the last layer | rise of word errors |",
                 "| --- | ---: | ---: |",
                 *(f"| {name} | {100 * a:.1f} % | {100 * b:.1f} points |" for name, a, b in zip(shared, x, y)),
@@ -98,6 +96,17 @@ def _noise_lines(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
             found = [plain.get((name, noise, snr)) for snr in noisy]
             lines.append(f"| {noise} | {' | '.join('–' if e is None else f'{100 * e.rate:.1f}' for e in found)} |")
     return [*lines, ""]
+
+
+def _correlation_lines(found: Correlation, low: float, high: float) -> list[str]:
+    text = (
+        f"Over all {found.n} classes, the rise of word errors from {high:g} to {low:g} dB and the F1 of the last layer "
+        f"correlate with r = {found.r:.2f} (95 % interval {found.interval[0]:.2f} to {found.interval[1]:.2f}, "
+        f"p = {found.p:.2g}). With any one class left out, r is between {found.without_one[0]:.2f} and "
+        f"{found.without_one[1]:.2f}. Line: {100 * found.intercept:.1f} points {'+' if found.slope >= 0 else '−'} "
+        f"{abs(found.slope):.2f} for each point of F1."
+    )
+    return [text, ""]
 
 
 def _probe_lines(accuracy: dict, classes: Sequence[str], best: np.ndarray, chosen: str, chance: float) -> list[str]:

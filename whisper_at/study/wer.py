@@ -10,6 +10,7 @@ import unicodedata
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +19,9 @@ import torch
 from tqdm import tqdm
 
 from ..audio import load_audio
-from ..files import whole, write_text
+from ..files import whole
 from ..train.data import Clip
+from ..train.record import cut_unfinished, refuse_other_run, whole_lines
 from .mix import mix
 from .recognisers import Recogniser
 from .sources import Utterance
@@ -144,7 +146,7 @@ def transcribe_noisy(
     snrs : dB
     guard : see `whisper_at.study.mix.mix`
     facts : what else defines the run; kept in a ``.json`` beside ``path``, and a run with others is refused
-    cache_folder : where mixtures are kept as float ``.wav``; None mixes them anew for every recogniser
+    cache_folder : where mixtures are written as float ``.wav``, to be listened to; None for nowhere
 
     Returns
     -------
@@ -153,21 +155,30 @@ def transcribe_noisy(
     Raises
     ------
     ValueError
-        If ``path`` holds another run, or there is nothing to do.
+        If ``path`` holds another run, with other settings, recordings or pairs of them, or there is nothing to do.
     """
     path = Path(path).expanduser()
     if not (recognisers and speech and noises and snrs):
         what = {"recogniser": recognisers, "speech": speech, "noise": noises, "snr": snrs}
         raise ValueError(f"there is no {next(name for name, there in what.items() if not there)} to work with")
     ratios = [float(snr) for snr in snrs]
-    own = dict(facts or {}) | {"guard": guard}
     done = {_key(row): row for row in read_rows(path)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _refuse_other_run(path, own)
-    if path.exists():
-        os.truncate(path, len(_whole_lines(path)))  # a line that a killed run left unfinished
-    cells = [(CLEAN, float("inf"), i) for i in range(len(speech))]
-    cells += [(noise, snr, i) for noise in noises for snr in ratios for i in range(len(speech))]
+    _refuse_other_run(path, dict(facts or {}) | {"guard": guard}, _digests(speech, noises))
+    cut_unfinished(path)
+    cells: list[tuple[str, float, int, Clip | None]] = [(CLEAN, float("inf"), i, None) for i in range(len(speech))]
+    cells += [
+        (noise, snr, i, clips[i % len(clips)])
+        for noise, clips in noises.items()
+        for snr in ratios
+        for i in range(len(speech))
+    ]
+    for name, (noise, snr, i, clip) in product(recognisers, cells):
+        row = done.get((name, noise, snr, speech[i].name))
+        if row is not None and (row.clip, row.reference) != (_name(clip), speech[i].text):
+            raise ValueError(
+                f"{path} holds {row.utterance} ({row.reference}) with {row.clip or 'no noise'}, not ({speech[i].text}) "
+                f"with {_name(clip) or 'no noise'}: choose another folder, or delete it to begin anew"
+            )
     bar = tqdm(total=len(recognisers) * len(cells), unit="text", disable=not progress)
     with open(path, "a", newline="", encoding="utf-8") as file, bar:
         writer = csv.writer(file)
@@ -178,16 +189,14 @@ def transcribe_noisy(
         for name, load in recognisers.items():
             bar.set_description(name)
             recognise: Recogniser | None = None
-            for noise, snr, i in cells:
-                clip = noises[noise][i % len(noises[noise])] if noise != CLEAN else None
+            for noise, snr, i, clip in cells:
                 row = done.get((name, noise, snr, speech[i].name))
                 if row is None:
                     recognise = recognise or load()
                     mixed = _mixed(speech[i], clip, snr, guard, loaded, cache_folder, noise)
                     torch.manual_seed(zlib.crc32(f"{noise} {snr:g} {speech[i].name}".encode()))
                     text = " ".join(recognise(mixed[0]).split())  # a row is a line
-                    clip_name = clip.path.name if clip is not None else ""
-                    row = Row(name, noise, snr, speech[i].name, clip_name, mixed[1], speech[i].text, text)
+                    row = Row(name, noise, snr, speech[i].name, _name(clip), mixed[1], speech[i].text, text)
                     writer.writerow([*row[:2], f"{snr:g}", *row[3:5], f"{row.factor:.6g}", *row[6:]])
                     file.flush()
                 out.append(row)
@@ -204,7 +213,7 @@ def _mixed(
     folder: str | os.PathLike[str] | None,
     noise: str,
 ) -> tuple[np.ndarray, float]:
-    """Samples and factor of a mixture, from the cache if there is one and it is there."""
+    """Samples and factor of a mixture, which is written to ``folder`` unless it is there."""
     speech = utterance.load()
     if clip is None:
         return speech, 1.0
@@ -213,14 +222,24 @@ def _mixed(
     from scipy.io import wavfile
 
     path = Path(folder).expanduser() / f"{snr:g}_{noise}_{utterance.name}_mix_{clip.path.stem}.wav"
-    if not path.exists():
+    audio = mix(speech, loaded(clip.path), snr, guard=False).audio
+    if not path.exists() or not np.array_equal(wavfile.read(path)[1], audio):
         path.parent.mkdir(parents=True, exist_ok=True)
-        mixed = mix(speech, loaded(clip.path), snr, guard=False)
         with whole(path) as temporary:
-            wavfile.write(temporary, 16000, mixed.audio)
-    audio = wavfile.read(path)[1]
+            wavfile.write(temporary, 16000, audio)
     factor = min(1.0, 1.0 / max(float(np.abs(audio).max()), 1e-12)) if guard else 1.0
     return audio * np.float32(factor), factor
+
+
+def _name(clip: Clip | None) -> str:
+    return "" if clip is None else clip.path.name
+
+
+def _digests(speech: Sequence[Utterance], noises: Mapping[str, Sequence[Clip]]) -> dict[str, int]:
+    """What tells apart recordings of one name: a number for each sentence and each clip that is mixed with one."""
+    found = {utterance.name: zlib.crc32(utterance.load().tobytes()) for utterance in speech}
+    used = [(noise, clip) for noise, clips in noises.items() for clip in clips[: len(speech)]]
+    return found | {f"{noise}/{clip.path.name}": zlib.crc32(clip.path.read_bytes()) for noise, clip in used}
 
 
 def _key(row: Row) -> tuple[str, str, float, str]:
@@ -238,7 +257,7 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
     path = Path(path).expanduser()
     if not path.exists():
         return []
-    lines = csv.reader(io.StringIO(_whole_lines(path).decode("utf-8"), newline=""))
+    lines = csv.reader(io.StringIO(whole_lines(path).decode("utf-8"), newline=""))
     if (header := next(lines, None)) is None:
         return []
     try:
@@ -249,20 +268,15 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
         raise ValueError(f"{path} holds no results of this study ({error}); choose another folder") from None
 
 
-def _whole_lines(path: Path) -> bytes:
-    content = path.read_bytes()
-    return content[: content.rfind(b"\n") + 1]
-
-
-def _refuse_other_run(path: Path, facts: Mapping[str, Any]) -> None:
+def _refuse_other_run(path: Path, facts: Mapping[str, Any], recordings: Mapping[str, int]) -> None:
+    """As `refuse_other_run`, but that recordings may be added to those which a run has."""
     beside = path.with_suffix(".json")
-    wanted = json.loads(json.dumps(facts, sort_keys=True))
+    known: dict[str, int] = {}
     if path.exists() and beside.exists():
-        there = json.loads(beside.read_text("utf-8"))
-        for name in sorted(there.keys() | wanted.keys()):
-            if there.get(name) != wanted.get(name):
-                raise ValueError(
-                    f"{path} holds a run with {name} = {there.get(name)!r}, not {wanted.get(name)!r}: choose another "
-                    "folder, or delete it to begin anew"
-                )
-    write_text(beside, json.dumps(wanted, indent=1) + "\n")
+        known = json.loads(beside.read_text("utf-8")).get("recordings", {})
+    if changed := sorted(name for name in known.keys() & recordings.keys() if known[name] != recordings[name]):
+        raise ValueError(
+            f"{path} holds a run with another recording of {changed[0]}: choose another folder, or delete it to begin "
+            "anew"
+        )
+    refuse_other_run(path, {**facts, "recordings": {**known, **recordings}}, growing=("recordings",))

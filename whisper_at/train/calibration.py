@@ -27,7 +27,10 @@ def probabilities(logits: np.ndarray, multi_label: bool, temperature: float = 1.
 def fit_temperature(targets: np.ndarray, logits: np.ndarray, multi_label: bool) -> float:
     """Temperature ``T`` with which ``probabilities(logits, multi_label, T)`` has the least cross-entropy.
 
-    The cross-entropy is convex in ``1 / T``, so the sign of its derivative brackets the one minimum.
+    The targets are Platt's ("Probabilistic outputs for support vector machines", 1999): what was so ``n`` times counts
+    as ``(n + 1) / (n + 2)`` likely instead of certain, ``n`` being all decisions for a class, or all against one, or
+    where one class is right the clips. So a few clips that are all right do not make a head certain, and many are as
+    they were. The cross-entropy is convex in ``1 / T``, so the sign of its derivative brackets the one minimum.
 
     Parameters
     ----------
@@ -37,8 +40,7 @@ def fit_temperature(targets: np.ndarray, logits: np.ndarray, multi_label: bool) 
 
     Returns
     -------
-    float in 0.01 … 100: 0.01 where every clip is right (colder would always be better), 100 where the logits tell
-    nothing or the opposite
+    float in 0.01 … 100: 100 where the logits tell nothing or the opposite
 
     Raises
     ------
@@ -50,8 +52,10 @@ def fit_temperature(targets: np.ndarray, logits: np.ndarray, multi_label: bool) 
     if not multi_label and not (targets.sum(axis=1) == 1).all():
         raise ValueError("with multi_label=False every clip must have exactly one class")
 
+    likely = _likely(targets, multi_label)
+
     def slope(inverse: float) -> float:
-        return float(np.mean((probabilities(z * inverse, multi_label) - targets) * z))
+        return float(np.mean((probabilities(z * inverse, multi_label) - likely) * z))
 
     coldest, hottest = 1 / COLDEST, 1 / HOTTEST
     if slope(hottest) >= 0:
@@ -59,6 +63,15 @@ def fit_temperature(targets: np.ndarray, logits: np.ndarray, multi_label: bool) 
     if slope(coldest) <= 0:
         return COLDEST
     return 1 / float(brentq(slope, hottest, coldest, xtol=1e-9, rtol=1e-9))
+
+
+def _likely(targets: np.ndarray, multi_label: bool) -> np.ndarray:
+    """Targets of `fit_temperature`, ``(clips, classes)``; what one right class lacks is shared by the others."""
+    n, classes = targets.shape
+    if multi_label:
+        found = int((targets > 0).sum())
+        return np.where(targets > 0, (found + 1) / (found + 2), 1 / (targets.size - found + 2))
+    return np.where(targets > 0, (n + 1) / (n + 2), 1 / (n + 2) / max(1, classes - 1))
 
 
 def thresholds_for_precision(targets: np.ndarray, scores: np.ndarray, precision: float) -> np.ndarray:

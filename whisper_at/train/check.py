@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import os
 import re
 import subprocess
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from ..audio import ffmpeg_binary
+from ..files import write_text
 from ..timeline import STEP_SECONDS
 from .data import Clip, Dataset
+from .features import key_of, stamp
 
 SILENT = 10 ** (-70 / 20)
 """Peak below which a clip is silent: -70 dB of full scale, a few steps of 16 bits."""
 SHORTEST = 0.02  # seconds; one position of the encoder
 ALIKE = 0.9  # share of common letters from which two class names are alike
+HEARD = "heard.jsonl"
+"""What was heard in the files, kept in the folder of their features."""
 
 
 class Finding(NamedTuple):
@@ -67,50 +72,96 @@ def look_over(
     workers: int = 2,
     progress: bool = False,
     known: np.ndarray | None = None,
-) -> tuple[list[Finding], dict[int, str]]:
-    """Everything that is found in the data, errors first, and a digest of the sound of each clip that was heard.
+    heard: Mapping[int, Sound] | None = None,
+) -> tuple[list[Finding], dict[int, Sound]]:
+    """Everything that is found in the data, errors first, and the sound of each clip that could be read, by its number.
 
     Parameters
     ----------
     listen : decode every file; without, only labels, names and sizes are looked at
     workers : files that are decoded at once
-    known : bool ``(clips,)``, those that need not be read, since their states are there
+    known : bool ``(clips,)``, those whose states are there, so that it does not matter if their file is not
+    heard : what an earlier look found, see `recall`; these clips are not read again
     """
     findings = [*check_labels(dataset), *check_names(dataset)]
-    unknown = range(len(dataset)) if known is None else np.flatnonzero(~known).tolist()
-    faults = {i: fault for i in unknown if (fault := _file_fault(dataset.clips[i].path))}
-    sounds: dict[int, Sound] = {}
+    sounds = dict(heard or {}) if listen else {}
+    faults = {i: fault for i, clip in enumerate(dataset.clips) if (fault := _file_fault(clip.path))}
     if listen:
-        todo = [i for i in unknown if i not in faults]
+        todo = [i for i in range(len(dataset)) if i not in faults and i not in sounds]
         with ThreadPoolExecutor(max(1, workers)) as pool:
-            heard = pool.map(lambda i: hear(dataset.clips[i]), todo)
-            bar = tqdm(heard, total=len(todo), unit="clip", desc="check", disable=not progress or not todo)
-            sounds = dict(zip(todo, bar))
+            listened = pool.map(lambda i: hear(dataset.clips[i]), todo)
+            bar = tqdm(listened, total=len(todo), unit="clip", desc="check", disable=not progress or not todo)
+            sounds |= dict(zip(todo, bar))
         faults |= {i: sound.fault for i, sound in sounds.items() if sound.fault}
-    findings += _faulty(dataset, faults)
-    sounds = {i: sound for i, sound in sounds.items() if not sound.fault}
+    findings += _faulty(dataset, {i: fault for i, fault in faults.items() if known is None or not known[i]})
+    sounds = {i: sounds[i] for i in sorted(sounds) if not sounds[i].fault}
     findings += check_sounds(dataset, sounds)
-    digests = {i: sound.digest for i, sound in sounds.items()}
-    findings += check_copies(dataset, digests)
+    findings += check_copies(dataset, digests_of(sounds))
     order = ("error", "warning", "note")
-    return sorted(findings, key=lambda finding: order.index(finding.level)), digests
+    return sorted(findings, key=lambda finding: order.index(finding.level)), sounds
 
 
-def grouped(dataset: Dataset, digests: dict[int, str]) -> Dataset:
-    """The same data, where clips that hold the same sound are of one group, so that no division parts them."""
-    groups: dict[str, str] = {}  # digest -> group
-    joined: dict[str, str] = {}  # group -> the one it went into
-    clips = list(dataset.clips)
+def digests_of(sounds: Mapping[int, Sound]) -> dict[int, str]:
+    """The digest of each sound, by the number of its clip."""
+    return {i: sound.digest for i, sound in sounds.items()}
+
+
+def remember(folder: Path, dataset: Dataset, sounds: Mapping[int, Sound]) -> None:
+    """Keep what was heard in ``folder``, so that a later look at the same files finds the same without reading them."""
+    lines = {line["key"]: line for line in _kept(folder)}
+    for i, sound in sounds.items():
+        if size_and_time := _stamp(dataset.clips[i].path):
+            key = key_of(dataset.clips[i])
+            lines[key] = {"key": key, "stamp": size_and_time, **asdict(sound)}
+    write_text(folder / HEARD, "".join(json.dumps(line) + "\n" for line in lines.values()))
+
+
+def recall(folder: Path, dataset: Dataset) -> dict[int, Sound]:
+    """What `remember` kept of these clips, by their number; a file that has changed since is not among it."""
+    lines = {line["key"]: line for line in _kept(folder)}
+    out = {}
+    for i, clip in enumerate(dataset.clips):
+        line = lines.get(key_of(clip))
+        if line is not None and _stamp(clip.path) in (None, line["stamp"]):  # a file that is gone was this one
+            out[i] = Sound(**{name: value for name, value in line.items() if name not in ("key", "stamp")})
+    return out
+
+
+def _kept(folder: Path) -> list[dict[str, Any]]:
+    path = folder / HEARD
+    if not path.is_file():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it, and the clips are heard again") from None
+
+
+def _stamp(path: Path) -> list[int] | None:
+    try:
+        return list(stamp(path))
+    except OSError:
+        return None
+
+
+def grouped(dataset: Dataset, digests: Mapping[int, str]) -> Dataset:
+    """The same data, where clips that hold the same sound are of one group, and so are groups that share a sound, so
+    that no division parts them."""
+    above: dict[str, str] = {}  # a forest: group -> one that it belongs with
+
+    def top(group: str) -> str:
+        while above.get(group, group) != group:
+            group = above[group]
+        return group
+
+    first: dict[str, str] = {}  # digest -> group
+    names = [clip.group or clip.key for clip in dataset.clips]
     copied = {digest for digest, n in Counter(digests.values()).items() if n > 1}
-    for i, digest in digests.items():
+    for i, digest in sorted(digests.items()):
         if digest in copied:
-            own = clips[i].group or clips[i].key
-            first = groups.setdefault(digest, own)
-            joined[own] = joined.get(first, first)
-    for i, clip in enumerate(clips):
-        own = clip.group or clip.key
-        if own in joined:
-            clips[i] = replace(clip, group=joined[own])
+            one = top(first.setdefault(digest, names[i]))
+            above[top(names[i])] = above[one] = one
+    clips = (replace(clip, group=top(own)) if own in above else clip for clip, own in zip(dataset.clips, names))
     return replace(dataset, clips=tuple(clips))
 
 

@@ -20,10 +20,10 @@ from .. import checkpoints
 from ..heads import make_head
 from ..model import load_model
 from ..toml import read_toml
-from .check import grouped, look_over
+from .check import digests_of, grouped, look_over, recall, remember
 from .data import Dataset, read_dataset
 from .extract import Unreadable, extract
-from .features import About, Features, refuse_other
+from .features import About, Features, FeatureWriter, refuse_other
 from .settings import PRESETS, Settings, changed, parse_assignments, preset
 from .training import (
     Division,
@@ -157,6 +157,10 @@ def _train(parser: argparse.ArgumentParser, args: argparse.Namespace, output: Pa
     dataset = prepared
     features = Features.open(folder)
     _warn_of_another(features.about, about, folder)
+    if not features.about.encoder_sha256:
+        say(
+            f"{folder} does not say whose states it holds: they are taken for {args.model}'s, protocol {about.protocol}"
+        )
     dataset = dataset.take(np.flatnonzero(features.find(dataset.clips) >= 0))  # all, where nothing was left out
 
     division = divide(dataset, settings, test_fold)
@@ -171,7 +175,7 @@ def _train(parser: argparse.ArgumentParser, args: argparse.Namespace, output: Pa
         )
     if first:
         _report(trained, settings, say)
-        write_head(trained, output, replace(features.about, model=args.model), settings, _facts(args, division))
+        write_head(trained, output, about, settings, _facts(args, division))
         finish_run(run, trained.fitted)
         say(f"{output} is written; use it: whisper-at FILE --model {args.model} --head {output}")
     return 0
@@ -219,7 +223,8 @@ def _prepare(
     if there is not None:
         _warn_of_another(there.about, about, folder)
     known = there.find(dataset.clips) >= 0 if there is not None else np.zeros(len(dataset), bool)
-    findings, digests = look_over(dataset, args.check == "full", args.workers or 1, not args.quiet, known)
+    listen, heard = args.check == "full", recall(folder, dataset)
+    findings, sounds = look_over(dataset, listen, args.workers or 1, not args.quiet, known, heard)
     for finding in findings:
         print(f"{finding.level}: {finding.text}", file=sys.stderr, flush=True)
     errors = [finding for finding in findings if finding.level == "error"]
@@ -227,13 +232,19 @@ def _prepare(
         print(f"nothing was trained: {len(errors)} errors in the data", file=sys.stderr)
         return None
     left_out = {i for finding in errors for i in finding.clips}
-    dataset = grouped(dataset, digests)
+    dataset = grouped(dataset, digests_of(sounds))
     kept = [i for i in range(len(dataset)) if i not in left_out]
     missing = [dataset.clips[i] for i in kept if not known[i]]
     unreadable: list[Unreadable] = []
     if missing:
         if there is not None and not there.about.model:
             raise ValueError(f"{folder} lacks {len(missing)} of the clips, and .npz are not added to: give all of them")
+        with FeatureWriter(folder, about):  # there is a folder now, or it is refused
+            pass
+    if listen and sounds != heard and folder.is_dir():
+        with contextlib.suppress(PermissionError):  # then they are heard again another time
+            remember(folder, dataset, sounds)
+    if missing:
         model = load_model(args.model, _device(args.device), args.model_dir, head=None).eval()
         unreadable = extract(missing, folder, model, about, workers=args.workers, progress=not args.quiet, say=say)
     report_unreadable(unreadable)

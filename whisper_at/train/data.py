@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -123,7 +123,8 @@ def read_folders(
 ) -> Dataset:
     """Read a folder whose folders are classes, or ``train``, ``valid`` and ``test`` with the classes in them.
 
-    Files are found at any depth, in the order of their names; hidden ones are passed over.
+    Files are found at any depth, in the order of their names; hidden ones are passed over, and so are folders without
+    recordings beside those of splits.
 
     Parameters
     ----------
@@ -134,16 +135,23 @@ def read_folders(
     Raises
     ------
     FileNotFoundError, ValueError
-        If there is no such folder, or no recording in a class's folder.
+        If there is no such folder, no recording in a class's folder, or recordings beside those of splits.
     """
     root = Path(root).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"no such folder: {root}")
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if folders and all(folder.name.lower() in SPLITS for folder in folders):
+    full = [folder for folder in folders if any(_recordings(folder))]
+    split_of = {folder: SPLITS[folder.name.lower()] for folder in full if folder.name.lower() in SPLITS}
+    if len(set(split_of.values())) > 1 and len(split_of) < len(full):
+        other = next(folder for folder in full if folder not in split_of)
+        raise ValueError(
+            f"{root} holds splits ({', '.join(p.name for p in split_of)}) and also {other.name}; move it away"
+        )
+    if full and len(split_of) == len(full):
         places = [
-            (SPLITS[folder.name.lower()], sub)
-            for folder in folders
+            (split, sub)
+            for folder, split in split_of.items()
             for sub in sorted(folder.iterdir())
             if sub.is_dir() and not sub.name.startswith(".")
         ]
@@ -151,12 +159,18 @@ def read_folders(
         places = [("", folder) for folder in folders]
     clips = []
     for split, folder in places:
-        for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".") and path.is_file():
-                clips.append(Clip(path, (folder.name,), split, _found(fold, path), _found(group, path)))
+        for path in sorted(_recordings(folder)):
+            clips.append(Clip(path, (folder.name,), split, _found(fold, path), _found(group, path)))
     if not clips:
         raise ValueError(f"no recordings in {root}: it wants one folder per class with audio files in it")
     return Dataset(tuple(clips), _ordered({folder.name for _, folder in places}))
+
+
+def _recordings(folder: Path) -> Iterator[Path]:
+    """The recordings in a folder at any depth, in no order."""
+    for path in folder.rglob("*"):
+        if path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".") and path.is_file():
+            yield path
 
 
 def _found(pattern: str | re.Pattern | None, path: Path) -> str:

@@ -128,11 +128,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         about = describe(name, model, protocol, seconds)
         way = f"{about.seconds:g} s alone" if protocol == "10" else "30 s windows"
         with _folder_of_features(args.features, protocol) as folder:
-            features = _heard(dataset, folder, model, about, args)
-            if features is None:
+            unreadable = _heard(dataset, folder, model, about, args)
+            if unreadable is None:
                 return 1
+            features = Features.open(folder)
             items = features.find(dataset.clips)
-            kept = np.flatnonzero(items >= 0)  # all, unless --skip-bad left some out
+            fine = np.array([clip.key not in unreadable for clip in dataset.clips])
+            kept = np.flatnonzero(fine & (items >= 0))  # all, unless --skip-bad left some out
             if not len(kept):
                 raise ValueError("no clip could be read")
             logits = score(head.to(model.device), features, items[kept])
@@ -158,8 +160,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _heard(dataset: Dataset, folder: Path, model: WhisperAT, about: Any, args: argparse.Namespace) -> Features | None:
-    """The states of all clips; None where some could not be read and that was not allowed (defect T4)."""
+def _heard(dataset: Dataset, folder: Path, model: WhisperAT, about: Any, args: argparse.Namespace) -> set[str] | None:
+    """Write the states of all clips; keys of those that could not be read, or None where that was not allowed (T4)."""
     unreadable = extract(
         dataset.clips,
         folder,
@@ -173,7 +175,7 @@ def _heard(dataset: Dataset, folder: Path, model: WhisperAT, about: Any, args: a
     if unreadable and not args.skip_bad:
         print("nothing was scored; repair or remove these, or give --skip-bad", file=sys.stderr)
         return None
-    return Features.open(folder)
+    return {entry.clip.key for entry in unreadable}
 
 
 def _folder_of_features(folder: str | None, protocol: str) -> Any:

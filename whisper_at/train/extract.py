@@ -27,7 +27,9 @@ from .features import About, FeatureWriter, key_of, stamp
 
 PROTOCOLS = ("10", "30")
 FRAMES_PER_SECOND = SAMPLE_RATE // HOP_LENGTH
-TIMED = 3  # batches whose time tells how long the rest will take
+ALONE = 2  # clips that go first, one by one: the second tells how long the rest will take
+TIMED = 3  # batches after those whose time tells it better
+MANY = 100  # clips from which on it is told anew
 SPARE = 1.02  # of the space that states need: rows of the index
 
 
@@ -159,7 +161,7 @@ def extract(
     about : see `describe`
     workers : processes that decode and compute spectrograms; 0 for none beside this one
     batch : windows that the encoder sees at once
-    say : is told, after the first clips, how much time and space the rest will take
+    say : is told, after two clips, how much time and space the rest will take, and of many again after some batches
 
     Raises
     ------
@@ -240,10 +242,11 @@ def _encoded(
             yield clip, result
             continue
         held.append((clip, result))
-        if sum(len(windows) for _, windows in held) >= batch:
+        if clock.batches < ALONE or sum(len(windows) for _, windows in held) >= batch:
             yield from _flushed(held, model, batch, clock)
             held = []
-    yield from _flushed(held, model, batch, clock)
+    if held:
+        yield from _flushed(held, model, batch, clock)
 
 
 def _flushed(
@@ -262,26 +265,26 @@ def _flushed(
 
 
 class _Clock:
-    """Tells time and space from the first batches."""
+    """Tells time and space, first from one clip and, where there are many, then from some batches."""
 
     def __init__(self, n_clips: int, about: About, folder: Path, say: Callable[[str], None]) -> None:
         self.n_clips, self.about, self.folder, self.say = n_clips, about, folder, say
         self.clips = self.steps = self.batches = self.before = 0
-        self.begun = time.perf_counter()
+        self.first = time.perf_counter()
 
     def count(self, steps: int) -> None:
         self.clips, self.steps = self.clips + 1, self.steps + steps
 
     def batch_done(self) -> None:
         self.batches += 1
-        now = time.perf_counter()
-        if self.batches == 1:  # its time is that of starting, too
-            self.before, self.first = self.clips, now
-        if self.batches == TIMED and self.clips > self.before:
+        now, left = time.perf_counter(), self.n_clips - self.clips
+        if self.batches == ALONE or (self.batches == ALONE + TIMED and left >= MANY):
             each = (now - self.first) / (self.clips - self.before)
             needed = self.refuse_small_disk(self.steps / self.clips)
-            left = each * (self.n_clips - self.clips)
-            self.say(f"{self.n_clips} clips: about {duration(left)} more, and {size(needed)} on disk")
+            if left:
+                self.say(f"{self.n_clips} clips: about {duration(each * left)} more, and {size(needed)} on disk")
+        if self.batches in (ALONE - 1, ALONE):  # the first batch's time is that of starting, too
+            self.before, self.first = self.clips, now
 
     def refuse_small_disk(self, steps: float) -> float:
         """Bytes that all clips take at so many steps a clip; RuntimeError if they do not fit."""

@@ -5,6 +5,7 @@ A store is a folder::
     features.json            what the states are: model, encoder_sha256, protocol, layers, dim, dtype
     index.jsonl              a row for each clip, and after the rows of a shard one that names its file and SHA-256
     shard-00000.safetensors  "states" (steps of all its clips, layers, dim)
+    heard.jsonl              what training's look over the clips found in each, see `check`; it may be missing
 
 A shard counts once its row is in the index, which is only ever appended to: a run that is killed loses the shard
 it was filling. The layout of earlier recipes, one ``.npz`` a clip (spec section 3.1), is read and written too.
@@ -12,14 +13,14 @@ it was filling. The layout of earlier recipes, one ``.npz`` a clip (spec section
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import re
 import struct
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -44,7 +45,7 @@ class About:
 
     Attributes
     ----------
-    model : name or path of the Whisper; empty where the store does not say (``.npz``), as its SHA-256 then is
+    model : name or path of the Whisper; empty where the store does not say (``.npz``), as SHA-256 and protocol then are
     encoder_sha256 : of its encoder, see `whisper_at.checkpoints.encoder_sha256`
     protocol : ``"10"`` for clips alone, ``"30"`` for windows as transcription makes them, see `extract`
     seconds : length of the clips under protocol 10; 0 otherwise
@@ -79,9 +80,14 @@ def key_of(clip: Clip) -> str:
 
 def short_key(key: str) -> str:
     """The part of a key that survives when files move: base name without its ending, and the part of the file."""
+    path, part = parted(key)
+    return Path(path).stem + part
+
+
+def parted(key: str) -> tuple[str, str]:
+    """The file and the part of it (``#start-end``, or nothing) of a key; files may have a ``#`` in their names."""
     part = re.search(r"#[\d.]+-[\d.]*$", key)
-    path = key[: part.start()] if part else key
-    return Path(path).stem + (part.group() if part else "")
+    return (key[: part.start()], part.group()) if part else (key, "")
 
 
 def stamp(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -139,19 +145,31 @@ class Features:
     def find(self, clips: Iterable[Clip]) -> np.ndarray:
         """Where each clip is in this store, int ``(clips,)``; -1 for those that are not.
 
-        A clip is found by its path, else by its base name if only one has it, since audio and features move. Where its
-        file is there and is not the one that the states are of, it is not found.
+        A clip is found by its path. Since audio and features move, it is else found by its base name, if only one of
+        ``clips`` and one here have it, and the file that the states are of is gone from where it was. Where a clip's
+        own file is there and is not the one that the states are of, it is not found.
         """
-        return np.array([self._find(clip) for clip in clips], int)
+        clips = list(clips)
+        names = Counter(short_key(key) for key in {key_of(clip) for clip in clips})
+        return np.array([self._find(clip, names) for clip in clips], int)
 
-    def _find(self, clip: Clip) -> int:
+    def _find(self, clip: Clip, names: Mapping[str, int]) -> int:
+        """Where a clip is, by what `find` says; ``names`` counts the clips of each base name that are asked for."""
         key = key_of(clip)
-        if (i := self._index.get(key)) is None:
-            i = self._by_short.get(short_key(key), -1)
+        try:
+            own = stamp(clip.path)
+        except OSError:
+            own = None  # the audio has gone, or is elsewhere
+        if (i := self._index.get(key)) is not None:
+            return i if own in (None, (self.rows[i].size, self.rows[i].mtime)) else -1
+        i = self._by_short.get(short_key(key), -1)
+        if i < 0 or names[short_key(key)] > 1:
+            return -1
+        row = self.rows[i]
+        if not row.size:  # it was not known which file the states are of, as with .npz
             return i
-        with contextlib.suppress(OSError):
-            return i if stamp(clip.path) == (self.rows[i].size, self.rows[i].mtime) else -1
-        return i
+        moved = not os.path.exists(parted(row.key)[0])
+        return i if moved and (own is None or own[0] == row.size) else -1
 
     def states(self, i: int) -> np.ndarray:
         """States of clip ``i``, ``(layers, steps, dim)`` in the precision of the store, mapped from the disk.
@@ -210,11 +228,12 @@ class _NpzFeatures(Features):
             if (shape[0], shape[2]) != (layers, dim):
                 raise ValueError(f"{path} is of {shape[0]} layers of width {shape[2]}, {files[0]} of {layers} of {dim}")
         rows = [Row(path.stem, i, 0, shape[1], 0, 0) for i, (path, shape) in enumerate(zip(files, shapes))]
-        super().__init__(folder, About("", "", "10", 0, layers, dim), rows, ())
+        super().__init__(folder, About("", "", "", 0, layers, dim), rows, ())
         self._files = files
 
-    def _find(self, clip: Clip) -> int:
-        return self._index.get(short_key(key_of(clip)), -1)
+    def _find(self, clip: Clip, names: Mapping[str, int]) -> int:
+        name = short_key(key_of(clip))
+        return self._index.get(name, -1) if names[name] == 1 else -1
 
     def states(self, i: int) -> np.ndarray:
         return np.load(self._files[i])["arr_0"]

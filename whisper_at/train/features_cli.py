@@ -16,7 +16,7 @@ from ..model import load_model
 from .cli import add_data_arguments, read_data, report_unreadable
 from .data import AUDIO_SUFFIXES, Clip
 from .extract import describe, extract, size
-from .features import ABOUT, DTYPES, Features, FeatureWriter, write_npz
+from .features import ABOUT, DTYPES, Features, FeatureWriter, key_of, parted, write_npz
 
 EXAMPLES = """\
 examples:
@@ -127,8 +127,12 @@ def _convert(parser: argparse.ArgumentParser, args: argparse.Namespace, source: 
         )
     with FeatureWriter(output, about) as writer:
         for i in tqdm(range(len(features)), unit="clip"):
-            name, mark, part = features.rows[i].key.partition("#")
-            writer.add(Clip(Path(f"{name}.npz{mark}{part}"), ()), np.asarray(features.states(i)))
+            name, part = parted(features.rows[i].key)
+            clip = Clip(
+                source.absolute() / f"{name}.from-npz{part}", ()
+            )  # a name to find it by: the audio is not known
+            if key_of(clip) not in writer.done:
+                writer.add(clip, np.asarray(features.states(i)))
     _print(f"{len(features)} clips in {output}")
     return 0
 

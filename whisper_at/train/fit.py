@@ -56,7 +56,8 @@ class Plan:
     epochs : how many
     schedule : factor of the learning rates of the optimizer
     select : the score that chooses the epoch whose weights are kept, with ``-`` in front where less is better;
-        None keeps the last
+        None keeps the last. Of epochs that are equal, the one of the least ``valid_loss``, if that is a score, and
+        then the first
     average : first and last epoch (from 1) whose weights are averaged, or None
     patience : stop after so many epochs in a row without a better ``select``, or None
     precision : ``float32``, ``bfloat16`` or ``float16`` for what autocast covers
@@ -115,15 +116,15 @@ def fit(
     if plan.average is not None and not 1 <= plan.average[0] <= plan.average[1] <= plan.epochs:
         raise ValueError(f"cannot average epochs {plan.average[0]} to {plan.average[1]} of {plan.epochs}")
     folder = Path(out) if out is not None else None
-    run = _Run(model, optimizer, json.loads(json.dumps(facts or {}, default=str)))
+    device = next(model.parameters()).device
+    scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "float16" and device.type == "cuda")
+    run = _Run(model, optimizer, scaler, json.loads(json.dumps(facts or {}, default=str)))
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         run.load(folder / STATE)
-    device = next(model.parameters()).device
     parallel = distributed.is_available() and distributed.is_initialized()
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if parallel else (0, 1)
     trained: nn.Module = nn.parallel.DistributedDataParallel(model) if parallel else model
-    scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "float16" and device.type == "cuda")
     rates = [group["initial_lr"] for group in optimizer.param_groups]
     while run.epoch < plan.epochs and not _is_over(run.history, plan):
         epoch, steps = run.epoch, task.steps(run.epoch)
@@ -225,7 +226,7 @@ def schedule_plateau(score: str, factor: float = 0.5, patience: int = 5, floor: 
             else:
                 bad += 1
             if bad > patience:
-                current, bad = max(floor, current * factor), 0
+                current, bad = min(current, max(floor, current * factor)), 0
         return current
 
     return value
@@ -237,6 +238,7 @@ class _Run:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
     facts: dict[str, Any]
     epoch: int = 0
     step: int = 0
@@ -274,6 +276,7 @@ class _Run:
         state = {
             "weights": trained_state(self.model),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "best": self.best,
             "average": self.average,
             "facts": json.dumps(self.facts),
@@ -305,9 +308,13 @@ class _Run:
             raise ValueError(f"{path} holds other parameters than this model has; delete it to begin anew")
         self.model.load_state_dict(state["weights"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
+        if state.get("scaler"):  # empty where nothing was scaled
+            self.scaler.load_state_dict(state["scaler"])
         self.history = json.loads(state["history"])
-        for name in ("epoch", "step", "loss_sum", "best_epoch", "best", "average"):
+        for name in ("epoch", "step", "loss_sum", "best_epoch"):
             setattr(self, name, state[name])
+        device = next(self.model.parameters()).device
+        self.best, self.average = (_moved(state[name], device) for name in ("best", "average"))
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
@@ -317,16 +324,21 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
-def _best_epoch(history: Sequence[Mapping[str, float]], select: str) -> int:
+def _best_epoch(history: Sequence[Mapping[str, float]], select: str, by_loss: bool = True) -> int:
+    """The best epoch (from 1); of equal ones that of the least loss, unless not ``by_loss``, and then the first."""
     sign, name = (-1, select[1:]) if select.startswith("-") else (1, select)
-    values = [sign * line[name] if not math.isnan(line[name]) else -math.inf for line in history]
-    return max(range(len(values)), key=lambda i: (values[i], -i)) + 1
+
+    def rank(i: int) -> tuple[float, float, int]:
+        value, loss = sign * history[i][name], history[i].get("valid_loss", math.nan) if by_loss else math.nan
+        return -math.inf if math.isnan(value) else value, -math.inf if math.isnan(loss) else -loss, -i  # NaN never wins
+
+    return max(range(len(history)), key=rank) + 1
 
 
 def _is_over(history: Sequence[Mapping[str, float]], plan: Plan) -> bool:
     if plan.patience is None or plan.select is None or not history:
         return False
-    return len(history) - _best_epoch(history, plan.select) >= plan.patience
+    return len(history) - _best_epoch(history, plan.select, by_loss=False) >= plan.patience
 
 
 def _moved_towards(average: dict[str, Tensor], new: dict[str, Tensor], share: float) -> dict[str, Tensor]:
@@ -345,11 +357,14 @@ def _mixed(*numbers: int) -> int:
 
 
 def _share(batch: Any, rank: int, world: int) -> Any:
-    """A process's part of a batch; all get equally much, and what is left over is dropped."""
+    """A process's part of a batch; all get equally much, and what is left over is dropped.
+
+    Of a batch smaller than the number of processes, as the last of an epoch may be, some share an item.
+    """
     if isinstance(batch, Tensor):
         each = len(batch) // world
         if not each:
-            raise ValueError(f"a batch of {len(batch)} cannot be shared among {world} processes")
+            return batch[rank % len(batch)][None]
         return batch[rank * each : (rank + 1) * each]
     return _each(batch, lambda part: _share(part, rank, world))
 

@@ -21,6 +21,10 @@ from .settings import Settings
 
 SCORED_AT_ONCE = 3000  # steps of clips that are scored in one pass of the head
 
+_RANKINGS = ("valid_loss", "mAP", "AUC", "d_prime")
+SCORES: dict[str, tuple[str, ...]] = {"bce": _RANKINGS, "ce": (*_RANKINGS, "accuracy", "UAR", "F1")}
+"""What `scores_of` gives, by loss."""
+
 Batch = tuple[Tensor, Tensor]
 """Pooled states float32 ``(batch, layers, steps, dim)`` and targets ``(batch, classes)``."""
 

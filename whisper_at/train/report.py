@@ -82,14 +82,18 @@ def class_rows(scored: Scored, classes: Classes) -> list[dict[str, float]]:
     """A row for each class: ``positives``, ``AP``, ``AUC``, ``d_prime``, the ``threshold`` (a probability) and the
     ``precision`` and ``recall`` of deciding by it; NaN where there is nothing to tell from.
 
-    The threshold is the head's own or, where it has none, the one that reaches a precision of 0.8 on these clips.
+    The threshold is the head's own or, where it has none, the one that reaches a precision of 0.8 on these clips. Where
+    one class is right, the likeliest is taken, and there is none.
     """
     wanted = one_hot(scored.targets, scored.logits.shape[1])
-    p = probabilities(scored.logits, classes.kind == "multi_label", classes.temperature)
     ap, auc = average_precision(wanted, scored.ranks(classes)), roc_auc(wanted, scored.ranks(classes))
-    own = classes.thresholds
-    thresholds = np.array(own, float) if own is not None else thresholds_for_precision(wanted, p, PRECISION)
-    taken = p >= thresholds
+    thresholds = np.full(len(ap), np.nan)
+    if classes.kind == "single_label":
+        taken = one_hot(scored.logits.argmax(1), len(ap))
+    else:
+        p, own = probabilities(scored.logits, True, classes.temperature), classes.thresholds
+        thresholds = np.array(own, float) if own is not None else thresholds_for_precision(wanted, p, PRECISION)
+        taken = p >= thresholds
     rows = []
     for i in range(wanted.shape[1]):
         right = int((taken[:, i] & wanted[:, i]).sum())
@@ -234,13 +238,15 @@ def _section(folder: Path, item: Scored, classes: Classes) -> list[str]:
         if classes.thresholds is not None
         else f"the lowest that reach a precision of {PRECISION:g} on these very clips (a hint, not a result)"
     )
-    lines += [f"Thresholds are probabilities, {origin}; precision and recall are of deciding by them.", ""]
-    header = ("class", "clips", "AP", "AUC", "d′", "threshold", "precision", "recall")
+    text = f"Thresholds are probabilities, {origin}; precision and recall are of deciding by them."
+    lines += ["Precision and recall are of taking the likeliest class." if single else text, ""]
+    figures = ("AP", "AUC", "d_prime", *(() if single else ("threshold",)), "precision", "recall")
+    header = ("class", "clips", *(name.replace("d_prime", "d′") for name in figures))
     rows = [
         (
             name.replace("|", "\\|"),
             str(row["positives"]),
-            *(_number(row[k]) for k in ("AP", "AUC", "d_prime", "threshold", "precision", "recall")),
+            *(_number(row[name]) for name in figures),
         )
         for name, row in zip(classes.names, class_rows(item, classes))
         if row["positives"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from ..heads import PREFIX, Head, make_head
 from ..labels import audioset_labels
 from .calibration import fit_temperature, probabilities, thresholds_for_precision
 from .data import Dataset, hold_out
-from .features import About, Features
+from .features import About, Features, Row
 from .fit import HISTORY, STATE, Fitted, fit
 from .metrics import average_precision, one_hot
-from .recipe import HeadTask, score, scores_of
+from .recipe import SCORES, HeadTask, score, scores_of
 from .settings import Settings, as_dict
 
 AUDIOSET = "audioset-527"
@@ -92,12 +92,15 @@ def resolve_loss(dataset: Dataset, settings: Settings) -> Settings:
     Raises
     ------
     ValueError
-        If one class is to be right of each clip (``ce``), and a clip has several or none.
+        If one class is to be right of each clip (``ce``), and a clip has several or none; or ``select`` is none of the
+        scores of that loss.
     """
     if settings.loss == "auto":
-        return replace(settings, loss="bce" if dataset.multi_label else "ce")
-    if settings.loss == "ce" and (odd := next((c for c in dataset.clips if len(set(c.labels)) != 1), None)):
+        settings = replace(settings, loss="bce" if dataset.multi_label else "ce")
+    elif settings.loss == "ce" and (odd := next((c for c in dataset.clips if len(set(c.labels)) != 1), None)):
         raise ValueError(f"loss ce wants one label a clip, but {odd.path} has {len(odd.labels)}; use bce")
+    if settings.select and settings.select.removeprefix("-") not in (known := SCORES[settings.loss]):
+        raise ValueError(f"select must be one of {', '.join(known)} for loss {settings.loss}, not {settings.select!r}")
     return settings
 
 
@@ -146,7 +149,11 @@ def train_head(
 
     held = (items[division.valid], targets[division.valid]) if len(division.valid) else None
     task = HeadTask(features, items[division.train], targets[division.train], settings, held, told)
-    facts = {"settings": as_dict(settings), "features": vars(about), "data": _digest(dataset, division)}
+    facts = {
+        "settings": as_dict(settings),
+        "features": vars(about),
+        "data": _digest(dataset, division, [features.rows[i] for i in items]),
+    }
     if run is not None and not (run / STATE).exists():
         (run / HISTORY).unlink(missing_ok=True)  # of a run that ended
     fitted = fit(head, task, optimizer_of(head, settings), settings.plan(held is not None), run, progress, facts)
@@ -253,9 +260,10 @@ def _add_figures(
         row["threshold"] = float(thresholds[i])
 
 
-def _digest(dataset: Dataset, division: Division) -> str:
-    """Text that differs for other clips, labels, classes or another division."""
-    parts = [list(dataset.classes), [[clip.key, sorted(clip.labels)] for clip in dataset.clips]]
+def _digest(dataset: Dataset, division: Division, rows: Sequence[Row]) -> str:
+    """Text that differs for other clips, labels, classes, files (by their size and time) or another division."""
+    parts: list[Any] = [list(dataset.classes)]
+    parts.append([[clip.key, sorted(clip.labels), *row[-2:]] for clip, row in zip(dataset.clips, rows)])
     parts += [part.tolist() for part in (division.train, division.valid)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

@@ -1,0 +1,48 @@
+"""The recipe of cross-validation: its table is of one run, which goes on where it was stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recipes.heads.crossval import COLUMNS, cross_validate, read_rows
+from whisper_at.train.data import Clip, Dataset
+from whisper_at.train.features import About, Features, FeatureWriter
+from whisper_at.train.settings import Settings
+
+SETTINGS = Settings(loss="ce", epochs=1, batch=8, rows=(3,), least_steps=1)
+
+
+@pytest.fixture
+def world(tmp_path) -> tuple[Dataset, dict[str, Features]]:
+    clips = [Clip(Path(f"/sounds/{i}.wav"), ("ab"[i % 2],), fold=str(i // 8)) for i in range(16)]
+    r = np.random.default_rng(0)
+    with FeatureWriter(tmp_path / "f", About("m", "sha", "30", 0.0, 2, 8)) as writer:
+        for clip in clips:
+            writer.add(clip, r.standard_normal((2, 4, 8)))
+    return Dataset(tuple(clips), ("a", "b")), {"trained": Features.open(tmp_path / "f")}
+
+
+def test_a_table_goes_on_after_a_line_that_was_not_finished(world, tmp_path):
+    table = tmp_path / "crossval.csv"
+    rows = cross_validate(*world, ["mean_mlp"], [0], SETTINGS, table)
+    assert len(rows) == 2 and tuple(rows[0]) == COLUMNS
+    content = table.read_bytes()
+    table.write_bytes(content[:-9])
+    again = cross_validate(*world, ["mean_mlp"], [0], SETTINGS, table)
+    assert again[0] == rows[0] and again[1]["accuracy"] == rows[1]["accuracy"]
+    assert [row["fold"] for row in read_rows(table)] == ["0", "1"]
+    table.write_bytes(content[:5])  # of the header
+    assert len(cross_validate(*world, ["mean_mlp"], [0], SETTINGS, table)) == len(read_rows(table)) == 2
+    assert len(cross_validate(*world, ["mean_mlp"], [0, 1], SETTINGS, table)) == 4  # more seeds or modes may come
+
+
+def test_a_table_of_other_settings_or_clips_is_refused(world, tmp_path):
+    table, (dataset, features) = tmp_path / "crossval.csv", world
+    cross_validate(dataset, features, ["mean_mlp"], [0], SETTINGS, table)
+    with pytest.raises(ValueError, match="holds a run with epochs = 1, not 2"):
+        cross_validate(dataset, features, ["mean_mlp"], [0], Settings(**{**vars(SETTINGS), "epochs": 2}), table)
+    with pytest.raises(ValueError, match="holds a run with clips = "):
+        cross_validate(dataset.take(range(15)), features, ["mean_mlp"], [0], SETTINGS, table)
