@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ..toml import read_toml
 from ..train.pictures import COLOURS, new_figure, save_figure
@@ -140,20 +141,32 @@ def _ends(rows: Sequence[Mapping[str, Any]]) -> set[int]:
 
 
 def draw_trade(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Score against trained parameters, a panel for each dataset, bars one standard deviation."""
+    """Score against trained parameters, a panel for each dataset, bars one standard deviation.
+
+    Points are numbered in the order of the methods, which are listed beside the panels.
+    """
     data = list(dict.fromkeys(row["dataset"] for row in rows))
-    figure, axes = new_figure(8.0, 3.4 * len(data), rows=len(data))
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    figure, axes = new_figure(10.0, 3.4 * len(data), rows=len(data))
     for panel, name in zip(np.atleast_1d(axes), data):
         mine = [row for row in rows if row["dataset"] == name]
-        colours = {row["method"]: COLOURS[i % len(COLOURS)] for i, row in enumerate(mine)}
         for i, row in enumerate(sorted(mine, key=lambda row: (row["trainable"], row["mean"]))):
-            place, colour = (row["trainable"], row["mean"]), colours[row["method"]]
-            panel.errorbar(*place, row["std"], fmt="o", color=colour, elinewidth=1, capsize=2)
-            beside = (5, 3) if i % 2 else (5, -10)  # neighbours' names are less in each other's way
-            panel.annotate(row["method"], place, beside, textcoords="offset points", fontsize=8, color=colour)
+            place, number = (row["trainable"], row["mean"]), methods.index(row["method"])
+            colour = COLOURS[number % len(COLOURS)]
+            panel.errorbar(*place, row["std"], fmt="o", color=colour, markersize=4, elinewidth=0.5)
+            # neighbours' numbers are less in each other's way on different sides
+            beside, side = ((5, 2), "left") if i % 2 else ((-5, 2), "right")
+            options: dict[str, Any] = {"ha": side, "fontsize": 8, "color": colour, "textcoords": "offset points"}
+            panel.annotate(str(number + 1), place, beside, **options)
         panel.set_xscale("log")
-        panel.margins(x=0.2)
         panel.set_ylabel(f"{mine[0]['score']}, %")
         panel.set_title(name)
     np.atleast_1d(axes)[-1].set_xlabel("parameters that are trained, with the head")
+    marks = [
+        Line2D(
+            [], [], color=COLOURS[i % len(COLOURS)], marker="o", linestyle="", markersize=4, label=f"{i + 1}  {method}"
+        )
+        for i, method in enumerate(methods)
+    ]
+    figure.legend(handles=marks, loc="outside right upper", fontsize=8, frameon=False)
     return figure
