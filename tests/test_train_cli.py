@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,20 +112,26 @@ def test_figures_of_each_class_are_printed(sounds, checkpoint, features, tmp_pat
     assert "temperature" in printed and f"--head {out}" in printed
 
 
-def test_a_run_that_was_stopped_goes_on(command, tmp_path, monkeypatch):
-    assert command(out="whole.safetensors") == 0
+@contextmanager
+def stopped_in(monkeypatch, epoch: int):
+    """Training inside of this is interrupted in that epoch."""
     real = training.HeadTask.batch
 
-    def stop(self, epoch, step):
-        if epoch == 2:
+    def stop(self, at, step):
+        if at == epoch:
             raise KeyboardInterrupt
-        return real(self, epoch, step)
+        return real(self, at, step)
 
-    monkeypatch.setattr(training.HeadTask, "batch", stop)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training.HeadTask, "batch", stop)
+        yield
+
+
+def test_a_run_that_was_stopped_goes_on(command, tmp_path, monkeypatch):
+    assert command(out="whole.safetensors") == 0
+    with stopped_in(monkeypatch, epoch=2):
         command()
     assert not (tmp_path / "my.safetensors").exists()
-    monkeypatch.setattr(training.HeadTask, "batch", real)
     with pytest.raises(ValueError, match="holds a run with settings"):
         command("--set", "rate=1e-2")  # not that run
     assert command() == 0
@@ -236,15 +243,7 @@ def test_states_of_another_encoder_are_refused(command, tmp_path):
 def test_files_that_changed_are_another_run(command, sounds, tmp_path, monkeypatch):
     copy, own = tmp_path / "sounds", ["--features", str(tmp_path / "f")]
     shutil.copytree(sounds, copy)
-    real = training.HeadTask.batch
-
-    def stop(self, epoch, step):
-        if epoch == 1:
-            raise KeyboardInterrupt
-        return real(self, epoch, step)
-
-    monkeypatch.setattr(training.HeadTask, "batch", stop)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_in(monkeypatch, epoch=1):
         command(*own, data=copy)
     soundfile.write(copy / "low" / "s0_low0.wav", noise(1.0, 99), SAMPLE_RATE)
     with pytest.raises(ValueError, match="holds a run with data"):

@@ -16,12 +16,13 @@ from typing import Any
 
 from ..toml import parse_assignment, read_toml
 from . import datasets
-from .backbones import RANDOM, RANDOM_NAMES, Backbone, load_backbone, random_backbone
+from .backbones import RANDOM, Backbone, load_backbone, random_backbone
 from .checks import typed, unknown
 from .classifier import AudioClassifier
 from .learning import Recipe
 from .pooling import LAYERS, POOLINGS
 from .protocols import PROTOCOLS
+from .sizes import RANDOM_NAMES
 from .waves import first_convolution
 
 

@@ -203,7 +203,8 @@ def load_network(name: str, weights: str | os.PathLike[str] | None = None, seed:
             raise ValueError(f"{name} needs the file of its weights, published at {where}; or weights='random'")
         network = randomise(kind(), seed) if weights == "random" else load(weights)
         return network.requires_grad_(False).eval()
-    from .backbones import RANDOM_NAMES, load_backbone, random_backbone
+    from .backbones import load_backbone, random_backbone
+    from .sizes import RANDOM_NAMES
     from .tokens import TokenNetwork
 
     if weights != "random":
