@@ -22,6 +22,7 @@ On a GPU all compute in half precision, where the modes say float32, and int8's 
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -76,11 +77,13 @@ def two_models(compute: str) -> list[Entry]:
     return entries
 
 
-def batched(batch: int) -> Work:
-    return Work(batch=batch, seconds=WINDOW * batch)
+def batched(batch: int, seconds: float) -> Work:
+    """Full batches, as many as a recording so long begins."""
+    full = WINDOW * batch
+    return Work(batch=batch, seconds=full * math.ceil(seconds / full))
 
 
-Mode = tuple[str, Callable[[str, int], list[Entry]]]  # title; entries by compute type and windows in a batch
+Mode = tuple[str, Callable[[str, Work], list[Entry]]]  # title; entries by compute type and the work of batches
 MODES: dict[str, Mode] = {
     "greedy": ("float32, greedy", lambda compute, _: peers(compute, Work())),
     "beam": ("float32, beam of 5", lambda compute, _: peers(compute, Work(beam=5))),
@@ -93,10 +96,10 @@ MODES: dict[str, Mode] = {
     "int8": ("int8, greedy, whisper_at with tags", lambda *_: int8(Work())),
     "int8-beam": ("int8, beam of 5, whisper_at with tags", lambda *_: int8(Work(beam=5))),
     "batch": (
-        "float32, greedy, a full batch of windows (openai-whisper: one by one)",
-        lambda compute, batch: peers(compute, batched(batch)),
+        "float32, greedy, full batches of windows (openai-whisper: one by one)",
+        lambda compute, batch: peers(compute, batch),
     ),
-    "batch-int8": ("int8, greedy, a full batch of windows, whisper_at with tags", lambda _, n: int8(batched(n))),
+    "batch-int8": ("int8, greedy, full batches of windows, whisper_at with tags", lambda _, batch: int8(batch)),
     "precisions": ("greedy, whisper_at by precision", lambda compute, _: precisions(compute)),
     "two-models": ("greedy, text and tags, by one model or by two", lambda compute, _: two_models(compute)),
 }
@@ -118,7 +121,7 @@ def parse() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--size", choices=weights.SIZES, default="tiny", help="whose dimensions the random model has")
-    add("--seconds", type=float, default=60, help="length of the recording; batches are filled")
+    add("--seconds", type=float, default=60, help="length of the recording; its last batch is filled")
     add("--tokens", type=int, default=100, help="decoded in each window of 30 s")
     add("--modes", nargs="+", choices=MODES, default=list(MODES), metavar="MODE", help="what to time; see below")
     add("--peers", nargs="+", choices=LOADERS, default=list(LOADERS), metavar="PEER", help="|".join(LOADERS))
@@ -143,9 +146,8 @@ def main() -> None:
     compute = "float16" if args.device == "cuda" else "float32"
     title = f"{args.size}, {args.seconds:g} s, {args.tokens} tokens per window, {args.threads} threads, {args.device}"
     print(title, *(f"{name} {value}" for name, value in about.items()), sep=" | ", flush=True)
-    modes = {
-        mode: (MODES[mode][0].replace("float32", compute), MODES[mode][1](compute, args.batch)) for mode in args.modes
-    }
+    batch = batched(args.batch, args.seconds)
+    modes = {mode: (MODES[mode][0].replace("float32", compute), MODES[mode][1](compute, batch)) for mode in args.modes}
     tables: dict[str, dict[str, Any]] = {}
     every = [entry for _, entries in modes.values() for entry in entries]
     with racing(args.size, args.seconds, args.tokens, args.threads, args.device, args.peers, every) as race:

@@ -165,12 +165,11 @@ def measure(model: Any, precision: str, rows_tried: list[int], steps: int, repea
 
 def bytes_read(model: Any, precision: str) -> tuple[int, int]:
     """Bytes of the decoder's weights, and of the keys and values of what is heard, that a step reads."""
+    from whisper_at.drafting import bytes_read as weights_read
+
     decoder, dims = make_decoder(model, precision), model.dims
     heard = 2 * dims.n_text_layer * dims.n_audio_ctx * dims.n_text_state * decoder.heard.itemsize
-    if decoder.weights is not None:
-        return sum(array.nbytes for array in decoder.weights), heard
-    matrices = [p.nbytes for block in decoder.blocks for p in block if isinstance(p, torch.Tensor)]
-    return sum(matrices) + decoder.projection.nbytes, heard
+    return weights_read(decoder), heard
 
 
 def crossing(results: list[Result]) -> str:

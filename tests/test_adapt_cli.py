@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import shutil
 import warnings
 import wave
@@ -17,7 +18,16 @@ import torch
 from whisper_at.adapt import AudioClassifier, cli
 from whisper_at.adapt.compare import compare, draw_trade, markdown, read_comparison
 from whisper_at.adapt.config import build, make_config, read_config
-from whisper_at.adapt.experiment import StepMemory, folder_name, prepare, run, training_megabytes
+from whisper_at.adapt.experiment import (
+    StepMemory,
+    folder_name,
+    prepare,
+    read_result,
+    run,
+    summary,
+    training_megabytes,
+    write_json,
+)
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -339,6 +349,22 @@ def test_compare(settings, tmp_path, capsys, monkeypatch):
     assert (out / "table.png").read_bytes().startswith(b"\x89PNG")
     monkeypatch.setattr(AudioClassifier, "fit", None)  # nothing is left to do
     assert len(compare(cells, out)) == 2
+
+
+def test_an_infinite_d_prime_leaves_json_that_everybody_reads(tmp_path):
+    """Of a perfect ranking."""
+
+    def strange(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    scores = {"AUC": 1.0, "d_prime": math.inf}
+    write_json(tmp_path / "result.json", {"seed": 0, **scores, "settings": {"lr": 1.0}})
+    assert json.loads((tmp_path / "result.json").read_text(), parse_constant=strange)["d_prime"] is None
+    row, settings = read_result(tmp_path)
+    assert row.keys() == {"seed", "AUC", "d_prime"} and math.isnan(row["d_prime"]) and settings == {"lr": 1.0}
+    write_json(tmp_path / "summary.json", summary([row, row]))
+    found = json.loads((tmp_path / "summary.json").read_text(), parse_constant=strange)
+    assert found == {"AUC": {"mean": 1.0, "std": 0.0}, "d_prime": {"mean": None, "std": None}}
 
 
 def test_table_of_a_comparison():

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import sysconfig
+from pathlib import Path
 
 import pytest
 import torch
@@ -162,6 +165,22 @@ def test_torch_compile(name, method):
     values, mask = backbone.front(waveforms, lengths)
     wanted = backbone.encode(values, mask).states[-1]
     compiled = torch.compile(backbone.encode, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(values, mask).states[-1], wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(
+    not (shutil.which("g++") and Path(sysconfig.get_path("include"), "Python.h").exists()),
+    reason="torch.compile makes machine code by g++ and Python's headers",
+)
+def test_torch_compile_to_machine_code():
+    """Four kinds of method at once, by way of the default backend."""
+    torch.compiler.reset()
+    conformer = {"name": "adapter", "block": "conformer", "dim": 4, "kernel": 3}
+    prompt = {"name": "prompt", "kind": "deep_append", "tokens": 2}
+    backbone = trained(made("whisper-nano", [{"name": "lora", "rank": 2}, conformer, prompt, {"name": "layer_norm"}]))
+    values, mask = backbone.front(*clips(0.5, 0.4))
+    wanted = backbone.encode(values, mask).states[-1]
+    compiled = torch.compile(backbone.encode, fullgraph=True)
     torch.testing.assert_close(compiled(values, mask).states[-1], wanted, rtol=1e-4, atol=1e-4)
 
 

@@ -122,6 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             at_low_compute=args.pop("at_low_compute"),
             head=_one_or_several(args.pop("head")) if args["at_time_res"] else None,  # nothing to tag, none to fetch
             compute_type=args.pop("compute_type"),
+            draft=args.pop("draft"),
         )
     except Exception as error:  # of many types: a missing GPU alone has three
         _report(f"{parser.prog}: error: {_one_line(error)}")
@@ -235,6 +236,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--device", default=device, help="PyTorch device to compute on")
     add("--fp16", default=True, **boolean, help="compute in half precision where the device can")
     add("--compute_type", choices=COMPUTE_TYPES, help="precision by name, instead of --fp16")
+    add("--draft", metavar="NAME", help="distilled model whose guesses --model checks; with --beam_size None")
     help = "windows decoded at once, cut where it is quiet; none sees the text before it"
     add("--batch_size", type=_positive, metavar="N", help=help)
     add("--threads", type=optional_int, default=0, metavar="N", help="CPU threads; 0 leaves it to PyTorch")
@@ -336,6 +338,8 @@ def _refuse_what_cannot_work(parser: argparse.ArgumentParser, args: dict[str, An
         warnings.warn("--max_words_per_line has no effect with --max_line_width", stacklevel=3)
     if args["batch_size"] is not None and args["hallucination_silence_threshold"] is not None:
         parser.error("--hallucination_silence_threshold needs one window after the other: leave out --batch_size")
+    if args["draft"] is not None and (args["beam_size"] is not None or (args["batch_size"] or 1) > 1):
+        parser.error("--draft guesses for one greedy text at a time: add --beam_size None, leave out --batch_size")
     increment = args["temperature_increment_on_fallback"]
     if increment is not None and not increment > 0:
         parser.error("--temperature_increment_on_fallback must be above 0, or None for one try only")

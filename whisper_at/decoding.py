@@ -20,6 +20,7 @@ from whisper.decoding import BeamSearchDecoder, DecodingOptions, DecodingResult,
 from whisper.model import Whisper
 from whisper.tokenizer import Tokenizer, get_tokenizer
 
+from .drafting import Drafted
 from .inference import Heard, Rows
 
 if TYPE_CHECKING:
@@ -117,8 +118,13 @@ class DecodingTask(_upstream.DecodingTask):
 
     def _main_loop(self, audio_features: Tensor, tokens: Tensor):
         heard = cast(Heard, self.heard)
-        rows = Rows(cast("WhisperAT", self.model).fast_decoder(heard.features.dtype), heard, self.n_group)
-        self.inference.rows = rows
+        model = cast("WhisperAT", self.model)
+        decoder = model.fast_decoder(heard.features.dtype)
+        self.inference.rows = Rows(decoder, heard, self.n_group)
+        rows: Rows | Drafted = self.inference.rows
+        greedy = self.options.beam_size is None and self.options.temperature == 0
+        if model.draft is not None and greedy and len(tokens) == 1 and decoder.device.type == "cpu":
+            rows = Drafted(self.inference.rows, model.draft, self.rules.apply, self.tokenizer.eot)
         sum_logprobs = torch.zeros(len(tokens), device=tokens.device)
         at_sot, logits = rows.start(tokens[:: self.n_group], at=(self.sot_index, -1)).unbind(1)
         no_speech = [float("nan")] * len(tokens)

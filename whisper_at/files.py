@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import pickle
 import uuid
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load as load_safetensors
@@ -65,6 +67,19 @@ def write_text(path: Path, text: str) -> None:
     """Write text as UTF-8, whole or not at all."""
     with whole(path) as temporary:
         temporary.write_text(text, "utf-8")
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold: tensors and arrays as lists, keys as strings, NaN and infinities as None."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().tolist()
+    elif isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def is_state_dict(content: object) -> bool:

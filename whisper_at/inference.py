@@ -216,6 +216,15 @@ class Rows:
         return logits
 
     @torch.no_grad()
+    def extend(self, tokens: Tensor, *, at: slice = slice(None)) -> Tensor:
+        """Some more tokens of every row ``(rows, n)`` → logits ``(rows, n, vocabulary)`` behind those ``at`` places."""
+        n = tokens.shape[1]
+        self.ancestors[:, self.position : self.position + n] = self.all[:, None]
+        hidden = self._forward(tokens, self.all)[:, at]
+        self.position += n
+        return self.decoder.logits(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
+
+    @torch.no_grad()
     def trace(self, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
         """First tokens ``(recordings, n)`` → logits ``(recordings, n, vocabulary)`` behind each, and every layer's
         cross-attention scores, float32 ``(recordings, heads, n, frames)``, before their softmax."""
@@ -239,6 +248,9 @@ class Rows:
         if d.weights is not None and count * n <= kernels.MOST_TOKENS and trace is None:
             return self._forward_compiled(x, owners)
         owners, past = owners.to(d.device).long(), self.position + n
+        mask, causal = None, n > 1
+        if causal and self.position:  # PyTorch's own would let the first of these tokens see the first of all alone
+            mask, causal = torch.ones(n, past, dtype=torch.bool, device=d.device).tril(self.position), False
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             self.keys[layer, owners, :, self.position : past] = key
@@ -248,7 +260,7 @@ class Rows:
                 lineage = self.ancestors[:, : self.position].long(), slice(None), before
                 key = torch.cat((self.keys[layer][lineage].transpose(1, 2), key), 2)
                 value = torch.cat((self.values[layer][lineage].transpose(1, 2), value), 2)
-            return F.scaled_dot_product_attention(query, key, value, is_causal=n > 1)
+            return F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal)
 
         return d.run(x, self.heard, attend, trace)
 

@@ -18,6 +18,7 @@ from .attached import RESERVED, Listener, Reader
 from .batched import transcribe_many as transcribe_many_function
 from .decoding import decode as decode_function
 from .decoding import detect_language as detect_language_function
+from .drafting import Draft
 from .encoding import Encoder
 from .heads import TLTR, Head, LayerPoolHead, build_head
 from .inference import Decoder, Heard, is_exact_in_half, is_stock
@@ -48,6 +49,7 @@ class WhisperAT(Whisper):
     compute_type : None for upstream's rule (``fp16=True`` on CUDA, float32 on CPU), ``float32``, ``float16`` (CUDA
         only), ``bfloat16`` (the encoder and what the decoder hears of it; the decoder's weights stay as they are) or
         ``int8`` (that, and the decoder's weights in eight bits; CPU only)
+    draft : None, or the decoder of a distilled model that guesses what this one will say, see `load_model`
     """
 
     head: Head | None
@@ -60,6 +62,7 @@ class WhisperAT(Whisper):
         self._decoder: Decoder | None = None
         self._encoder: Encoder | None = None
         self.attached: dict[str, Head | Listener | Reader] = {}
+        self.draft: Draft | None = None
         self.head_missing = "this model has no head; give one: load_model(..., head=FILE)"
         self.head = head
 
@@ -202,6 +205,7 @@ def load_model(
     at_low_compute: bool = False,
     head: str | Path | Sequence[str | Path] | None = "auto",
     compute_type: str | None = None,
+    draft: str | None = None,
 ) -> WhisperAT:
     """Load a Whisper and the head that hears sounds in it.
 
@@ -220,6 +224,9 @@ def load_model(
     compute_type : ``float32``, ``float16`` (CUDA), ``bfloat16``, ``int8`` (CPU), see `WhisperAT`; ``auto`` is
         int8 on a CPU and float16 on CUDA; None is upstream's rule. On a CPU, ``bfloat16`` and ``int8`` keep matrices
         in half precision where that loses nothing, to save memory: load a model to be trained without them
+    draft : a model that was distilled from this one with its encoder, by any name that ``name`` may be. On a CPU, where
+        text is decoded greedily and one window at a time, its small decoder guesses some tokens that this model's then
+        checks in one pass: the text is this model's, only sooner
 
     A Whisper without a published head (large-v3, turbo, a file of your own) transcribes as usual and
     refuses to tag, saying why. One that was distilled with its teacher's encoder can take the teacher's head:
@@ -233,7 +240,7 @@ def load_model(
         openai-whisper's cannot express (tokens added to its vocabulary, say).
     ValueError
         If the head does not fit the encoder, does not exist in a low-compute variant, or is a second one for
-        AudioSet's classes.
+        AudioSet's classes; or ``draft`` has another vocabulary or size, or the device is no CPU.
     FileNotFoundError
         If ``head`` names neither a published head nor a file.
     """
@@ -246,9 +253,12 @@ def load_model(
         raise ValueError("compute_type='float16' needs a GPU; on a CPU choose float32, bfloat16 or int8")
     if compute_type == "int8" and not on_cpu:
         raise ValueError(f"compute_type='int8' is for CPUs; on {device} choose float16 or bfloat16")
+    if draft is not None and not on_cpu:
+        raise ValueError(f"draft={draft!r} is for CPUs; leave it out on {device}")
     if head == "auto":
         checkpoints.head_name(name, at_low_compute)  # what cannot be had is refused before anything is fetched
 
+    guessing = None if draft is None else checkpoints.find_whisper(draft, download_root)
     path = checkpoints.find_whisper(name, download_root)
     dims, state = checkpoints.open_whisper(path, in_memory)
     with _NoInitialValues():
@@ -260,6 +270,8 @@ def load_model(
     model.load_state_dict(state, assign=True)
     if (dump := checkpoints.alignment_heads(name, path, dims)) is not None:
         model.set_alignment_heads(dump)
+    if guessing is not None:
+        model.draft = _open_draft(guessing, draft, model, name)
 
     for source in [head] if head is None or isinstance(head, (str, Path)) else head:
         if source == "auto":
@@ -310,6 +322,20 @@ def open_fitting_head(
         message = f"head {source} was trained on another encoder than that of {model_name}: its tags may be wrong"
         warnings.warn(message, stacklevel=4)  # of load_model or attach
     return head
+
+
+def _open_draft(path: Path, source: str | None, model: WhisperAT, model_name: str) -> Draft:
+    """The decoder of a distilled model, checked against the one that it is to guess for."""
+    dims, state = checkpoints.open_whisper(path)
+    draft = Draft(dims, state)
+    try:
+        draft.refuse_unlike(model.dims)
+    except ValueError as error:
+        raise ValueError(f"{source} cannot guess for {model_name}: {error}") from None
+    if checkpoints.encoder_sha256(state) != checkpoints.encoder_sha256(model.state_dict()):
+        message = f"{source} has another encoder than {model_name}: its guesses will rarely be right, and cost time"
+        warnings.warn(message, stacklevel=3)
+    return draft
 
 
 def _matrices(model: WhisperAT) -> set[str]:

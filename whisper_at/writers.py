@@ -7,20 +7,18 @@ sounds.
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
-import torch
 from whisper.utils import ResultWriter
 from whisper.utils import get_writer as get_upstream_writer
 
 from .attached import attached_names, named_tags
 from .captions import alike, with_sounds
 from .events import find_events
+from .files import plain
 from .labels import audioset_labels, find_class, label_names, parse_at_label, sigmoid, tag_language
 
 UPSTREAM_KEYS = ("text", "segments", "language")
@@ -110,7 +108,7 @@ def tag_rows(
     def rows(entries: list[dict[str, Any]], coverage: Any) -> list[dict[str, Any]]:
         return [
             {**entry["time"], "coverage": share, "tags": [tag(*pair) for pair in entry["audio tags"]]}
-            for entry, share in zip(entries, _plain(coverage))
+            for entry, share in zip(entries, plain(coverage))
         ]
 
     coverage = result["audio_tag_coverage"]
@@ -170,7 +168,7 @@ def plain_result(result: dict, **tag_options) -> dict:
     values |= {name: own_rows(result, name, **shared) for name in attached}
     values["events"] = _events(result, **tag_options)
     first = [key for key in UPSTREAM_KEYS + TAG_KEYS if key in values]
-    return {key: _plain(values[key]) for key in dict.fromkeys([*first, *values])}
+    return {key: plain(values[key]) for key in dict.fromkeys([*first, *values])}
 
 
 def captioned_result(result: dict, sounds: bool, **tag_options) -> dict:
@@ -191,19 +189,6 @@ def _events(
     **_: Any,
 ) -> list[dict[str, Any]]:
     return find_events(result, p_threshold, include_class_list=include_classes, language=label_language)
-
-
-def _plain(value: Any) -> Any:
-    """Tensors and arrays to lists, keys to strings, NaN and infinities to None."""
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().tolist()
-    elif isinstance(value, (np.ndarray, np.generic)):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class _Renamed:

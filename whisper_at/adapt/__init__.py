@@ -20,8 +20,8 @@ from .learning import Recipe as Recipe
 from .methods import METHODS as METHODS
 from .methods import adapt as adapt
 from .methods import count_parameters as count_parameters
-from .methods import load_peft as load_peft
 from .methods import merge as merge
-from .methods import save_peft as save_peft
 from .methods import unmerge as unmerge
+from .peft_files import load_peft as load_peft
+from .peft_files import save_peft as save_peft
 from .pretrained import load_model as load_model

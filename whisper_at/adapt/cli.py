@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ..files import plain
 from ..train.pictures import draw_confusion, save_figure
 from .classifier import AudioClassifier
 from .compare import compare, markdown, read_comparison
 from .config import build, read_config, sized_backbone
 from .datasets import read
-from .experiment import run, summary, write_json
+from .experiment import SHARES, run, summary, write_json
 
 EXAMPLES = """\
 examples:
@@ -100,10 +101,11 @@ def fit_command(args: argparse.Namespace) -> int:
     config = read_config(args.config, args.set)
     rows = run(config, progress=not args.quiet)
     for row in rows:
-        scores = "  ".join(f"{name} {100 * row[name]:.1f}" for name in summary([row]))
+        scores = "  ".join(f"{name} {100 * row[name]:.1f}" for name in summary([row]) if name in SHARES)
         print(f"{row['division']}, seed {row['seed']}: {scores}  (epoch {row['epoch']})")
     for name, value in summary(rows).items():
-        print(f"{name}: {100 * value['mean']:.2f} ± {100 * value['std']:.2f} %")
+        factor, unit = (100, " %") if name in SHARES else (1, "")
+        print(f"{name}: {factor * value['mean']:.2f} ± {factor * value['std']:.2f}{unit}")
     print(f"Written to {config.out}")
     return 0
 
@@ -147,7 +149,7 @@ def evaluate_command(args: argparse.Namespace) -> int:
         write_json(out / "scores.json", evaluation.scores | {"clips": len(dataset)})
         if not dataset.multi_label:
             save_figure(draw_confusion(evaluation.confusion, model.classes), out / "confusion.png")
-    print(json.dumps(evaluation.scores))
+    print(json.dumps(plain(evaluation.scores)))
     return 0
 
 

@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from ..toml import read_toml
 from ..train.pictures import COLOURS, new_figure, save_figure
 from .config import Config, build, changed, make_config
-from .experiment import SCORES, folder_name, prepare, run, summary, write_csv, write_text
+from .experiment import SHARES, folder_name, prepare, run, summary, write_csv, write_text
 
 
 class Cell(NamedTuple):
@@ -58,8 +58,8 @@ def read_comparison(path: str, changes: Iterable[str] = ()) -> list[Cell]:
             names = [str(data.get("label", data.get("dataset"))), str(method.get("label", method.get("method")))]
             merged["out"] = str(Path(out, "cells", *map(folder_name, names)))
             score = data.get("score", "accuracy")
-            if score not in SCORES:
-                raise ValueError(f"{path}: score {score!r} of {names[0]} is none of {', '.join(SCORES)}")
+            if score not in SHARES:
+                raise ValueError(f"{path}: score {score!r} of {names[0]} is none of {', '.join(SHARES)}")
             cells.append(Cell(names[0], names[1], score, make_config(merged)))
     if len({cell.config.out for cell in cells}) < len(cells):
         raise ValueError(f"{path}: two cells have the same labels")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import os
 import re
 import time
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..files import whole
+from ..files import plain, whole
 from ..train.data import Dataset
 from ..train.pictures import draw_confusion, save_figure
 from . import datasets
@@ -28,6 +29,8 @@ from .waves import Waves
 
 RESULT, MODEL = "result.json", "classifier.safetensors"
 SCORES = (*DECISIONS, *RANKINGS)
+SHARES = tuple(name for name in SCORES if name != "d_prime")
+"""Scores from 0 to 1, which are shown in per cent."""
 LONGEST = 80
 """Letters of a run's folder, before its seed: file systems take 255, and speakers' names may be long."""
 
@@ -102,8 +105,8 @@ def run_one(
     facts = {"division": division.name, "clips": hashlib.sha256(names.encode()).hexdigest()}
     settings = {"config": _essential(config), "seed": seed, **facts}
     if (folder / RESULT).is_file():
-        row = json.loads((folder / RESULT).read_text("utf-8"))
-        if row.pop("settings") != settings:
+        row, known = read_result(folder)
+        if known != settings:
             raise ValueError(f"{folder} holds a run with other settings; choose another out, or delete it")
         return row
     begun = time.perf_counter()
@@ -124,7 +127,14 @@ def run_one(
     model.save(folder / MODEL)
     write_json(folder / RESULT, row | {"settings": settings})
     (folder / "state.pt").unlink(missing_ok=True)  # what it would be needed for is done
-    return row
+    return read_result(folder)[0]
+
+
+def read_result(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The row of a finished run, and its settings. What JSON could not hold, as an infinite d', is NaN."""
+    row = json.loads((folder / RESULT).read_text("utf-8"))
+    settings = row.pop("settings")
+    return {name: math.nan if value is None else value for name, value in row.items()}, settings
 
 
 def folder_name(name: str) -> str:
@@ -199,10 +209,10 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON, whole or not at all."""
+    """Write JSON, whole or not at all; null where a number is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+        temporary.write_text(json.dumps(plain(content), indent=1) + "\n", "utf-8")
 
 
 def write_text(path: Path, lines: Iterable[str]) -> None:

@@ -21,9 +21,7 @@ from .backbones import Backbone
 from .blocks import Block
 from .checks import typed
 from .lora import add_lora
-from .lora import load_peft as load_peft
 from .lora import merge as merge
-from .lora import save_peft as save_peft
 from .lora import unmerge as unmerge
 from .moa import add_dense_moa, add_soft_moa
 from .prompts import add_cls_token, add_prefix, add_prompt
@@ -61,7 +59,7 @@ def adapt(backbone: Backbone, methods: Sequence[Mapping[str, Any]] | Mapping[str
     ``full``            everything trains
     ``last_k``          k=3. The last k blocks and the final norm
     ``bitfit``          biases of the linear maps and norms of all blocks, and of the final norm
-    ``layer_norm``      sites=None. LayerNorms: of ``attn``, ``ffn``, ``final``; None is all
+    ``layer_norm``      sites=None, blocks. LayerNorms: of ``attn``, ``ffn``, ``final``; None is all
     ``lora``            sites=("q", "v") of q k v o up down, rank=8, alpha=8, blocks
     ``adapter``         block=bottleneck|conformer|convpass, dim or reduction, layout=pfeiffer|houlsby,
                         location=ffn|attn (pfeiffer), placement=parallel|before|after, activation=gelu|relu
@@ -112,7 +110,7 @@ def adapt(backbone: Backbone, methods: Sequence[Mapping[str, Any]] | Mapping[str
         for name, settings in sorted(wanted, key=lambda one: one[0] in NORM_METHODS):
             METHODS[name](backbone, **settings)
     except (ValueError, TypeError) as error:
-        _strip(backbone)
+        strip(backbone)
         raise ValueError(f"{backbone.name} cannot be adapted: {error}") from None
     backbone.methods = [{"name": name, **settings} for name, settings in wanted]
     backbone.to(device).train(backbone.training)
@@ -138,8 +136,9 @@ def _complete(method: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return name, {key: list(value) if isinstance(value, (tuple, list)) else value for key, value in settings.items()}
 
 
-def _strip(backbone: Backbone) -> None:
-    """Take everything out again that methods have added."""
+def strip(backbone: Backbone) -> None:
+    """Take everything out again that methods have added, and freeze the rest as it is."""
+    backbone.methods = []
     backbone.sequence.clear()
     backbone.declared_norms.clear()
     for block in backbone.blocks:

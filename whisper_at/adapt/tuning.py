@@ -98,7 +98,7 @@ def bitfit(backbone: Backbone) -> None:
                 train_parameter(module, "bias")
 
 
-def layer_norm(backbone: Backbone, *, sites: Sequence[str] | None = None) -> None:
+def layer_norm(backbone: Backbone, *, sites: Sequence[str] | None = None, blocks: Sequence[int] | None = None) -> None:
     """Train LayerNorms: of ``attn`` (LN1), ``ffn`` (LN2) and ``final``; by default all that there are."""
     if sites is None:
         sites = NORMS if backbone.norm is not None else NORMS[:2]
@@ -106,7 +106,9 @@ def layer_norm(backbone: Backbone, *, sites: Sequence[str] | None = None) -> Non
         require_choice("layer_norm", "site", site, NORMS)
     if "final" in sites and backbone.norm is None:
         raise ValueError(f"{backbone.name} has no final norm, for its blocks end in one; leave out the site 'final'")
-    chosen = {f"blocks.{i}.norm{n}" for i in range(backbone.layers) for n in (1, 2) if NORMS[n - 1] in sites}
+    chosen = {
+        f"blocks.{i}.norm{n}" for i, _ in chosen_blocks(backbone, blocks) for n in (1, 2) if NORMS[n - 1] in sites
+    }
     chosen |= {"norm"} if "final" in sites else set()
     for path in chosen:
         module = backbone.get_submodule(path)

@@ -67,6 +67,20 @@ def mask_span(r: np.random.Generator, below: float, size: int) -> tuple[int, int
     return start, start + length
 
 
+def batches_of_pass(clips: int, settings: Settings) -> int:
+    """Batches of a pass over so many clips; the last is smaller where clips are not drawn with replacement."""
+    return max(1, clips // settings.batch) if settings.balanced else -(-clips // settings.batch)
+
+
+def batches_of_epoch(clips: int, settings: Settings) -> int:
+    """Batches of an epoch; with ``epoch_share``, until the number of the batch exceeds that share of them all.
+
+    Whisper-AT's 10 % of AudioSet are 4070 batches of 48 (spec section 3.5).
+    """
+    whole, share = batches_of_pass(clips, settings), settings.epoch_share
+    return max(settings.least_steps, whole if share >= 1 else min(whole, math.floor(share * whole) + 2))
+
+
 class HeadTask:
     """Training of a head on the states of clips, for `whisper_at.train.fit.fit`.
 
@@ -104,17 +118,8 @@ class HeadTask:
         self._epoch, self._loss, self._losses = 0, 0.0, 0
 
     def steps(self, epoch: int) -> int:
-        """Batches of an epoch; with ``epoch_share``, until the number of the batch exceeds that share of them all.
-
-        Whisper-AT's 10 % of AudioSet are 4070 batches of 48 (spec section 3.5).
-        """
-        whole, share = self._whole(), self.settings.epoch_share
-        return max(self.settings.least_steps, whole if share >= 1 else min(whole, math.floor(share * whole) + 2))
-
-    def _whole(self) -> int:
-        """Batches of a pass; the last is smaller where clips are not drawn with replacement."""
-        n, size = len(self.items), self.settings.batch
-        return max(1, n // size) if self.settings.balanced else -(-n // size)
+        """Batches of an epoch, see `batches_of_epoch`."""
+        return batches_of_epoch(len(self.items), self.settings)
 
     def batch(self, epoch: int, step: int) -> Batch:
         """Batch ``step`` of ``epoch``: always the same for these two and the seed."""
@@ -161,7 +166,7 @@ class HeadTask:
         if self._chances is not None:
             drawn = r.random(size) * self._chances[-1]
             return np.minimum(np.searchsorted(self._chances, drawn, side="right"), len(self.items) - 1)
-        passes, step = divmod(step, self._whole())
+        passes, step = divmod(step, batches_of_pass(len(self.items), self.settings))
         seed, order = (epoch, passes), self._order
         if order[0] != seed:
             order = seed, np.random.default_rng([self.settings.seed, *seed]).permutation(len(self.items))
