@@ -36,7 +36,7 @@ _STRANGE = (
 )
 _PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")  # others change the pretrained weights, too
 _PARTS = ("encoder", "decoder", "classifier")
-"""Of a model, whose modules may have names that an encoder by itself has."""
+"""Of models, whose modules may have the names that other encoders have by themselves."""
 
 
 class Names(NamedTuple):
@@ -222,14 +222,7 @@ def _places(backbone: Backbone, tensors: Mapping[str, Tensor], kind: str, path: 
     for key, tensor in tensors.items():
         match = ending.fullmatch(key)
         name = "" if match is None else match[1]
-        start = next(
-            (
-                k
-                for k in _starts(name)
-                if name[k:] in known and name[:k].rpartition(".")[0].rpartition(".")[2] not in _PARTS
-            ),
-            None,
-        )
+        start = next((k for k in _starts(name) if name[k:] in known), None)
         if match is None or start is None or len(around | {name[:start]}) > 1:
             raise ValueError(f"{path} has {key}, which belongs to nothing in {backbone.name}")
         around.add(name[:start])
@@ -241,6 +234,8 @@ def _places(backbone: Backbone, tensors: Mapping[str, Tensor], kind: str, path: 
 
 
 def _starts(name: str) -> Iterator[int]:
-    """Where the parts of a dotted name start: a model may be wrapped in others."""
+    """Where an encoder's own names may start in a dotted name: a model may be wrapped in others, but not in a part."""
     yield 0
-    yield from (match.end() for match in re.finditer(r"\.", name))
+    for dot in re.finditer(r"\.", name):
+        if name[: dot.start()].rpartition(".")[2] not in _PARTS:
+            yield dot.end()
