@@ -126,7 +126,7 @@ def test_every_flag_of_upstream_is_here(monkeypatch):
         assert (mine.default, mine.nargs, mine.required) == (action.default, action.nargs, action.required), name
         assert mine.choices is None if action.choices is None else list(mine.choices) == list(action.choices)
     new = {"version", "at_time_res", "top_k", "p_threshold", "label_language", "include_classes"}
-    new |= {"head", "at_low_compute", "compute_type", "batch_size", "sound_captions"}
+    new |= {"head", "at_low_compute", "compute_type", "draft", "batch_size", "sound_captions"}
     assert set(ours) - set(theirs) == new
 
 
