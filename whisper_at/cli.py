@@ -388,12 +388,7 @@ def _model(name: str) -> str:
 
 def _language(name: str) -> str:
     if name not in LANGUAGE_CHOICES:
-        near = difflib.get_close_matches(name.title(), LANGUAGE_CHOICES, n=3) or [
-            "English",
-            "en",
-            "German",
-            "de",
-        ]
+        near = difflib.get_close_matches(name.title(), LANGUAGE_CHOICES, n=3) or ["English", "en", "German", "de"]
         raise argparse.ArgumentTypeError(f"Whisper knows no language {name!r}; it knows {', '.join(near)}, ...")
     return name
 
