@@ -12,12 +12,14 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's whisper_at, installed or not
 
+from common import machine, write_results
 from weights import SIZES, dimensions
 from whisper.model import ModelDimensions
 
@@ -31,8 +33,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="windows at once (1)")
     parser.add_argument("--repeat", type=int, default=7, help="turns (7)")
     parser.add_argument("--threads", type=int, default=2, help="of everything (2)")
+    parser.add_argument("--json", type=Path, help="write all numbers to this file")
     args = parser.parse_args()
+    about = machine()
     torch.set_num_threads(args.threads)
+    found: dict[str, Any] = {}
     for size in args.sizes:
         torch.manual_seed(0)
         model = WhisperAT(ModelDimensions(**dimensions(size))).eval()
@@ -55,6 +60,9 @@ def main() -> None:
         for name in ways:
             median = 1000 * statistics.median(seconds[name]) / args.batch
             print(f"  {name:10} {median:7.0f} ms a window   distance from float32 {distances[name]:.4f}")
+        found[size] = {"ratio": ratio, "seconds": seconds, "distances": distances}
+    if args.json:
+        write_results(args.json, args, about, sizes=found)
 
 
 def distance(found: Tensor, exact: Tensor) -> float:

@@ -34,11 +34,11 @@ class Timing:
 
     entry: Entry
     seconds: list[float] = field(default_factory=list)
-    decoded: Decodings = field(default_factory=list)
+    decoded: list[Decodings] = field(default_factory=list)
+    """By round, as are seconds."""
 
-    @property
-    def tokens(self) -> list[int]:
-        return [len(tokens) for tokens in self.decoded]
+    def tokens(self, round_: int) -> list[int]:
+        return [len(tokens) for tokens in self.decoded[round_]]
 
     @property
     def median(self) -> float:
@@ -63,7 +63,10 @@ class Race:
         return self.workers[key]
 
     def run(self, entries: Sequence[Entry], repeat: int, until: float) -> list[Timing]:
-        """Time the entries by turns: ``repeat`` rounds, fewer (but two) if time is up."""
+        """Time the entries by turns: ``repeat`` rounds, fewer (but two) if time is up.
+
+        Nothing, if the first entry fails: the others are compared with it.
+        """
         racing = []
         for entry in entries:
             if entry.peer in self.chosen and (worker := self.worker(entry)) is not None:
@@ -79,10 +82,12 @@ class Race:
                     racing.remove(racer)
                     continue
                 timing.seconds.append(answer["seconds"])
-                timing.decoded = answer["decoded"]
+                timing.decoded.append(answer["decoded"])
                 worker.peaks.setdefault("first", answer["peak"])
                 worker.peaks["last"] = answer["peak"]
-        return [timing for _, timing in racing]
+        timings = [timing for _, timing in racing]
+        first = next((entry for entry in entries if entry.peer in self.chosen), None)
+        return timings if timings and timings[0].entry is first else []
 
     def memory(self) -> dict[str, dict[str, float]]:
         return {" ".join(key): worker.peaks for key, worker in self.workers.items() if worker is not None}
@@ -139,16 +144,17 @@ def make_weights(folder: Path, size: str, seed: int, chosen: list[str], quantiza
 
 
 def same(timing: Timing, reference: Timing) -> float:
-    """The share of a reference's tokens that are in the same place of the same decoding."""
-    pairs = [pair for a, b in zip(timing.decoded, reference.decoded) for pair in zip(a, b)]
-    return sum(a == b for a, b in pairs) / max(1, sum(reference.tokens))
+    """The share of a reference's tokens that are in the same place of the same decoding of the same round."""
+    rounds = list(zip(timing.decoded, reference.decoded))
+    pairs = [pair for ours, theirs in rounds for a, b in zip(ours, theirs) for pair in zip(a, b)]
+    return sum(a == b for a, b in pairs) / max(1, sum(len(tokens) for _, theirs in rounds for tokens in theirs))
 
 
 def rows(timings: list[Timing], tokens: int) -> list[dict[str, Any]]:
     """What is printed and written of a race; multiples are those of the first entry's time.
 
-    Work is equal where every decoding has as many tokens as were asked for, and there are as many decodings as for the
-    first entry with as much sound.
+    Work is equal where in all rounds every decoding has as many tokens as were asked for, and there are as many
+    decodings as for the first entry with as much sound.
     """
     first = timings[0]
     found = []
@@ -163,9 +169,11 @@ def rows(timings: list[Timing], tokens: int) -> list[dict[str, Any]]:
                 "seconds": timing.seconds,
                 "times": timing.median / first.median,
                 "times_range": [min(ratios), max(ratios)],
-                "tokens": timing.tokens,
+                "tokens": timing.tokens(-1),
                 "same": None if reference is None else same(timing, reference),
-                "equal": timing.tokens == [tokens] * len(alike[0].tokens),
+                "equal": all(
+                    timing.tokens(i) == [tokens] * len(alike[0].decoded[-1]) for i in range(len(timing.decoded))
+                ),
                 "work": asdict(timing.entry.work),
             }
         )

@@ -108,6 +108,8 @@ def main() -> None:
         for i, (what, by_key) in enumerate(chosen.items()):
             now = time.monotonic()
             timings = race.run(list(by_key.values()), args.repeat, until=now + (end - now) / (len(chosen) - i))
+            if not timings:
+                continue
             tables[what] = rows(timings, args.tokens)
             show(f"{args.size}, {what} (times: of the first line's)", tables[what])
             keys = [key for key, entry in by_key.items() if entry in [timing.entry for timing in timings]]

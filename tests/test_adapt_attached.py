@@ -5,6 +5,7 @@ import torch
 from conftest import noise
 
 import whisper_at
+from whisper_at import checkpoints
 from whisper_at.adapt import AudioClassifier
 from whisper_at.adapt.backbones import whisper_backbone
 from whisper_at.attached import Listener, Reader
@@ -123,3 +124,17 @@ def test_a_fitted_file_attaches_by_its_name(tmp_path):
     assert result["mood"]["kind"] == "multi_label" and result["mood"]["logits"].shape == (3, 3)
     nano.attach("mood", tmp_path / "mood.safetensors")
     torch.testing.assert_close(nano.transcribe(audio, at_time_res=2)["mood"]["logits"], result["mood"]["logits"])
+
+
+def test_a_fitted_files_encoder_is_looked_for_where_models_are(tmp_path, monkeypatch):
+    """It was looked for in the cache, and fetched, though `download_root` had it."""
+    AudioClassifier("nano.en", {"name": "lora", "rank": 2}, MOODS).save(tmp_path / "mood.safetensors")
+    real, asked = checkpoints.find_whisper, []
+
+    def find(name, download_root=None):
+        asked.append(download_root)
+        return real(name, download_root)
+
+    monkeypatch.setattr(checkpoints, "find_whisper", find)
+    whisper_at.load_model("nano.en", "cpu", download_root=str(tmp_path), head=tmp_path / "mood.safetensors")
+    assert asked == [str(tmp_path)] * 2

@@ -170,6 +170,31 @@ def test_load_model_takes_several_heads(checkpoint, tmp_path):
         model.attach("foreign", foreign)
 
 
+def test_a_head_without_names_is_audiosets_or_refused(checkpoint, tmp_path):
+    """Else a whole recording was transcribed before its rows were found to be of other classes."""
+    head = make_head("tl_tr_1_8", n_layer=2, rep_dim=64, label_dim=50)
+    path = tmp_path / "esc50.pth"
+    torch.save(head.state_dict(), path)
+    with pytest.raises(ValueError, match="esc50.pth has 50 outputs without names, not AudioSet's 527"):
+        whisper_at.load_model(str(checkpoint), device="cpu", head=str(path))
+
+
+def test_listeners_go_where_the_model_goes(model_en):
+    class Own(torch.nn.Module):
+        classes, kind, sample_rate = BIRDS.names, "single_label", SAMPLE_RATE
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(3))
+
+        def logits(self, waveforms, lengths):
+            return self.weight.expand(len(waveforms), 3)
+
+    model_en.attach("own", Own())
+    model_en.to("meta")
+    assert model_en.attached["own"].weight.device.type == "meta"
+
+
 def test_what_cannot_be_attached_is_refused(model_en, tmp_path):
     for name in ("text", "audio_tag", "", "events"):
         with pytest.raises(ValueError, match="cannot be the name"):

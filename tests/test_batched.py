@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -164,6 +166,13 @@ def test_pauses_before_words_do_not_depend_on_the_batch(model_en, monkeypatch):
     assert all(last <= start for start, last in spoken.items())
 
 
+def test_none_is_a_bad_recording_and_not_the_end(model_en):
+    audio = noise(2)
+    found = list(transcribe_many(model_en, [audio, None, audio], batch_size=2, **OPTIONS))
+    assert len(found) == 3 and [isinstance(result, Exception) for given, result in found if given is None] == [True]
+    assert all("text" in result for given, result in found if given is not None)
+
+
 def test_recordings_are_opened_when_their_turn_comes(model_en):
     opened = []
 
@@ -192,6 +201,53 @@ def test_less_memory_means_smaller_batches(model_en, monkeypatch):
     with pytest.warns(UserWarning, match="batches of 2 windows"):
         result = model_en.transcribe(noise(70), batch_size=4, **OPTIONS)
     assert sizes[:3] == [3, 2, 1] and result["audio_tag_coverage"].min() == 1
+
+
+def test_nothing_of_a_batch_that_was_too_much_is_kept(model_en, monkeypatch):
+    """Else the smaller one that follows finds no more memory than the one before."""
+    real, alive, refs = batched.hear, [], []
+
+    def hear(model, features):
+        alive.append(sum(ref() is not None for ref in refs))
+        heard = real(model, features)
+        refs.append(weakref.ref(heard.keys))
+        if len(features) > 1:
+            model._decoder.steps.append("a step of this shape")
+            raise torch.OutOfMemoryError("as a GPU says it")
+        return heard
+
+    monkeypatch.setattr(batched, "hear", hear)
+    with pytest.warns(UserWarning, match="batches of 1 windows"):
+        model_en.transcribe(noise(70), batch_size=4, **OPTIONS)
+    assert len(alive) >= 5 and set(alive) == {0} and not model_en._decoder.steps
+
+
+def test_too_much_even_alone_is_reported(model_en, monkeypatch):
+    def listen(*_):
+        raise torch.OutOfMemoryError("as a GPU says it")
+
+    monkeypatch.setattr(batched, "_listen", listen)
+    with pytest.warns(UserWarning, match="batches of 1 windows"):
+        results = list(transcribe_many(model_en, [noise(2, i) for i in range(3)], batch_size=2, **OPTIONS))
+    assert [type(result) for _, result in results] == [torch.OutOfMemoryError] * 3
+
+
+@pytest.mark.parametrize("stage", ["_listen", "_write"])
+def test_a_recording_that_fails_does_not_take_others_of_its_batch_along(model_en, monkeypatch, stage):
+    good, bad = [noise(40, i) for i in range(2)], noise(35, 9)
+    expected = [model_en.transcribe(audio, batch_size=1, **OPTIONS)["text"] for audio in good]
+    real = getattr(batched, stage)
+
+    def fail(model, of, *rest):
+        jobs = of if stage == "_listen" else [of]
+        if any(job.recording.audio is bad for job in jobs):
+            raise ValueError("NaN")
+        return real(model, of, *rest)
+
+    monkeypatch.setattr(batched, stage, fail)
+    found = list(transcribe_many(model_en, [good[0], bad, good[1]], batch_size=8, **OPTIONS))
+    assert [result["text"] for audio, result in found if audio is not bad] == expected
+    assert [type(result) for audio, result in found if audio is bad] == [ValueError]
 
 
 def test_refusals(model_en):

@@ -17,7 +17,7 @@ from numba.core.caching import CacheImpl
 import whisper_at
 from whisper_at import inference, kernels, vectors
 from whisper_at.alignment import HeardModel
-from whisper_at.decoding import DecodingTask
+from whisper_at.decoding import FastDecodingTask
 from whisper_at.inference import Decoder, Rows
 from whisper_at.model import WhisperAT
 
@@ -91,7 +91,7 @@ def test_rules_are_upstreams(model_en, model_multilingual):
             max_initial_timestamp=r.choice([1.0, 0.4, None, 30.0]),
             prompt=r.choice([None, "a prompt"]),
         )
-        theirs, ours = upstream.DecodingTask(model, options), DecodingTask(model, options)
+        theirs, ours = upstream.DecodingTask(model, options), FastDecodingTask(model, options)
         time0, eot = theirs.tokenizer.timestamp_begin, theirs.tokenizer.eot
         length, rows = r.randrange(0, 7), r.choice([1, 3])
         histories = []
@@ -294,6 +294,14 @@ def test_a_changed_decoder_is_decoded_as_it_is(model_en):
     assert calls
     hook.remove()
     assert model_en.is_stock
+    attention = model_en.decoder.blocks[0].cross_attn
+    real, seen = attention.qkv_attention, []
+    attention.qkv_attention = lambda *args: seen.append(1) or real(*args)
+    assert not model_en.is_stock
+    model_en.decode(features(1), options)
+    assert seen
+    del attention.qkv_attention
+    assert model_en.is_stock
 
     class Louder(torch.nn.Module):
         def __init__(self, inner):
@@ -309,6 +317,35 @@ def test_a_changed_decoder_is_decoded_as_it_is(model_en):
     assert model_en.decode(features(1), options)[0].tokens != plain
     result = model_en.transcribe(noise(3), language="en", fp16=False, sample_len=4, temperature=0.0)
     assert result["segments"] is not None
+
+
+def test_rules_of_ones_own_are_kept(model_en, upstream_en):
+    """`DecodingTask` is upstream's, also by our name: filters that a subclass adds are asked, on any model."""
+
+    class Silenced(whisper_at.decoding.DecodingTask):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.logit_filters.append(self)
+
+        def apply(self, logits, tokens):
+            logits[:, :50000] = -float("inf")
+
+    assert whisper_at.decoding.DecodingTask is upstream.DecodingTask
+    options = whisper.DecodingOptions(language="en", fp16=False, sample_len=6, without_timestamps=True)
+    found = [Silenced(model, options).run(features(1))[0].tokens for model in (model_en, upstream_en)]
+    assert found[0] == found[1] and all(token >= 50000 for token in found[0])
+
+
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_what_is_heard_is_multiplied_in_a_precision_of_the_processor(model_en, monkeypatch, has_bfloat16):
+    """In int8 bfloat16 is for processors that have it: others imitate it, slowly. Who asks for it gets it."""
+    monkeypatch.setattr(inference, "has_bfloat16", lambda: has_bfloat16)
+    exact = Decoder(model_en, torch.float32).hear(features(1))
+    for reduced, dtype in (("int8", torch.bfloat16 if has_bfloat16 else torch.float32), ("bfloat16", torch.bfloat16)):
+        decoder = Decoder(model_en, torch.float32, reduced)
+        assert decoder.hearing == dtype
+        keys = decoder.hear(features(1)).keys.float()
+        torch.testing.assert_close(keys, exact.keys, atol=2e-2 if dtype == torch.bfloat16 else 1e-3, rtol=2e-2)
 
 
 def test_word_times_from_what_was_heard(model_en):

@@ -12,9 +12,12 @@ from conftest import noise, random_whisper
 from whisper.decoding import DecodingOptions
 
 from whisper_at import decoding
-from whisper_at.decoding import DecodingTask
+from whisper_at.alignment import HeardModel
+from whisper_at.decoding import FastDecodingTask
+from whisper_at.graphs import StaticStep
 from whisper_at.inference import Decoder, Rows
 from whisper_at.model import WhisperAT
+from whisper_at.windows import picked
 
 
 def mel(n: int) -> torch.Tensor:
@@ -82,6 +85,18 @@ def test_windows_share_a_step_one_after_the_other(model_en):
     assert len(decoder.steps) == 2 and step not in decoder.steps
 
 
+def test_what_takes_no_steps_needs_none(model_multilingual):
+    """Language detection and word timing of a batch do not push its own steps out."""
+    decoder = static(model_multilingual)
+    with torch.no_grad():
+        heard = decoder.hear(model_multilingual.embed_audio(mel(2)))
+    model_multilingual.detect_language(heard)
+    tokens = torch.tensor([[50258, 50259, 50359, 11, 12, 50257]])
+    HeardModel(model_multilingual, picked(heard, [1]))(mel(1), tokens)
+    gc.collect()
+    assert not decoder.steps
+
+
 def test_rows_that_are_decoded_at_the_same_time_do_not_share(model_en):
     decoder = static(model_en)
     with torch.no_grad():
@@ -114,7 +129,7 @@ def test_steps_after_the_end_change_nothing(model_en, monkeypatch):
 
     monkeypatch.setattr(decoding._Rules, "apply", end_soon)
     monkeypatch.setattr(Rows, "step", lambda self, tokens: counts.append(1) or step(self, tokens))
-    once, late = (DecodingTask(model_en, options) for _ in range(2))
+    once, late = (FastDecodingTask(model_en, options) for _ in range(2))
     assert once.asked_every == 1 and decoding.ASKED_EVERY == 8
     late.asked_every = decoding.ASKED_EVERY
     found = [(task.run(mel(2)), len(counts)) for task in (once, late)]
@@ -128,6 +143,25 @@ def test_copies_make_their_own(model_en):
     model_en.decode(mel(1), DecodingOptions(fp16=False, language="en", sample_len=3))
     twin = copy.deepcopy(model_en)
     assert twin._decoder is None and model_en._decoder is not None
+
+
+def test_too_little_memory_to_record_is_no_reason_to_go_on(model_en, monkeypatch):
+    """Batches are made smaller then; what a GPU cannot record for another reason is computed step by step."""
+    step = StaticStep(static(model_en), Decoder(model_en, torch.float32).hear(torch.randn(1, 1500, 64)), 1)
+    step.records = True
+
+    def fail(error):
+        def record(_):
+            raise error
+
+        monkeypatch.setattr(step, "_record", record)
+        return step(torch.tensor([7]), 0, torch.zeros(1, 448))
+
+    with pytest.raises(torch.OutOfMemoryError):
+        fail(torch.OutOfMemoryError("as a GPU says it"))
+    with pytest.warns(UserWarning, match="not recorded as graphs"):
+        assert fail(RuntimeError("operation not permitted")).shape == (1, 51864)
+    assert not step.records
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="recording needs a GPU")

@@ -13,7 +13,7 @@ import whisper_at
 from whisper_at.checkpoints import save_safetensors
 from whisper_at.heads import make_head
 from whisper_at.inference import Rows
-from whisper_at.model import WhisperAT
+from whisper_at.model import WhisperAT, _matrices
 from whisper_at.timeline import Window
 
 
@@ -196,6 +196,22 @@ def test_reduced_models_keep_matrices_in_half_precision_where_that_loses_nothing
     assert not halves(whisper_at.load_model(str(checkpoint), "cpu", compute_type="int8"))  # which is not exact in half
 
 
+def test_a_gpu_in_half_precision_keeps_every_matrix_so(half_checkpoint):
+    """Without a GPU: which they would be, and that upstream's modules compute with them."""
+    model = whisper_at.load_model(str(half_checkpoint), "cpu")
+    model.compute_type = "float16"
+    names = _matrices(model)
+    both = {name for name, p in model.named_parameters() if p.ndim == 2 and "positional_embedding" not in name}
+    assert names == both and any(name.startswith("encoder") for name in names)
+    tokens = torch.randint(0, 50000, (1, 30), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model(mels(1), tokens)
+        for name in names:
+            parameter = model.get_parameter(name)
+            parameter.data = parameter.data.half()
+        assert torch.equal(model(mels(1), tokens), expected)
+
+
 @pytest.mark.parametrize("compute_type", ["bfloat16", "int8"])
 def test_matrices_in_half_precision_compute_the_same(half_checkpoint, compute_type):
     """Through upstream's own modules, and through the fast decoder whose long prompts go by PyTorch."""
@@ -229,6 +245,9 @@ def test_low_compute_only_where_it_exists():
     """D21: ``at_low_compute`` with tiny failed with KeyError after a download."""
     with pytest.raises(ValueError, match="tiny"):
         whisper_at.load_model("tiny", at_low_compute=True)
+    for head in (None, "medium", ["medium", "own.safetensors"]):  # which would be taken as it is
+        with pytest.raises(ValueError, match="at_low_compute chooses among published heads"):
+            whisper_at.load_model("medium", head=head, at_low_compute=True)
 
 
 def test_bfloat16_encoder(checkpoint):

@@ -6,11 +6,12 @@ again as a window of its own.
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,11 +19,10 @@ import tqdm
 from torch import Tensor
 from whisper.audio import N_FRAMES, pad_or_trim
 from whisper.decoding import DecodingOptions, DecodingResult
-from whisper.timing import add_word_timestamps
 from whisper.tokenizer import Tokenizer, get_tokenizer
 from whisper.utils import format_timestamp, get_end, make_safe
 
-from .alignment import timing_model
+from .alignment import add_word_timestamps, timing_model
 from .inference import Heard
 from .mel import LogMel
 from .segments import split_segments
@@ -48,6 +48,8 @@ SEARCH_FRAMES = 1000
 """A window ends in the last ten of its thirty seconds."""
 PAUSE_FRAMES = 30
 """How long a quiet place is."""
+END: Any = object()
+"""Behind the last recording; None would be a wrong one."""
 SHORTEST_REST = 20
 """Frames behind a window's last segment that are not worth a window of their own."""
 
@@ -205,7 +207,7 @@ def _run(
     jobs: deque[_Job] = deque()
     with tqdm.tqdm(total=0, unit="frames", disable=options.verbose is not False) as progress:
         while True:
-            while len(jobs) < batch_size and (audio := next(waiting, None)) is not None:
+            while len(jobs) < batch_size and (audio := next(waiting, END)) is not END:
                 try:
                     recording = _Recording(model, audio, options)
                 except Exception as error:
@@ -219,34 +221,26 @@ def _run(
                 return
             language = jobs[0].recording.language
             batch = [job for job in jobs if job.recording.language == language][:batch_size]
-            listened: _Listened | Exception
             try:
-                listened = _listen(model, batch, options)
-            except torch.OutOfMemoryError as error:
-                listened = error
-                if batch_size > 1:
-                    batch_size //= 2
-                    warnings.warn(f"out of memory: going on with batches of {batch_size} windows")
-                    torch.cuda.empty_cache()
-                    continue
-            except Exception as error:
-                listened = error
-            rests = listened if isinstance(listened, Exception) else _write_all(model, batch, listened, options)
-            if isinstance(rests, Exception):
-                failed = {id(job.recording): job.recording for job in batch}
-                jobs = deque(job for job in jobs if id(job.recording) not in failed)
-                for recording in failed.values():
-                    recording.mel.close()
-                    yield recording.audio, rests
+                rests, failed = _hear_all(model, batch, options)
+            except torch.OutOfMemoryError:
+                rests = None  # the error holds on to what the batch has computed until this clause ends
+            if rests is None:
+                batch_size = (len(batch) + 1) // 2
+                warnings.warn(f"out of memory: going on with batches of {batch_size} windows")
+                _free_memory(model)
                 continue
             taken = {id(job) for job in batch}
-            jobs = deque([*rests, *(job for job in jobs if id(job) not in taken)])
-            for rest in rests:
-                rest.recording.undone += 1
+            jobs = deque(job for job in [*rests, *jobs] if id(job) not in taken and id(job.recording) not in failed)
+            for recording, error in failed.values():
+                recording.mel.close()
+                yield recording.audio, error
+            for job in rests:
+                job.recording.undone += 1
             for job in batch:
                 progress.update(0 if job.before is None else job.window.size)
                 job.recording.undone -= 1
-                if job.recording.undone == 0:
+                if job.recording.undone == 0 and id(job.recording) not in failed:
                     yield job.recording.audio, _finished(job.recording, options)
 
 
@@ -266,6 +260,64 @@ class _Listened(NamedTuple):
     results: list[DecodingResult]
 
 
+_Failed = dict[int, tuple[_Recording, Exception]]
+"""Recordings by their ids, and what went wrong."""
+
+
+def _hear_all(model: WhisperAT, batch: list[_Job], options: _Options) -> tuple[list[_Job], _Failed]:
+    """Add the windows of a batch to their recordings → the rests that they leave, and recordings that failed.
+
+    Raises
+    ------
+    torch.OutOfMemoryError
+        If a batch of several windows is too much; nothing has been added then.
+    """
+    rests: list[_Job] = []
+    failed: _Failed = {}
+    for part, listened in _listen_to_all(model, batch, options):
+        if isinstance(listened, Exception):
+            failed |= {id(job.recording): (job.recording, listened) for job in part}
+            continue
+        for i, (job, result) in enumerate(zip(part, listened.results)):
+            if id(job.recording) in failed:
+                continue
+            try:
+                if job.before is not None:
+                    job.recording.tagging.add(job.window, listened.states[i], job.before)
+                timed = picked(listened.heard, [i]) if options.word_timestamps else None
+                if (rest := _write(model, job, listened.states[i], result, timed, options)) is not None:
+                    rests.append(rest)
+            except Exception as error:
+                failed[id(job.recording)] = (job.recording, error)
+    return rests, failed
+
+
+def _listen_to_all(
+    model: WhisperAT, batch: list[_Job], options: _Options
+) -> list[tuple[list[_Job], _Listened | Exception]]:
+    """The windows of a batch together; or, where that fails, each recording's by themselves."""
+    try:
+        return [(batch, _listen(model, batch, options))]
+    except torch.OutOfMemoryError as error:
+        if len(batch) > 1:
+            raise
+        return [(batch, error.with_traceback(None))]  # whose frames hold what was computed
+    except Exception as error:
+        recordings = list({id(job.recording): job.recording for job in batch}.values())
+        if len(recordings) == 1:
+            return [(batch, error)]
+    parts = [[job for job in batch if job.recording is recording] for recording in recordings]
+    return [listened for part in parts for listened in _listen_to_all(model, part, options)]
+
+
+def _free_memory(model: WhisperAT) -> None:
+    """Forget what is kept for the next batch, which will have another shape."""
+    gc.collect()  # decoding leaves cycles
+    if model._decoder is not None:
+        model._decoder.steps.clear()
+    torch.cuda.empty_cache()
+
+
 def _listen(model: WhisperAT, batch: list[_Job], options: _Options) -> _Listened:
     """Encode and decode windows of one language."""
     windows = [job.window for job in batch]
@@ -278,21 +330,6 @@ def _listen(model: WhisperAT, batch: list[_Job], options: _Options) -> _Listened
     decode_options = {**options.decode_options, "language": batch[0].recording.language}
     results = decode_with_fallback(model, heard, decode_options, options.temperature, options.thresholds)
     return _Listened(states, heard, results)
-
-
-def _write_all(model: WhisperAT, batch: list[_Job], listened: _Listened, options: _Options) -> list[_Job] | Exception:
-    """Add the windows of a batch to their recordings; returns the rests that they leave, or what went wrong."""
-    rests = []
-    try:
-        for i, (job, result) in enumerate(zip(batch, listened.results)):
-            if job.before is not None:
-                job.recording.tagging.add(job.window, listened.states[i], job.before)
-            timed = picked(listened.heard, [i]) if options.word_timestamps else None
-            if (rest := _write(model, job, listened.states[i], result, timed, options)) is not None:
-                rests.append(rest)
-    except Exception as error:
-        return error
-    return rests
 
 
 def _write(

@@ -29,9 +29,9 @@ from .labels import find_classes
 from .model import COMPUTE_TYPES, WhisperAT, load_model
 from .timeline import resolutions, steps_to_seconds
 from .version import __version__
-from .writers import get_writer, own_rows, tag_rows
+from .windows import AUTO_RESOLUTION
+from .writers import CAPTIONS, get_writer, own_rows, tag_rows
 
-DEFAULT_RESOLUTION = 10.0  # seconds; the length of AudioSet's clips, which heads are trained on
 CAPTION_RESOLUTION = 2.0
 TRACEBACK_VARIABLE = "WHISPER_AT_TRACEBACK"
 LANGUAGE_CHOICES = sorted(LANGUAGES.keys()) + sorted(name.title() for name in TO_LANGUAGE_CODE)
@@ -323,7 +323,7 @@ def _refuse_what_cannot_work(parser: argparse.ArgumentParser, args: dict[str, An
     defaults = dict(zip(TAG_OPTIONS, (5, None, "follow_asr", None)), head=["auto"])
     wanted = args["at_low_compute"] or any(args[name] is not None for name in defaults)
     if args["at_time_res"] is None and (wanted or args["sound_captions"]):
-        args["at_time_res"] = CAPTION_RESOLUTION if args["sound_captions"] else DEFAULT_RESOLUTION
+        args["at_time_res"] = CAPTION_RESOLUTION if args["sound_captions"] else AUTO_RESOLUTION
     args.update({name: value for name, value in defaults.items() if args[name] is None})
 
     if args["at_time_res"] is not None:
@@ -336,6 +336,8 @@ def _refuse_what_cannot_work(parser: argparse.ArgumentParser, args: dict[str, An
         warnings.warn("--max_line_count has no effect without --max_line_width", stacklevel=3)
     if args["max_words_per_line"] and args["max_line_width"]:
         warnings.warn("--max_words_per_line has no effect with --max_line_width", stacklevel=3)
+    if args["sound_captions"] and args["output_format"] not in (*CAPTIONS, "all"):
+        parser.error(f"--sound_captions is for {' and '.join(CAPTIONS)}, not -f {args['output_format']}")
     if args["batch_size"] is not None and args["hallucination_silence_threshold"] is not None:
         parser.error("--hallucination_silence_threshold needs one window after the other: leave out --batch_size")
     if args["draft"] is not None and (args["beam_size"] is not None or (args["batch_size"] or 1) > 1):

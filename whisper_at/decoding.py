@@ -43,10 +43,10 @@ def decode(
     """
     options = replace(options, **kwargs) if kwargs else options
     if isinstance(mel, Heard):
-        return DecodingTask(cast("WhisperAT", model), options, mel).run(mel.features)
+        return FastDecodingTask(cast("WhisperAT", model), options, mel).run(mel.features)
     single = mel.ndim == 2
     mel = mel[None] if single else mel
-    task = DecodingTask if getattr(model, "is_stock", False) else _upstream.DecodingTask
+    task = FastDecodingTask if getattr(model, "is_stock", False) else _upstream.DecodingTask
     results = task(model, options).run(mel)
     return results[0] if single else results
 
@@ -67,7 +67,7 @@ def detect_language(
         tokenizer = get_tokenizer(model.is_multilingual, num_languages=model.num_languages)
     if tokenizer.language is None or tokenizer.language_token not in tokenizer.sot_sequence:
         raise ValueError("This model doesn't have language tokens so it can't perform lang id")
-    rows = Rows(cast("WhisperAT", model).fast_decoder(mel.features.dtype), mel)
+    rows = Rows(cast("WhisperAT", model).fast_decoder(mel.features.dtype), mel, steps=False)
     logits = rows.start(torch.full((len(mel.features), 1), tokenizer.sot))[:, 0]
     languages = torch.tensor(tokenizer.all_language_tokens, device=logits.device)
     probabilities = logits[:, languages].softmax(-1).tolist()
@@ -79,7 +79,7 @@ def _features(model: WhisperAT, mel: Tensor) -> Tensor:
     return mel if model.is_encoded(mel) else model.embed_audio(mel)
 
 
-class DecodingTask(_upstream.DecodingTask):
+class FastDecodingTask(_upstream.DecodingTask):
     """openai-whisper's task of decoding a batch of windows with one set of options, on fast inference."""
 
     def __init__(self, model: WhisperAT, options: DecodingOptions, heard: Heard | None = None) -> None:
@@ -156,7 +156,7 @@ class _Reorder(Inference):
 class _Rules:
     """openai-whisper's logit filters in one pass: no loop over rows or tokens, nothing read back from the device."""
 
-    def __init__(self, task: DecodingTask) -> None:
+    def __init__(self, task: FastDecodingTask) -> None:
         tokenizer, options = task.tokenizer, task.options
         never = list(task._get_suppress_tokens()) if options.suppress_tokens else []
         self.timed = not options.without_timestamps

@@ -85,6 +85,8 @@ class StaticStep:
         if self.records and length not in self.graphs:
             try:
                 self.graphs[length] = self._record(length)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
                 self.records = False
                 warnings.warn(f"decoder steps are not recorded as graphs, and slower for it: {error}", stacklevel=2)
@@ -120,6 +122,6 @@ class StaticStep:
                 self._compute(length)
         torch.cuda.current_stream(self.decoder.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=stream):  # on this device, which may not be the current one
             logits = self._compute(length)
         return graph, logits

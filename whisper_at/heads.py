@@ -20,12 +20,8 @@ PREFIX = "at_model."
 """What official checkpoints put before each parameter's name."""
 
 
-def _classifier(width: int, label_dim: int) -> nn.Sequential:
-    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, label_dim))
-
-
-def _projection(rep_dim: int, width: int) -> nn.Sequential:
-    return nn.Sequential(nn.LayerNorm(rep_dim), nn.Linear(rep_dim, width))
+def _linear(width: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, out))
 
 
 def _refuse_heads(mode: str, width: int, *heads: str) -> None:
@@ -69,10 +65,10 @@ class TLTR(nn.Module):
         self.label_dim, self.n_layer, self.rep_dim, self.mode = label_dim, n_layer, rep_dim, mode
         self.classes: Classes | None = None  # AudioSet's
         if down:
-            self.down_layer = _projection(rep_dim, width)
+            self.down_layer = _linear(rep_dim, width)
         self.time_tr = ResidualAttentionBlock(width, int(time_heads))
         self.layer_tr = ResidualAttentionBlock(width, int(layer_heads))
-        self.mlp_layer = _classifier(width, label_dim)
+        self.mlp_layer = _linear(width, label_dim)
 
     def forward(self, states: Tensor) -> Tensor:
         """Logits ``(batch, classes)`` of pooled states ``(batch, layers, steps, dim)``."""
@@ -106,10 +102,10 @@ class LayerPoolHead(nn.Module):
         if self.pooling == "wa":
             self.layer_weight = nn.Parameter(torch.full((n_layer,), 1 / n_layer))
         if down:
-            self.down_layer = _projection(rep_dim, width)
+            self.down_layer = _linear(rep_dim, width)
         if heads:
             self.time_tr = ResidualAttentionBlock(width, int(heads))
-        self.mlp_layer = _classifier(width, label_dim)
+        self.mlp_layer = _linear(width, label_dim)
 
     def forward(self, states: Tensor) -> Tensor:
         """Logits ``(batch, classes)`` of pooled states ``(batch, layers, steps, dim)``."""

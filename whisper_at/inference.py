@@ -44,9 +44,16 @@ PART = 4096
 def is_stock(module: nn.Module) -> bool:
     """Whether an encoder or decoder is openai-whisper's as installed: no hooks, no replaced parts or methods."""
     return all(
-        type(part) in STOCK and not (part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
+        type(part) in STOCK
+        and not (part._forward_hooks or part._forward_pre_hooks)
+        and not {"forward", "qkv_attention"} & vars(part).keys()
         for part in module.modules()
     )
+
+
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 itself; others imitate it, slowly."""
+    return any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile", "arm_bf16"))
 
 
 class Heard(NamedTuple):
@@ -71,7 +78,7 @@ class Decoder:
     dtype : of the features and, but for int8, of the weights
     static : whether steps have one shape and are recorded, see `graphs`; for GPUs
     reduced : None; or, on a CPU, ``bfloat16`` (what is heard is computed in bfloat16 and kept in half precision) or
-        ``int8`` (that, and int8 weights)
+        ``int8`` (that, where the processor has bfloat16, and int8 weights)
     """
 
     def __init__(self, model: Whisper, dtype: torch.dtype, reduced: str | None = None) -> None:
@@ -87,7 +94,9 @@ class Decoder:
         compiled = self.device.type == "cpu" and dtype == torch.float32 and vectors
         # the compiled step has weights of its own; PyTorch, which serves long prompts then, widens them on the way
         kept = None if compiled else dtype
-        self.blocks = [_Block.of(block, kept) for block in cast(list[ResidualAttentionBlock], decoder.blocks)]
+        self.blocks = [
+            _Block.of(block, kept, fused=not compiled) for block in cast(list[ResidualAttentionBlock], decoder.blocks)
+        ]
         self.projection = self.embedding.to(kept)
         self.weights = _pack(self, reduced == "int8") if compiled else None
         self.static = self.device.type == "cuda"
@@ -95,7 +104,8 @@ class Decoder:
         # keys and values are computed in one precision and kept in another
         self.hearing, self.heard = dtype, dtype
         if reduced and compiled:
-            self.hearing, self.heard = torch.bfloat16, torch.float16 if READS_HALF else torch.float32
+            self.heard = torch.float16 if READS_HALF else torch.float32
+            self.hearing = torch.bfloat16 if reduced == "bfloat16" or has_bfloat16() else dtype
         self.listeners = [
             (b.cross_key.to(self.hearing), b.cross_value.to(self.hearing), b.cross_value_bias.to(self.hearing))
             for b in self.blocks
@@ -139,12 +149,9 @@ class Decoder:
         for i, block in enumerate(self.blocks):
             block = block.to(self.dtype)
             normed = block.attn_norm(x)
-            projected = (
-                F.linear(normed, block.query, block.query_bias),
-                F.linear(normed, block.key),
-                F.linear(normed, block.value, block.value_bias),
-            )
-            query, key, value = (z.unflatten(2, (self.heads, -1)).transpose(1, 2) for z in projected)
+            projected = [F.linear(normed, *part) for part in zip(block.inward, block.inward_biases)]
+            query, key, value = torch.cat(projected, 2).unflatten(2, (3, self.heads, -1)).unbind(2)
+            query, key, value = (z.transpose(1, 2) for z in (query, key, value))
             mixed = attend(i, query, key, value)
             x = x + F.linear(mixed.transpose(1, 2).flatten(2), block.out, block.out_bias)
             query = F.linear(block.cross_norm(x), block.cross_query, block.cross_query_bias)
@@ -182,12 +189,15 @@ class Decoder:
 
 
 class Rows:
-    """Sequences being decoded, ``group`` to a recording, with the keys and values of all of their tokens."""
+    """Sequences being decoded, ``group`` to a recording, with the keys and values of all of their tokens.
 
-    def __init__(self, decoder: Decoder, heard: Heard, group: int = 1) -> None:
+    ``steps`` says whether there will be any; what is only started needs no graphs.
+    """
+
+    def __init__(self, decoder: Decoder, heard: Heard, group: int = 1, *, steps: bool = True) -> None:
         self.decoder, self.heard, self.group = decoder, heard, group
         dims, count = decoder.dims, heard.features.shape[0] * group
-        self.static = StaticStep.claim(self, decoder, heard, group) if decoder.static else None
+        self.static = StaticStep.claim(self, decoder, heard, group) if decoder.static and steps else None
         self.keys, self.values = self.static.caches if self.static else empty_caches(decoder, count)
         # a row's past may lie in other rows' caches: they share the prompt, and beams that fork share their stem
         self.all = torch.arange(count, dtype=torch.int32, device=decoder.device)
@@ -289,14 +299,14 @@ class Rows:
 
 
 class _Block(NamedTuple):
-    """A layer's weights; norms stay float32, as openai-whisper's do."""
+    """A layer's weights; norms stay float32, as openai-whisper's do.
 
-    norms: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-    query: Tensor
-    query_bias: Tensor
-    key: Tensor
-    value: Tensor
-    value_bias: Tensor
+    inward, inward_biases : of self-attention's queries, keys (whose bias is 0) and values; as one if fused
+    """
+
+    norms: list[Tensor]
+    inward: list[Tensor]
+    inward_biases: list[Tensor]
     out: Tensor
     out_bias: Tensor
     cross_query: Tensor
@@ -312,22 +322,30 @@ class _Block(NamedTuple):
     down_bias: Tensor
 
     @classmethod
-    def of(cls, block: ResidualAttentionBlock, dtype: torch.dtype | None) -> _Block:
+    def of(cls, block: ResidualAttentionBlock, dtype: torch.dtype | None, fused: bool) -> _Block:
+        """In a precision, or as they are; ``fused`` copies what is put together."""
         attn, cross = block.attn, cast(MultiHeadAttention, block.cross_attn)
         norms = (block.attn_ln, cast(LayerNorm, block.cross_attn_ln), block.mlp_ln)
+        inward = [attn.query.weight, attn.key.weight, attn.value.weight]
+        biases = [attn.query.bias, torch.zeros_like(attn.query.bias), attn.value.bias]
         parts = (
-            *(attn.query.weight, attn.query.bias, attn.key.weight, attn.value.weight, attn.value.bias),
             *(attn.out.weight, attn.out.bias, cross.query.weight, cross.query.bias, cross.key.weight),
             *(cross.value.weight, cross.value.bias, cross.out.weight, cross.out.bias),
             *(block.mlp[0].weight, block.mlp[0].bias, block.mlp[2].weight, block.mlp[2].bias),
         )
-        return cls(
-            tuple(part.detach() for norm in norms for part in (norm.weight, norm.bias)),  # type: ignore[arg-type]
-            *(part.detach().to(dtype) for part in parts),
+        of_block = cls(
+            [part.detach() for norm in norms for part in (norm.weight, norm.bias)],
+            [torch.cat(inward).detach()] if fused else [part.detach() for part in inward],
+            [torch.cat(biases).detach()] if fused else [part.detach() for part in biases],
+            *(part.detach() for part in parts),
         )
+        return of_block if dtype is None else of_block.to(dtype)
 
     def to(self, dtype: torch.dtype) -> _Block:
-        return _Block(self.norms, *(part.to(dtype) for part in self[1:]))
+        inward, biases, *rest = self[1:]
+        return _Block(
+            self.norms, [w.to(dtype) for w in inward], [b.to(dtype) for b in biases], *(w.to(dtype) for w in rest)
+        )
 
     def attn_norm(self, x: Tensor) -> Tensor:
         return _layer_norm(x, *self.norms[:2])
@@ -399,10 +417,9 @@ def _pack(decoder: Decoder, int8: bool) -> kernels.Weights:
     def biases(parts: list[Tensor]) -> np.ndarray:
         return torch.stack(parts).numpy()
 
-    no_bias = torch.zeros(decoder.dims.n_text_state)
     return kernels.Weights(
-        *stacked((b.query, b.key, b.value) for b in blocks),
-        biases([torch.cat((b.query_bias, no_bias, b.value_bias)) for b in blocks]),
+        *stacked(b.inward for b in blocks),
+        biases([torch.cat(b.inward_biases) for b in blocks]),
         *stacked(b.out for b in blocks),
         biases([b.out_bias for b in blocks]),
         *stacked(b.cross_query for b in blocks),

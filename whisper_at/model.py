@@ -20,18 +20,13 @@ from .decoding import decode as decode_function
 from .decoding import detect_language as detect_language_function
 from .drafting import Draft
 from .encoding import Encoder
-from .heads import TLTR, Head, LayerPoolHead, build_head
-from .inference import Decoder, Heard, is_exact_in_half, is_stock
+from .heads import N_CLASSES, TLTR, Head, LayerPoolHead, build_head
+from .inference import Decoder, Heard, has_bfloat16, is_exact_in_half, is_stock
 from .timeline import Window, pool_steps
 from .transcribe import transcribe as transcribe_function
 
 PRECISIONS = ("float32", "float16", "bfloat16", "int8")
 COMPUTE_TYPES = (*PRECISIONS, "auto")
-
-
-def has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 itself; others imitate it, slowly."""
-    return any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile", "arm_bf16"))
 
 
 class WhisperAT(Whisper):
@@ -122,7 +117,7 @@ class WhisperAT(Whisper):
         if self.head is not None:
             self.head.to(self.device)  # follows the model, but keeps its precision: model.half() is D15
         for head in self.attached.values():
-            if isinstance(head, (TLTR, LayerPoolHead)):
+            if isinstance(head, nn.Module):
                 head.to(self.device)
         return self
 
@@ -223,7 +218,8 @@ def load_model(
         ``whisper-at adapt`` has fitted, is attached under its name without the suffix
     compute_type : ``float32``, ``float16`` (CUDA), ``bfloat16``, ``int8`` (CPU), see `WhisperAT`; ``auto`` is
         int8 on a CPU and float16 on CUDA; None is upstream's rule. On a CPU, ``bfloat16`` and ``int8`` keep matrices
-        in half precision where that loses nothing, to save memory: load a model to be trained without them
+        in half precision where that loses nothing, to save memory, as ``float16`` does on a GPU: load a model to be
+        trained without them
     draft : a model that was distilled from this one with its encoder, by any name that ``name`` may be. On a CPU, where
         text is decoded greedily and one window at a time, its small decoder guesses some tokens that this model's then
         checks in one pass: the text is this model's, only sooner
@@ -239,8 +235,8 @@ def load_model(
         If there is no such model, a file is damaged or cannot be downloaded, or a folder holds a model that
         openai-whisper's cannot express (tokens added to its vocabulary, say).
     ValueError
-        If the head does not fit the encoder, does not exist in a low-compute variant, or is a second one for
-        AudioSet's classes; or ``draft`` has another vocabulary or size, or the device is no CPU.
+        If the head does not fit the encoder, does not exist in a low-compute variant, names no classes and is not
+        AudioSet's, or is a second one for those; or ``draft`` has another vocabulary or size, or the device is no CPU.
     FileNotFoundError
         If ``head`` names neither a published head nor a file.
     """
@@ -255,7 +251,10 @@ def load_model(
         raise ValueError(f"compute_type='int8' is for CPUs; on {device} choose float16 or bfloat16")
     if draft is not None and not on_cpu:
         raise ValueError(f"draft={draft!r} is for CPUs; leave it out on {device}")
-    if head == "auto":
+    heads = [head] if head is None or isinstance(head, (str, Path)) else list(head)
+    if at_low_compute and "auto" not in heads:
+        raise ValueError(f"at_low_compute chooses among published heads; leave it out with head={head!r}")
+    if "auto" in heads:
         checkpoints.head_name(name, at_low_compute)  # what cannot be had is refused before anything is fetched
 
     guessing = None if draft is None else checkpoints.find_whisper(draft, download_root)
@@ -263,7 +262,7 @@ def load_model(
     dims, state = checkpoints.open_whisper(path, in_memory)
     with _NoInitialValues():
         model = WhisperAT(ModelDimensions(**dims), compute_type=compute_type)
-    halves = _matrices(model) if on_cpu else set()
+    halves = _matrices(model) if on_cpu or compute_type == "float16" else set()
     for key in list(state):  # one after the other, so that there are never two whole models
         half = key in halves and is_exact_in_half(state[key])
         state[key] = state[key].to(torch.float16 if half else torch.float32, copy=True)
@@ -273,7 +272,7 @@ def load_model(
     if guessing is not None:
         model.draft = _open_draft(guessing, draft, model, name)
 
-    for source in [head] if head is None or isinstance(head, (str, Path)) else head:
+    for source in heads:
         if source == "auto":
             published = checkpoints.head_name(name, at_low_compute)
             if published is None:
@@ -285,6 +284,9 @@ def load_model(
         if source is not None:
             found = _open_head_or_classifier(source, model, download_root, name)
             if isinstance(found, (TLTR, LayerPoolHead)) and found.classes is None:
+                if found.label_dim != N_CLASSES:
+                    message = f"head {source} has {found.label_dim} outputs without names, not AudioSet's {N_CLASSES}"
+                    raise ValueError(f"{message}; `whisper-at train` writes heads that name theirs")
                 if model.head is not None:
                     raise ValueError(f"head {source} is a second one for AudioSet's classes: a model has one")
                 model.head = found
@@ -339,9 +341,11 @@ def _open_draft(path: Path, source: str | None, model: WhisperAT, model_name: st
 
 
 def _matrices(model: WhisperAT) -> set[str]:
-    """Names of the matrices that may stay in half precision: a reduced model computes with copies of its own."""
-    parts: list[nn.Module] = [model.decoder] if model.compute_type in ("bfloat16", "int8") else []
-    parts += [model.encoder] if parts and has_bfloat16() else []
+    """Names of the matrices that may stay in half precision: a reduced model computes with copies of its own, and
+    a GPU in half precision anyway."""
+    half = model.compute_type == "float16"
+    parts: list[nn.Module] = [model.decoder] if half or model.compute_type in ("bfloat16", "int8") else []
+    parts += [model.encoder] if half or (parts and has_bfloat16()) else []
     names = {module: name for name, module in model.named_modules()}
     modules = [module for part in parts for module in part.modules() if isinstance(module, (nn.Linear, nn.Embedding))]
     return {f"{names[module]}.weight" for module in modules}
@@ -364,5 +368,5 @@ def _open_head_or_classifier(
     if path.suffix == ".safetensors" and checkpoints.open_head(path)[1].get("kind", "").startswith("whisper_at.adapt"):
         from .adapt import AudioClassifier  # which stands on this module
 
-        return AudioClassifier.load(path, device=model.device)
+        return AudioClassifier.load(path, device=model.device, download_root=download_root)
     return open_fitting_head(source, model, download_root, model_name)

@@ -16,11 +16,10 @@ import torch
 import tqdm
 from torch import Tensor
 from whisper.audio import N_FRAMES, pad_or_trim
-from whisper.timing import add_word_timestamps
 from whisper.tokenizer import Tokenizer, get_tokenizer
 from whisper.utils import format_timestamp, get_end, make_safe
 
-from .alignment import attention_by_head, can_attend_by_head, timing_model
+from .alignment import add_word_timestamps, attention_by_head, can_attend_by_head, timing_model
 from .batched import transcribe_many
 from .inference import Heard
 from .mel import LogMel
@@ -66,7 +65,7 @@ def transcribe(
     strict_word_timing : with ``word_timestamps``, time words by openai-whisper's own computation, whose
         features come from attention without fused kernels: on a CPU in float32 from the one pass that the
         text comes from, else from a second one. False reuses what was decoded from: faster, and a word
-        may move by a frame.
+        may move by a frame. So do batches.
     batch_size : cut the recording where it is quiet and decode so many windows at once, none of which
         sees the text before it; see `transcribe_many`, which does so for many recordings.
         ``hallucination_silence_threshold`` is not for batches.

@@ -203,6 +203,7 @@ def load_backbone(
     *,
     frames: int | None = None,
     normalize: bool | None = None,
+    download_root: str | None = None,
 ) -> Backbone:
     """Load a pretrained encoder, frozen, in float32.
 
@@ -217,6 +218,7 @@ def load_backbone(
         default. The positional table is cropped or interpolated (defect P1).
     normalize : wav2vec 2.0, HuBERT, WavLM: whether each clip is brought to mean 0 and variance 1; by default as the
         model's preprocessor_config.json says, and yes if there is none (defect S10)
+    download_root : Whisper only: folder of downloaded files, as of `whisper_at.load_model`
 
     Raises
     ------
@@ -238,7 +240,7 @@ def load_backbone(
     kind = _kind_of(source)
     _refuse_options(name, KINDS.get(kind, kind), frames, normalize)
     if kind == "whisper":
-        dims, state = checkpoints.open_whisper(checkpoints.find_whisper(source))
+        dims, state = checkpoints.open_whisper(checkpoints.find_whisper(source, download_root))
         encoder = AudioEncoder(*_audio_sizes(dims))
         prefix = "encoder."
         encoder.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})

@@ -223,8 +223,10 @@ class AudioClassifier(nn.Module):
         path: str | os.PathLike[str],
         backbone: Backbone | str | None = None,
         device: str | torch.device | None = None,
+        download_root: str | None = None,
     ) -> AudioClassifier:
-        """Open what `save` wrote; ``backbone`` stands for the one it names (of another place, say).
+        """Open what `save` wrote; ``backbone`` stands for the one it names (of another place, say), which is else
+        looked for as `load_backbone` does it.
 
         Raises
         ------
@@ -240,8 +242,11 @@ class AudioClassifier(nn.Module):
         if metadata.get("kind") != FORMAT:
             raise RuntimeError(f"{path} is no classifier of whisper_at.adapt; `whisper-at adapt fit` writes such files")
         known = json.loads(metadata["configuration"])
-        chosen = known.pop("backbone") if backbone is None else known.pop("backbone") and backbone
-        model = cls(chosen, known.pop("methods"), device=device, **known)
+        name = known.pop("backbone")
+        if backbone is None:
+            hearing = {option: known.get(option) for option in ("frames", "normalize")}
+            backbone = load_backbone(name, device, **hearing, download_root=download_root)
+        model = cls(backbone, known.pop("methods"), device=device, **known)
         model.load_trained(tensors, path)
         if metadata.get("frozen_sha256") != model._frozen_sha256():
             message = f"{path} was trained on other frozen weights than those of {model.backbone.name}: expect nonsense"
