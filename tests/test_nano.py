@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import whisper
@@ -57,3 +59,43 @@ def test_real_sounds(nano, data, sound):
         (row,) = nano.transcribe(str(clip), at_time_res=10, sample_len=1, temperature=0.0)["audio_tag"]
         right += wanted == max(others, key=lambda i: float(row[i]))
     assert clips and right > len(clips) / 2
+
+
+def test_the_settings_of_its_head_are_in_a_file(tmp_path, monkeypatch):
+    from recipes.nano import head
+
+    assert vars(head.read_settings()) == {
+        "scenes": 8000,
+        "steps": 6000,
+        "rate": 1e-3,
+        "warm_up": 100,
+        "betas": [0.9, 0.98],
+        "weight_decay": 0.05,
+        "average": 200,
+        "rows": [1, 2, 3, 5, 8, 10, 12, 13, 15, 20, 25, 25, 50, 75],
+        "batch": 64,
+        "batch_long": 24,
+        "smoothing": 0.02,
+    }
+    assert head.read_settings(steps=7, scenes=None) == replace(head.read_settings(), steps=7)
+    (tmp_path / "head.toml").write_text(head.CONFIG.read_text("utf-8").replace("rate =", "rates ="))
+    monkeypatch.setattr(head, "CONFIG", tmp_path / "head.toml")
+    with pytest.raises(ValueError, match="head.toml: .*'rates'"):
+        head.read_settings()
+
+
+def test_its_head_is_trained_by_that_file(checkpoint, tmp_path, monkeypatch):
+    from recipes.nano import head
+
+    def scenes(stream, **options):
+        while True:
+            yield torch.randn(16, 80, 3000), torch.ones(16, 75, len(head.NAMES)), torch.full((16,), 75)
+
+    made, adamw = [], torch.optim.AdamW
+    monkeypatch.setattr(head, "DataLoader", scenes)
+    monkeypatch.setattr(torch.optim, "AdamW", lambda p, **given: made.append(given) or adamw(p, **given))
+    settings = head.read_settings(scenes=16, steps=2)
+    head.train_head(None, checkpoint, tmp_path / "head.safetensors", settings)
+    assert made == [{"lr": 1e-3, "betas": (0.9, 0.98), "weight_decay": 0.05}]
+    tensors, metadata = checkpoints.open_head(tmp_path / "head.safetensors")
+    assert metadata["mode"] == "tl_tr_1_8" and len(tensors["mlp_layer.1.weight"]) == 527

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.io import wavfile
@@ -387,3 +389,18 @@ def test_the_recipes_data_are_what_nano_en_was_not_trained_on(data, monkeypatch)
     wanted = {(clip.sound, clip.source) for clip in held_out}
     assert {(name, clip.path.stem.split("-")[1]) for name, clips in noises.items() for clip in clips} == wanted
     assert sum(map(len, noises.values())) == len(held_out)
+
+
+def test_the_readme_gives_the_figures_of_the_results():
+    folder = ROOT / "recipes" / "noise_study"
+    lines = (folder / "results" / "results.md").read_text("utf-8").splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines]
+    header = next(i for i, row in enumerate(rows) if row[0] == "noise")
+    text = " ".join((folder / "README.md").read_text("utf-8").split())
+    said = r"most \(([\w, ]+): over (\d+) % at (\S+ dB)\), [\w ]+ least \(([\w, ]+): (\d+) to (\d+) %\)"
+    found = re.search(said, text)
+    assert found is not None
+    column = rows[header].index(found[3].replace("−", "-"))
+    rates = {row[0].replace("_", " "): float(row[column]) for row in rows[header + 2 : header + 12]}
+    most, least = ([rates["clock tick" if n == "clock" else n] for n in found[i].split(", ")] for i in (1, 4))
+    assert min(most) > int(found[2]) and [round(min(least)), round(max(least))] == [int(found[5]), int(found[6])]

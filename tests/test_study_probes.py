@@ -171,6 +171,17 @@ def test_the_average_row_is_over_all_rows_and_what_is_known_is_not_done_again(tm
     assert read_probes(tmp_path / "none.csv") == ([], ())
 
 
+def test_divisions_that_are_not_the_datas_folds_go_by_number():
+    data = dataset(per_fold=30, n_folds=1)  # one fold cannot be left out: all is cut into five
+    states = states_of(data)
+    told: list[Probe] = []
+    probes = probe_layers("net", states, data, "logistic", report=told.append)
+    assert list(dict.fromkeys(p.fold for p in probes)) == ["1", "2", "3", "4", "5"]
+    rest: list[Probe] = []
+    again = probe_layers("net", states, data, "logistic", told[:6], rest.append)  # stopped in the second of five
+    assert len(rest) == 5 * 4 - 6 and [p[:6] for p in again] == [p[:6] for p in probes]
+
+
 def test_what_cannot_be_probed_is_refused():
     data = dataset()
     with pytest.raises(ValueError, match="but there are 36 clips"):
@@ -315,6 +326,21 @@ def test_two_classes_are_too_few_to_correlate_but_have_all_other_results(study_f
     assert "| dog | " in text and (out / "figure3.png").exists()
 
 
+def test_ratios_without_those_compared_have_all_other_results(study_file, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    study_file.write_text(study_file.read_text() + "[mix]\nsnrs = [0, 10]\n")
+    rows = [f"whisper_at:nano.en,{name},{snr},u,c,1,1 2 3,1 2 {snr}" for name in CLASSES for snr in (10, 0)]
+    (out / "noise.csv").write_text("\n".join([",".join(COLUMNS), *rows]) + "\n")
+    data = dataset()
+    write_probes(out / "probe.csv", probe_layers("net", states_of(data), data, "logistic"), CLASSES)
+    assert cli.main(["figures", "--config", str(study_file)]) == 0
+    text = (out / "results.md").read_text("utf-8")
+    assert "Not drawn: whisper_at:nano.en was not heard with dog at -10 dB" in text
+    assert "rise of word errors" not in text
+    assert (out / "figure3.png").exists() and not (out / "figure2.png").exists()
+
+
 def test_the_noise_step_as_a_user_runs_it(study_file, tmp_path, capsys, monkeypatch):
     r = np.random.default_rng(0)
     for path in (
@@ -365,6 +391,8 @@ def test_probes_by_another_classifier_or_of_other_clips_are_another_run(study_fi
         (('kind = "digits"', "takes = [9, 1]"), "speech.takes is the first and the last"),
         (('kind = "digits"', "count = 0"), "speech.count must be at least 1"),
         (("[noise]", "[mix]\nsnrs = []\n[noise]"), "mix.snrs is a list of ratios"),
+        (("[noise]", "[robustness]\nlow = -12\n[noise]"), "robustness.low is -12 dB, but mix.snrs has -20, -15, -10,"),
+        (("[noise]", "[mix]\nsnrs = [0, 10]\n[robustness]\nhigh = 20\n[noise]"), "robustness.high is 20 dB, but mix"),
         (("[noise]", "[noise"), "is no TOML"),
     ],
 )

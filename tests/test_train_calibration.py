@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from whisper_at.attached import Classes
+from whisper_at.labels import audioset_labels
+from whisper_at.train import cli
 from whisper_at.train.calibration import (
     expected_calibration_error,
     fit_temperature,
@@ -15,6 +20,8 @@ from whisper_at.train.calibration import (
     reliability,
     thresholds_for_precision,
 )
+from whisper_at.train.settings import Settings
+from whisper_at.train.training import Trained
 
 
 def cross_entropy(targets: np.ndarray, logits: np.ndarray, multi_label: bool, temperature: float) -> float:
@@ -164,3 +171,15 @@ def test_calibration_takes_the_gap_away():
     temperature = fit_temperature(targets, logits, True)
     after = expected_calibration_error(reliability(targets, probabilities(logits, True, temperature)))
     assert after < 0.02 < 0.1 < before
+
+
+@pytest.mark.parametrize("audioset", [False, True])
+def test_events_of_audiosets_classes_hang_on_no_threshold(audioset):
+    names = tuple(label.name for label in audioset_labels()) if audioset else ("hiss", "hum")
+    fitted = SimpleNamespace(epoch=1)
+    table = [{"class": name, "threshold": np.inf} for name in names]
+    trained = Trained(None, Classes(names), fitted, {"mAP": 0.5}, {}, table)
+    told: list[str] = []
+    cli._report(trained, Settings(), told.append)
+    assert trained.of_audioset == audioset
+    assert any("as events these never count" in line for line in told) == (not audioset)

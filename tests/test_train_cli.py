@@ -20,7 +20,7 @@ import torch
 from conftest import ROOT, SAMPLE_RATE, noise
 
 import whisper_at
-from whisper_at.checkpoints import encoder_sha256, open_head, open_whisper
+from whisper_at.checkpoints import encoder_sha256, open_head, open_whisper, save_safetensors
 from whisper_at.train import cli, evaluate, features_cli, training
 from whisper_at.train.data import Clip, Dataset, read_folders
 from whisper_at.train.features import About, Features, FeatureWriter, write_npz
@@ -138,6 +138,43 @@ def test_a_run_that_was_stopped_goes_on(command, tmp_path, monkeypatch):
     assert same(open_head(tmp_path / "my.safetensors"), open_head(tmp_path / "whole.safetensors"))
 
 
+def test_one_command_in_the_folder_of_the_sounds_itself(sounds, checkpoint, tmp_path, monkeypatch, capsys):
+    """What it writes there is no class of sound when it is given again."""
+    shutil.copytree(sounds, tmp_path / "sounds")
+    monkeypatch.chdir(tmp_path / "sounds")
+    arguments = ["--data", ".", "--model", str(checkpoint), "--device", "cpu", "--workers", "0", *QUICK[:-1]]
+    with stopped_in(monkeypatch, epoch=1):
+        cli.main(arguments)
+    for _ in range(2):  # the rest of that run, and a new one
+        assert cli.main(arguments) == 0
+        assert "--head sounds.safetensors" in capsys.readouterr().out
+        _, metadata = open_head("sounds.safetensors")
+        assert json.loads(metadata["classes"]) == list(CLASSES)
+        assert json.loads(metadata["training"])["data"] == "sounds"
+    assert {path.name for path in Path().iterdir() if path.is_dir()} == {*CLASSES, "sounds.features", "sounds.run"}
+
+
+def test_no_file_is_overwritten_that_was_not_named(sounds, tmp_path, monkeypatch, capsys):
+    assert cli._called_as("there/esc50.csv") == Path("esc50.safetensors")
+    monkeypatch.chdir(tmp_path)
+    save_safetensors({"a": torch.zeros(1)}, "sounds.safetensors")
+    with pytest.raises(SystemExit):
+        cli.main(["--data", str(sounds), "--model", "gone.pt"])
+    assert "sounds.safetensors is there, and is no head for sounds: choose a file with -o" in capsys.readouterr().err
+
+
+def test_half_precision_is_for_gpus(command, sounds, checkpoint, features, tmp_path, monkeypatch, capsys):
+    """Elsewhere gradients are not scaled. What is taken instead is part of the run, which goes on."""
+    with stopped_in(monkeypatch, epoch=1):
+        command()
+    options = ["--model", str(checkpoint), "--device", "cpu", "--workers", "0", "--features", str(features)]
+    options += ["-o", str(tmp_path / "my.safetensors"), *QUICK[:-1], "--set", "precision=float16"]
+    assert cli.main(["--data", str(sounds), *options]) == 0
+    assert "training in float32" in capsys.readouterr().out
+    facts = json.loads(open_head(tmp_path / "my.safetensors")[1]["training"])
+    assert facts["settings"]["precision"] == "float32"
+
+
 def test_the_same_command_finds_the_same_again(command, sounds, tmp_path, capsys):
     """Copies and leaks are told of, and held together, also when all states are there."""
     copy = tmp_path / "sounds"
@@ -221,16 +258,42 @@ def test_bad_clips_stop_it_or_are_left_out(command, sounds, tmp_path, capsys):
         (["--config", "gone.toml"], "gone.toml"),
         (["--test_fold", "1"], "--fold"),
         (["--root", "x"], "tables"),
+        (["--labels", "x.csv"], "--labels is for a .json"),
         (["--data", "nowhere"], "nowhere"),
         (["-o", "head.pt"], "safetensors"),
         (["-o", "no/such/folder/my.safetensors"], "no folder"),
+        (["-o", "audio.safetensors"], "would be attached as 'audio', which no head can be called"),
+        (["-o", "auto.head.safetensors"], "choose a file with -o"),
         (["--workers", "-1"], "--workers"),
+        (["--set", "seconds=5"], "seconds is for protocol 10"),
+        (["--set", "average=[2, 3]", "--set", "select=mAP"], "select does nothing where epochs are averaged"),
+        (["--set", "average=[2, 3]", "--set", "patience=2"], "patience does nothing where epochs are averaged"),
+        (["--set", "select=", "--set", "patience=2"], "patience does nothing without select"),
     ],
 )
 def test_wrong_arguments_are_told_before_any_work(command, capsys, extra, told):
     with pytest.raises(SystemExit) as caught:
         command(*extra)
     assert caught.value.code == 2 and told in capsys.readouterr().err
+
+
+def test_labels_may_be_for_one_part_alone(sounds):
+    arguments = ["--data", str(sounds), "--test", "eval.json", "--labels", "x.csv", "--model", "nano.en"]
+    assert cli.read_data(str(sounds), cli.build_parser().parse_args(arguments)).classes == CLASSES
+
+
+def test_a_head_of_a_name_that_is_taken_says_what_to_do(model_en):
+    with pytest.raises(ValueError, match="rename its file, or attach it under another name"):
+        model_en.attach("audio", "audio.safetensors")
+
+
+def test_states_of_float32_are_added_to(command, sounds, checkpoint, tmp_path):
+    (tmp_path / "some.txt").write_text("".join(f"{clip.path}\n" for clip in read_folders(sounds).clips[:3]))
+    options = ["--model", str(checkpoint), "--device", "cpu", "--workers", "0", "--dtype", "float32"]
+    assert features_cli.main([str(tmp_path / "some.txt"), *options, "-o", str(tmp_path / "f")]) == 0
+    assert command("--features", str(tmp_path / "f")) == 0
+    found = Features.open(tmp_path / "f")
+    assert len(found) == 24 and found.about.dtype == "float32" and found.states(23).dtype == np.float32
 
 
 def test_states_of_another_encoder_are_refused(command, tmp_path):

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from whisper_at.train.data import Clip, Dataset, few_shot, folds, hold_out, read_dataset, read_folders
+from whisper_at.train.features import ABOUT
+from whisper_at.train.fit import HISTORY, STATE
 
 
 def files(root: Path, *names: str) -> Path:
@@ -63,6 +65,16 @@ def test_folders_beside_those_of_splits(tmp_path):
 def test_a_train_is_also_a_sound(tmp_path):
     files(tmp_path, "train/a.wav", "dog/a.wav", "bird/list.txt")
     assert read_dataset(tmp_path).classes == ("bird", "dog", "train")
+
+
+def test_what_this_program_wrote_is_no_class(tmp_path):
+    files(tmp_path, f"f/{ABOUT}", f"kept/protocol-10/{ABOUT}", f"a/{STATE}", f"b/{HISTORY}", "my.report/report.md")
+    files(tmp_path, "my.run/events.out.tfevents.0", "own.run/a.wav", "bird/list.txt", f"dog/{ABOUT}", "dog/a.wav")
+    for name in ("none.run", "none.features", "none"):
+        (tmp_path / name).mkdir()
+    assert read_folders(tmp_path).classes == ("bird", "dog", "none", "own.run")
+    parted = files(tmp_path / "parted", "train/dog/a.wav", "train/cat/a.wav", "test/dog/b.wav", f"train/f/{ABOUT}")
+    assert read_folders(parted).classes == ("cat", "dog")
 
 
 def test_folds_and_groups_from_names(tmp_path):

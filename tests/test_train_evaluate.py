@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import re
 
 import numpy as np
 import pytest
@@ -12,12 +14,13 @@ from scipy.io import wavfile
 
 from whisper_at.attached import Classes
 from whisper_at.audio import load_audio, log_mel_spectrogram
-from whisper_at.checkpoints import save_safetensors
+from whisper_at.checkpoints import open_head, save_safetensors
 from whisper_at.heads import make_head
 from whisper_at.model import load_model
 from whisper_at.timeline import Window
+from whisper_at.train import cli
 from whisper_at.train.data import Clip, Dataset
-from whisper_at.train.evaluate import chosen_clips, classes_of, main, targets_for
+from whisper_at.train.evaluate import EXAMPLES, chosen_clips, classes_of, learned_note, main, targets_for
 
 NAMES = ("hiss", "hum")
 
@@ -108,6 +111,33 @@ def test_a_clip_that_cannot_be_read_is_not_scored_by_another_of_its_name(head_fi
     arguments = [str(head_file[0]), "--data", str(tmp_path / "data"), "--model", str(checkpoint), "--protocol", "30"]
     assert main([*arguments, "-o", str(tmp_path / "out"), "--workers", "0", "--quiet", "--skip-bad"]) == 0
     assert list(scores_in(tmp_path / "out")["30 s windows"]) == [str(tmp_path / "data" / "hum" / "6.wav")]
+
+
+def test_clips_that_were_trained_on_are_told_of(sounds, head_file, checkpoint, tmp_path, capsys):
+    tensors, metadata = open_head(head_file[0])
+    facts = {"data": sounds.name, "clips": {"train": 4, "valid": 1, "test": 0}}
+    save_safetensors(tensors, tmp_path / "own.safetensors", metadata | {"training": json.dumps(facts)})
+    arguments = [str(tmp_path / "own.safetensors"), "--data", f"{sounds}/", "--model", str(checkpoint), "--quiet"]
+    assert main([*arguments, "--protocol", "10", "-o", str(tmp_path / "out"), "--workers", "0"]) == 0
+    told = f"trained on data of the same name ({sounds.name}): if they are the same, the figures say how well"
+    assert told in capsys.readouterr().out and told in (tmp_path / "out" / "report.md").read_text("utf-8")
+
+
+def test_only_clips_that_were_not_kept_apart_are_told_of():
+    def told(what: str, data: str = "esc50.csv", test: int = 2) -> bool:
+        facts = {"data": "esc50.csv", "clips": {"train": 8, "valid": 2, "test": test}}
+        return learned_note({"training": json.dumps(facts)}, data, what) is not None
+
+    assert told("all clips") and told("split train") and told("fold 5", test=0)
+    assert not any(map(told, ("fold 5", "split test", "split valid"))) and not told("all clips", "eval.csv")
+    for metadata in ({}, {"training": "damaged"}, {"training": '{"data": "esc50.csv"}'}):
+        assert learned_note(metadata, "esc50.csv", "all clips") is None
+
+
+def test_no_example_scores_all_that_an_example_of_training_learns():
+    learned = re.findall(r"--data (\S+)", cli.EXAMPLES)
+    lines = [line for line in EXAMPLES.splitlines() if any(f"--data {data} " in line for data in learned)]
+    assert learned and all("--test_fold" in line for line in lines)
 
 
 def test_labels_are_the_heads_classes_in_its_order():

@@ -237,7 +237,7 @@ def test_other_encoders_folders_and_writers_are_refused(tmp_path):
 
 def test_numbers_that_half_precision_lacks_are_refused(tmp_path):
     with FeatureWriter(tmp_path / "f", ABOUT) as writer:
-        with pytest.raises(ValueError, match="float32"):
+        with pytest.raises(ValueError, match="whisper-at features --dtype float32"):
             writer.add(Clip(tmp_path / "a.wav", ()), states(0) + 1e6)
         with pytest.raises(ValueError, match="no numbers"):
             writer.add(Clip(tmp_path / "a.wav", ()), states(0) * np.nan)
@@ -368,3 +368,15 @@ def test_the_command(checkpoint, clips, tmp_path, capsys):
         with pytest.raises(SystemExit) as caught:
             features_cli.main(wrong)
         assert caught.value.code == 2
+
+
+def test_a_flat_folder_goes_on_with_its_features_in_it(checkpoint, tmp_path, capsys):
+    recordings = tmp_path / "recordings"
+    for name in (".hidden", "empty"):
+        (recordings / name).mkdir(parents=True)
+    soundfile.write(recordings / ".hidden" / "b.wav", noise(1, 1), SAMPLE_RATE)
+    for n, name in enumerate(("a", "c"), 1):
+        soundfile.write(recordings / f"{name}.wav", noise(1, n), SAMPLE_RATE)
+        options = ["--model", str(checkpoint), "--device", "cpu", "--workers", "0", "-o", str(recordings / "f")]
+        assert features_cli.main([str(recordings), *options]) == 0
+        assert f"{n} clips" in capsys.readouterr().out

@@ -95,7 +95,8 @@ class WhisperAT(Whisper):
             If the name is taken, the head fits another encoder, or its classes have no names.
         """
         if name in RESERVED or name in self.attached or not name:
-            raise ValueError(f"{name!r} cannot be the name of a head: results have, or may have, that key already")
+            message = f"{name!r} cannot be the name of a head: results have, or may have, that key already"
+            raise ValueError(f"{message}; rename its file, or attach it under another name")
         if isinstance(head, (str, Path)):
             head = _open_head_or_classifier(head, self)
         if isinstance(head, (TLTR, LayerPoolHead)):

@@ -168,7 +168,7 @@ def transcribe(
                 if word_timestamps:
                     add_word_timestamps(
                         segments=split.segments,
-                        model=timing_model(model, encoded.heard if reuse else None),
+                        model=timing_model(model, encoded.heard if reuse or by_head else None),
                         tokenizer=tokenizer,
                         mel=encoded.features if reuse or by_head else encoded.mel,
                         num_frames=window.size,

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from .data import make_pools
-from .head import train_head
+from .head import read_settings, train_head
 from .train import train
 
 
@@ -30,17 +30,18 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="where everything goes")
     parser.add_argument("--steps", type=int, default=8000, help="of training the recogniser (8000)")
-    parser.add_argument("--head-scenes", type=int, default=8000, help="that the head is trained on (8000)")
-    parser.add_argument("--head-steps", type=int, default=6000, help="of training the head (6000)")
+    parser.add_argument("--head-scenes", type=int, help="that the head is trained on, instead of head.toml's")
+    parser.add_argument("--head-steps", type=int, help="of training the head, instead of head.toml's")
     parser.add_argument("--threads", type=int, default=2, help="threads of the training process (2)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    settings = read_settings(scenes=args.head_scenes, steps=args.head_steps)
     torch.set_num_threads(args.threads)
     pools = make_pools(args.fsdd, args.esc10, args.out / "pools.pkl", args.seed)
     checkpoint = train(pools, args.out, args.steps, args.seed)
     head = args.out / "nano.en.head.safetensors"
     if not head.exists():
-        train_head(pools, checkpoint, head, args.head_scenes, args.head_steps, args.seed)
+        train_head(pools, checkpoint, head, settings, args.seed)
     print(f"{checkpoint} and {head}; measure them with: python -m recipes.nano.evaluate --out {args.out}")
 
 

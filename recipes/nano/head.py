@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from whisper_at.checkpoints import encoder_sha256, save_safetensors
 from whisper_at.heads import PREFIX, TLTR
 from whisper_at.labels import find_class
+from whisper_at.toml import read_toml
 
 from .data import SOUNDS, Pools
 from .espeak import RATE
@@ -30,6 +32,37 @@ from .windows import Mixer
 
 if TYPE_CHECKING:
     from .evaluate import Judge
+
+CONFIG = Path(__file__).with_name("head.toml")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the head is trained; `head.toml` says what each is."""
+
+    scenes: int
+    steps: int
+    rate: float
+    warm_up: int
+    betas: list[float]
+    weight_decay: float
+    average: int
+    rows: list[int]
+    batch: int
+    batch_long: int
+    smoothing: float
+
+
+def read_settings(**given: int | None) -> Settings:
+    """The settings in `head.toml`, and instead of them those `given` that are not None.
+
+    Raises ValueError if one is missing or unknown.
+    """
+    content = read_toml(CONFIG) | {name: value for name, value in given.items() if value is not None}
+    try:
+        return Settings(**content)
+    except TypeError as error:  # which names it
+        raise ValueError(f"{CONFIG}: {error}") from None
 
 
 class _SceneStream(IterableDataset):
@@ -65,33 +98,36 @@ def new_head(model: whisper.Whisper) -> TLTR:
     return TLTR(527, n_layer=model.dims.n_audio_layer, rep_dim=model.dims.n_audio_state, mode="tl_tr_1_8")
 
 
-def train_head(pools: Pools, checkpoint: Path, path: Path, scenes: int, steps: int, seed: int = 0) -> None:
-    """Trains a head for the checkpoint on states of so many scenes, and writes it to `path`."""
+def train_head(pools: Pools, checkpoint: Path, path: Path, settings: Settings, seed: int = 0) -> None:
+    """Trains a head for the checkpoint on states of scenes, and writes it to `path`."""
     torch.manual_seed(seed)
     model = whisper.load_model(str(checkpoint), device="cpu").eval()
     loader = iter(DataLoader(_SceneStream(pools, seed * 7919 + 1), batch_size=16, num_workers=1, prefetch_factor=4))
     states, labels, lengths = [], [], []
-    for i in range(-(-scenes // 16)):
+    for i in range(-(-settings.scenes // 16)):
         mel, audible, n = next(loader)
         states.append(pooled_states(model, mel).half())
         labels.append(audible)
         lengths.append(n)
         if i % 50 == 49:
-            print(f"{16 * (i + 1)} of {scenes} scenes", flush=True)
+            print(f"{16 * (i + 1)} of {settings.scenes} scenes", flush=True)
     all_states, all_labels, all_lengths = torch.cat(states), torch.cat(labels), torch.cat(lengths)
     del states, loader
 
     head, table = new_head(model), label_table()
-    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05)
+    b1, b2 = settings.betas
+    optimizer = torch.optim.AdamW(
+        head.parameters(), lr=settings.rate, betas=(b1, b2), weight_decay=settings.weight_decay
+    )
     trained = table.sum(0) > 0
     average = {name: tensor.clone() for name, tensor in head.state_dict().items()}
     running = 0.0
     generator = np.random.default_rng(seed)
-    for step in range(1, steps + 1):
+    for step in range(1, settings.steps + 1):
         for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * min(1.0, step / 100) * (1 - step / steps) + 1e-6
-        width = int(generator.choice([1, 2, 3, 5, 8, 10, 12, 13, 15, 20, 25, 25, 50, 75]))
-        size = 64 if width <= 25 else 24
+            group["lr"] = settings.rate * min(1.0, step / settings.warm_up) * (1 - step / settings.steps) + 1e-6
+        width = int(generator.choice(settings.rows))
+        size = settings.batch if width <= 25 else settings.batch_long
         fitting = torch.nonzero(all_lengths >= width)[:, 0]
         picked = fitting[torch.from_numpy(generator.integers(0, len(fitting), size))]
         start = [int(generator.integers(0, int(all_lengths[i]) - width + 1)) for i in picked]
@@ -100,7 +136,8 @@ def train_head(pools: Pools, checkpoint: Path, path: Path, scenes: int, steps: i
         heard = (audible.sum(1) > 0).float()
         heard[:, SILENCE] = (audible[:, :, SILENCE].mean(1) > 0.8).float()
         target = (heard @ table).clamp(max=1)
-        smooth = torch.where(trained, 0.98 * target + 0.01, torch.zeros_like(target))
+        smooth = (1 - settings.smoothing) * target + settings.smoothing / 2
+        smooth = torch.where(trained, smooth, torch.zeros_like(target))
         loss = F.binary_cross_entropy_with_logits(head(rows), smooth, reduction="none").sum(1).mean() / 20
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -108,9 +145,9 @@ def train_head(pools: Pools, checkpoint: Path, path: Path, scenes: int, steps: i
         optimizer.step()
         running += loss.item()
         for name, tensor in head.state_dict().items():
-            average[name].lerp_(tensor, 1 / min(step, 200))
+            average[name].lerp_(tensor, 1 / min(step, settings.average))
         if step % 200 == 0:
-            print(f"head: step {step} of {steps}, loss {running / 200:.4f}", flush=True)
+            print(f"head: step {step} of {settings.steps}, loss {running / 200:.4f}", flush=True)
             running = 0.0
     metadata = {
         "mode": "tl_tr_1_8",

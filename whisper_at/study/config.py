@@ -119,11 +119,18 @@ def read_study(path: str | os.PathLike[str]) -> Study:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is no TOML, a key is unknown, missing or of another type, or a recogniser does not exist.
+        If it is no TOML, a key is unknown, missing or of another type, a recogniser does not exist, or a ratio that is
+        to be compared is not mixed.
     """
     content = read_toml(path)
     try:
-        return _build(Study, content, "")
+        study = _build(Study, content, "")
+        for name in ("low", "high"):  # without these, the usual two are compared where they are
+            snr = getattr(study.robustness, name)
+            if name in content.get("robustness", {}) and snr not in study.mix.snrs:
+                there = ", ".join(f"{other:g}" for other in study.mix.snrs)
+                raise ValueError(f"robustness.{name} is {snr:g} dB, but mix.snrs has {there}: take one of these")
+        return study
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 

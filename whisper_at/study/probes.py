@@ -164,8 +164,7 @@ def probe_layers(
     divisions = folds(dataset)
     out = []
     with tqdm(total=len(names) * len(divisions), unit="probe", desc=name, disable=not progress) as bar:
-        for number, (outside, inside) in enumerate(divisions):
-            fold = dataset.clips[inside[0]].fold or str(number + 1)
+        for fold, (outside, inside) in zip(_names_of(divisions, dataset), divisions):
             present = np.unique(truth[inside])
             for layer, label in enumerate(names):
                 probe = done.get((fold, label))
@@ -181,6 +180,15 @@ def probe_layers(
                 out.append(probe)
                 bar.update()
     return out
+
+
+def _names_of(divisions: Sequence[tuple[np.ndarray, np.ndarray]], dataset: Dataset) -> list[str]:
+    """The data's folds where those are the divisions, else numbers from 1: no two divisions have the same name."""
+    own = [{dataset.clips[i].fold for i in inside} for _, inside in divisions]
+    names = [name for found in own for name in found]
+    if "" not in names and len(names) == len(set(names)) == len(divisions):
+        return names
+    return [str(number) for number in range(1, len(divisions) + 1)]
 
 
 # --- results ------------------------------------------------------------------------------------------------

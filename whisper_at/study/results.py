@@ -52,25 +52,28 @@ def write_results(study: Study, out: Path) -> list[Path]:
         lines += _probe_lines(accuracy, classes, best, chosen, chance)
         if rows:
             low, high = study.robustness.low, study.robustness.high
-            rise = rises(table, study.robustness.recogniser or names[0], low, high)
-            shared = [name for name in classes if name in rise]
-            y = np.array([rise[name] for name in shared])
-            x = np.array([f1[-1][classes.index(name)] for name in shared])
+            shared: list[str] = []
+            x = y = np.zeros(0)
             lines += ["## Recognised and withstood (figure 2)", ""]
             try:
+                rise = rises(table, study.robustness.recogniser or names[0], low, high)
+                shared = [name for name in classes if name in rise]
+                y = np.array([rise[name] for name in shared])
+                x = np.array([f1[-1][classes.index(name)] for name in shared])
                 found = correlate(x, y)
-            except ValueError as error:  # too few classes, say: the rest stands
+            except ValueError as error:  # other ratios or too few classes, say: the rest stands
                 lines += [f"Not drawn: {error}.", ""]
             else:
                 figure = figures.draw_robustness(shared, x, y, found, low, high)
                 written.append(save_figure(figure, out / "figure2.png"))
                 lines += _correlation_lines(found, low, high)
-            lines += [
-                "| class | F1 of the last layer | rise of word errors |",
-                "| --- | ---: | ---: |",
-                *(f"| {name} | {100 * a:.1f} % | {100 * b:.1f} points |" for name, a, b in zip(shared, x, y)),
-                "",
-            ]
+            if shared:
+                lines += [
+                    "| class | F1 of the last layer | rise of word errors |",
+                    "| --- | ---: | ---: |",
+                    *(f"| {name} | {100 * a:.1f} % | {100 * b:.1f} points |" for name, a, b in zip(shared, x, y)),
+                    "",
+                ]
     path = out / "results.md"
     write_text(path, "\n".join(lines).rstrip() + "\n")
     return [*written, path]

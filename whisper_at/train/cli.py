@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as distributed
 
 from .. import checkpoints
+from ..attached import RESERVED
 from ..heads import make_head
 from ..model import load_model
 from ..toml import read_toml
@@ -38,8 +40,8 @@ from .training import (
 
 EXAMPLES = """\
 examples:
-  whisper-at train --data my_sounds/ --model nano.en -o my.safetensors
-                        a folder of folders, one a class; then: whisper-at FILE --model nano.en --head my.safetensors
+  whisper-at train --data my_sounds/ --model base
+                        one folder a class; then: whisper-at FILE --model base --head my_sounds.safetensors
   whisper-at train --data esc50.csv --root audio/ --test_fold 5 --model small.en -o esc50.safetensors
   whisper-at train --data train.json --test eval.json --labels audioset_label.csv --model medium.en \\
         --preset audioset -o medium.en.safetensors
@@ -68,7 +70,8 @@ def build_parser() -> argparse.ArgumentParser:
     model.add_argument("--model", required=True, help="Whisper to train for: a name, file, folder or hub id")
     model.add_argument("--model_dir", default=None, help="folder of downloaded models")
     model.add_argument("--device", default=None, help="cpu or cuda; by default a GPU if there is one")
-    model.add_argument("-o", "--output", required=True, metavar="FILE", help="the head's file, .safetensors")
+    help = "the head's file, .safetensors (default: in the current folder, called as the data)"
+    model.add_argument("-o", "--output", default=None, metavar="FILE", help=help)
     training = parser.add_argument_group("training")
     training.add_argument("--preset", choices=PRESETS, default=None, help="recipe to start from (default: own)")
     training.add_argument("--config", metavar="FILE", help="settings in TOML; may name a preset")
@@ -108,6 +111,9 @@ def read_data(path: str, args: argparse.Namespace) -> Dataset:
     for name in ("fold", "group", "root"):
         if getattr(args, name) is not None and name not in options:
             raise ValueError(f"--{name} is for {'folders' if name != 'root' else 'tables'}, but {path} is none")
+    parts = (getattr(args, name, None) or path for name in ("data", "valid", "test"))
+    if args.labels is not None and not any(Path(part).suffix.lower() == ".json" for part in parts):
+        raise ValueError(f"--labels is for a .json, but {path} is none; leave it out")
     return read_dataset(path, labels, **{name: getattr(args, name) for name in options})
 
 
@@ -115,11 +121,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 when a head was written, 1 when the data were refused. Wrong arguments exit with 2."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    output = Path(args.output).expanduser()
+    output = _called_as(args.data) if args.output is None else Path(args.output).expanduser()
     if output.suffix != ".safetensors" or output.is_dir():
-        parser.error(f"-o wants a file that ends in .safetensors, not {args.output}")
+        parser.error(f"-o wants a file that ends in .safetensors, not {output}")
     if not output.parent.is_dir():
         parser.error(f"there is no folder {output.parent} to write {output.name} to")
+    name = output.name.removesuffix(".safetensors").removesuffix(".head")  # as `load_model` attaches it
+    if not name or name in RESERVED:
+        parser.error(f"{output.name} would be attached as {name!r}, which no head can be called: choose a file with -o")
+    if args.output is None and output.exists() and not _is_of(output, args.data):
+        parser.error(f"{output} is there, and is no head for {_name_of(args.data)}: choose a file with -o")
     if args.workers < 0:
         parser.error(f"--workers must not be negative, not {args.workers}")
     with _processes() as first:
@@ -145,6 +156,10 @@ def _train(parser: argparse.ArgumentParser, args: argparse.Namespace, output: Pa
         make_head(settings.mode, n_layer=dims["n_audio_layer"], rep_dim=dims["n_audio_state"])  # which it refuses
     except ValueError as error:
         parser.error(str(error))
+    device = _device(args.device)
+    if settings.precision == "float16" and device.type != "cuda":  # where gradients are not scaled
+        settings = replace(settings, precision="float32")
+        say("precision float16 needs a GPU (CUDA): training in float32")
     seconds = (settings.seconds or 10.0) if settings.protocol == "10" else 0.0
     sha256 = checkpoints.encoder_sha256(state)
     about = About(args.model, sha256, settings.protocol, seconds, dims["n_audio_layer"], dims["n_audio_state"])
@@ -169,7 +184,6 @@ def _train(parser: argparse.ArgumentParser, args: argparse.Namespace, output: Pa
         say("warning: no clips are held out, so the last epoch is kept and nothing is calibrated")
     run = output.with_suffix(".run")
     with _scribe(run, settings, say, first) as told:
-        device = _device(args.device)
         trained = train_head(
             dataset, features, division, settings, device=device, run=run, progress=first and not args.quiet, told=told
         )
@@ -186,11 +200,20 @@ def settings_of(
 ) -> Settings:
     """A preset, changed by a file, changed by the command line.
 
-    Raises ValueError as `preset` and `changed`.
+    Raises ValueError as `preset` and `changed`, or if one that is given would do nothing.
     """
     mode = assigned.get("mode", given.get("mode"))
     settings = preset(name, width, mode if isinstance(mode, str) else None)
-    return changed(changed(settings, given, source or ""), assigned, "--set")
+    settings = changed(changed(settings, given, source or ""), assigned, "--set")
+    told = {**given, **assigned}
+    if told.get("seconds") and settings.protocol != "10":
+        raise ValueError("seconds is for protocol 10, but this is protocol 30: give protocol=10 too, or seconds=0")
+    for one in ("select", "patience"):
+        if told.get(one) and settings.average:
+            raise ValueError(f"{one} does nothing where epochs are averaged: leave it out, or give average=[] too")
+    if told.get("patience") and not settings.select:
+        raise ValueError("patience does nothing without select: leave it out, or give select too, as select=mAP")
+    return settings
 
 
 def read_parts(args: argparse.Namespace) -> tuple[Dataset, str | None]:
@@ -222,6 +245,7 @@ def _prepare(
     there = Features.open(folder) if folder.is_dir() and any(folder.iterdir()) else None
     if there is not None:
         _warn_of_another(there.about, about, folder)
+        about = replace(about, dtype=there.about.dtype)  # what is added is as what is there
     known = there.find(dataset.clips) >= 0 if there is not None else np.zeros(len(dataset), bool)
     listen, heard = args.check == "full", recall(folder, dataset)
     findings, sounds = look_over(dataset, listen, args.workers or 1, not args.quiet, known, heard)
@@ -282,7 +306,7 @@ def _report(trained: Trained, settings: Settings, say: Callable[[str], None]) ->
     kept = f"epoch {trained.epoch}" if trained.epoch else f"the average of epochs {list(settings.average)}"
     if trained.scores:
         say(f"held out, {kept}: {_scores_text(trained.scores)}; temperature {trained.classes.temperature:.2f}")
-        never = [row["class"] for row in trained.table if np.isinf(row["threshold"])]
+        never = [] if trained.of_audioset else [row["class"] for row in trained.table if np.isinf(row["threshold"])]
         if never:
             say(
                 f"note: no threshold reaches a precision of {settings.threshold_precision:g} for {', '.join(never[:5])}"
@@ -298,7 +322,26 @@ def _scores_text(scores: Mapping[str, float]) -> str:
 
 def _facts(args: argparse.Namespace, division: Division) -> dict[str, Any]:
     parts = {"train": len(division.train), "valid": len(division.valid), "test": len(division.test)}
-    return {"data": Path(args.data).name, "clips": parts}
+    return {"data": _name_of(args.data), "clips": parts}
+
+
+def _name_of(data: str) -> str:
+    """What the data are called, also where they are the current folder."""
+    return os.path.basename(os.path.abspath(os.path.expanduser(data)))
+
+
+def _called_as(data: str) -> Path:
+    """The head's file, where none is named."""
+    name = _name_of(data)
+    return Path(f"{name if Path(data).expanduser().is_dir() else Path(name).stem}.safetensors")
+
+
+def _is_of(path: Path, data: str) -> bool:
+    """Whether a file is a head that was trained on data of that name."""
+    try:
+        return json.loads(checkpoints.open_head(path)[1]["training"])["data"] == _name_of(data)
+    except (RuntimeError, ValueError, KeyError, TypeError):
+        return False
 
 
 @contextlib.contextmanager

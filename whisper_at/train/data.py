@@ -24,6 +24,10 @@ SPLITS = {"train": "train", "training": "train", "valid": "valid", "validation":
     "evaluation": "test",
 }
 """What splits are called, and what we call them."""
+OWN_FILES = frozenset(("features.json", "state.pt", "history.jsonl", "report.md"))
+"""Files by which folders of features, of runs and of reports are known: see `features`, `fit` and `report`."""
+OWN_ENDINGS = (".features", ".run")
+"""What `whisper-at train` calls its folders, which hold none of these files where it was killed at once."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ def read_folders(
     """Read a folder whose folders are classes, or ``train``, ``valid`` and ``test`` with the classes in them.
 
     Files are found at any depth, in the order of their names; hidden ones are passed over, and so are folders without
-    recordings beside those of splits.
+    recordings beside those of splits, and what this program wrote, see `class_folders`.
 
     Parameters
     ----------
@@ -140,8 +144,8 @@ def read_folders(
     root = Path(root).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"no such folder: {root}")
-    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    full = [folder for folder in folders if any(_recordings(folder))]
+    folders = class_folders(root)
+    full = [folder for folder in folders if any(recordings(folder))]
     split_of = {folder: SPLITS[folder.name.lower()] for folder in full if folder.name.lower() in SPLITS}
     if len(set(split_of.values())) > 1 and len(split_of) < len(full):
         other = next(folder for folder in full if folder not in split_of)
@@ -149,24 +153,34 @@ def read_folders(
             f"{root} holds splits ({', '.join(p.name for p in split_of)}) and also {other.name}; move it away"
         )
     if full and len(split_of) == len(full):
-        places = [
-            (split, sub)
-            for folder, split in split_of.items()
-            for sub in sorted(folder.iterdir())
-            if sub.is_dir() and not sub.name.startswith(".")
-        ]
+        places = [(split, sub) for folder, split in split_of.items() for sub in class_folders(folder)]
     else:
         places = [("", folder) for folder in folders]
     clips = []
     for split, folder in places:
-        for path in sorted(_recordings(folder)):
+        for path in sorted(recordings(folder)):
             clips.append(Clip(path, (folder.name,), split, _found(fold, path), _found(group, path)))
     if not clips:
         raise ValueError(f"no recordings in {root}: it wants one folder per class with audio files in it")
     return Dataset(tuple(clips), _ordered({folder.name for _, folder in places}))
 
 
-def _recordings(folder: Path) -> Iterator[Path]:
+def class_folders(root: Path) -> list[Path]:
+    """The folders in one that may be classes, in order: neither hidden nor written by this program.
+
+    Those that it wrote have no recordings, but files of its own (features, runs, reports), or `.features` or `.run` at
+    the end of their names. Any other folder without recordings is a class all the same.
+    """
+    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".") and not _is_own(p))
+
+
+def _is_own(folder: Path) -> bool:
+    if any(recordings(folder)):
+        return False
+    return folder.suffix in OWN_ENDINGS or any(path.name in OWN_FILES for path in folder.rglob("*"))
+
+
+def recordings(folder: Path) -> Iterator[Path]:
     """The recordings in a folder at any depth, in no order."""
     for path in folder.rglob("*"):
         if path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".") and path.is_file():

@@ -27,7 +27,8 @@ from .report import Scored, summary, write_report, write_scores
 
 EXAMPLES = """\
 examples:
-  whisper-at evaluate my.safetensors --data my_sounds/ -o my.report
+  whisper-at evaluate my_sounds.safetensors --data new_sounds/ -o my_sounds.report
+                        recordings that it was not trained on, in folders of the same names
   whisper-at evaluate small.en --data eval.json --labels audioset_label.csv -o small.en.report
   whisper-at evaluate esc50.safetensors --data esc50.csv --root audio/ --test_fold 5 --protocol 30 -o report"""
 
@@ -99,6 +100,28 @@ def chosen_clips(dataset: Dataset, split: str | None = None, test_fold: str | No
     return part, what
 
 
+def learned_note(metadata: Mapping[str, str], data: str, what: str) -> str | None:
+    """What to say of clips that a head seems to have been trained on; None where nothing speaks for that.
+
+    Parameters
+    ----------
+    metadata : of the head
+    data : name of the data's file or folder, all that a head keeps of it
+    what : the part to score, in the words of `chosen_clips`
+    """
+    try:
+        facts = json.loads(metadata["training"])
+        same, kept = facts["data"] == data != "", facts["clips"]["test"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    if not same or what in ("split valid", "split test") or (what.startswith("fold ") and kept):
+        return None
+    return (
+        f"the head was trained on data of the same name ({data}): if they are the same, the figures say how well it "
+        "remembers these clips; choose what was kept apart (--split test, --test_fold) or other recordings"
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 when a report was written, 1 when clips could not be read. Wrong arguments exit with 2."""
     parser = build_parser()
@@ -150,12 +173,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         "data": f"{Path(args.data).name}, {what}: {len(clips)} clips",
         "mode": head.mode,
     }
+    called = os.path.basename(os.path.abspath(os.path.expanduser(args.data)))  # as training notes it, also of "."
+    if note := learned_note(metadata, called, what):
+        facts["note"] = note
     report = write_report(out, f"{Path(args.head).name} on {Path(args.data).name}", classes, results, facts)
     scores = out / "scores.csv"
     write_scores(scores, [clip.key for clip in clips], [";".join(clip.labels) for clip in clips], results, classes)
     for item in results:
         found = summary(item, classes)
         print(f"{item.name}: {', '.join(f'{key} {value:.4g}' for key, value in found.items())}")
+    if note:
+        print(f"note: {note}")
     print(f"{report}\n{scores}")
     return 0
 

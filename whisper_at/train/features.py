@@ -295,8 +295,8 @@ class FeatureWriter:
         with np.errstate(over="ignore"):
             stored = array.astype(self.about.dtype)
         if not np.isfinite(stored).all():
-            reason = "do not fit half precision; use --dtype float32" if np.isfinite(array).all() else "are no numbers"
-            raise ValueError(f"states of {clip.path.name} {reason}")
+            reason = "do not fit half precision; make float32 ones: whisper-at features --dtype float32"
+            raise ValueError(f"states of {clip.path.name} {reason if np.isfinite(array).all() else 'are no numbers'}")
         size, mtime = stamp(clip.path) if clip.path.exists() else (0, 0)
         self._waiting.append((key_of(clip), np.ascontiguousarray(stored.transpose(1, 0, 2)), size, mtime))
         self._bytes += stored.nbytes

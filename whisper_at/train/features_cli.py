@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..model import load_model
 from .cli import add_data_arguments, read_data, report_unreadable
-from .data import AUDIO_SUFFIXES, Clip
+from .data import AUDIO_SUFFIXES, Clip, class_folders, recordings
 from .extract import describe, extract, size
 from .features import ABOUT, DTYPES, Features, FeatureWriter, key_of, parted, write_npz
 
@@ -96,7 +96,7 @@ def _clips(source: Path, args: argparse.Namespace) -> list[Clip]:
         if clips := [Clip(root / line, ()) for line in lines if line]:
             return clips
         raise ValueError(f"{source} names no files")
-    if source.is_dir() and not any(path.is_dir() for path in source.iterdir()):
+    if source.is_dir() and not any(any(recordings(folder)) for folder in class_folders(source)):
         paths = sorted(path for path in source.iterdir() if path.suffix.lower() in AUDIO_SUFFIXES)
         if clips := [Clip(path, ()) for path in paths]:
             return clips

@@ -28,7 +28,7 @@ class Settings:
     average : first and last epoch whose weights are averaged; empty for none
     select : the score that chooses the epoch that is kept, where none are averaged: ``mAP``, ``accuracy``,
         ``-valid_loss`` …; empty for the last epoch
-    patience : epochs without a better ``select`` after which training stops; 0 for never
+    patience : epochs without a better ``select`` after which training stops, where none are averaged; 0 for never
     balanced : draw clips by how rare their labels are, with replacement
     mixup, mixup_alpha : share of clips that are mixed with another; λ is drawn from Beta(alpha, alpha)
     time_mask, freq_mask : masked spans are shorter than so many steps, or dimensions; 0 for none
@@ -39,7 +39,8 @@ class Settings:
         have a part for that (defect T2)
     threshold_precision : precision that each class's threshold is to reach on held-out clips
     protocol, seconds : of the states, see `whisper_at.train.extract.describe`
-    precision : ``float32``, ``bfloat16`` or ``float16`` in training; scores are always of float32 (defect T6)
+    precision : ``float32``, ``bfloat16`` or ``float16`` in training (the last is for GPUs: `whisper-at train` takes
+        float32 without one); scores are always of float32 (defect T6)
     readers : threads that read batches ahead, for states that lie on slow disks; 0 for none
     seed : of everything random
     """

@@ -62,6 +62,11 @@ class Trained:
     def epoch(self) -> int:
         return self.fitted.epoch
 
+    @property
+    def of_audioset(self) -> bool:
+        """Whether its classes are AudioSet's, whose events hang on no threshold of the head's."""
+        return self.classes.names == tuple(label.name for label in audioset_labels())
+
 
 def divide(dataset: Dataset, settings: Settings, test_fold: str | None = None) -> Division:
     """The data's own parts; what they lack to choose epochs by is held out of training, never taken from test (T2).
@@ -188,7 +193,7 @@ def write_head(trained: Trained, path: Path, about: About, settings: Settings, f
     ``facts`` are kept as JSON under ``training``, beside the settings and scores.
     """
     metadata = trained.classes.metadata()
-    if trained.classes.names == tuple(label.name for label in audioset_labels()):
+    if trained.of_audioset:
         metadata["classes"] = AUDIOSET
     training = {
         **facts,
