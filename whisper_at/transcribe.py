@@ -62,8 +62,8 @@ def transcribe(
     ----------
     at_time_res : seconds per row of tags, any multiple of 0.4; or several, all from the same pass; or
         None for no tags. ``"auto"`` is 10 where the model has a head, else None.
-    strict_word_timing : with ``word_timestamps``, time words by openai-whisper's own computation, whose
-        features come from attention without fused kernels: on a CPU in float32 from the one pass that the
+    strict_word_timing : with ``word_timestamps``, time words as openai-whisper does, from features that
+        come from attention without fused kernels: on a CPU in float32 from the one pass that the
         text comes from, else from a second one. False reuses what was decoded from: faster, and a word
         may move by a frame. So do batches.
     batch_size : cut the recording where it is quiet and decode so many windows at once, none of which
