@@ -9,6 +9,8 @@ first two are made to add nothing, which costs as much as if they did, and those
 guesses are right, and then are spoiled by chance, so that each is right with the probability in the table. A guess
 counts only if all before it were right, too. "times" is how many times as long as with guesses it takes without:
 medians, with least and most of single rounds. The tokens must be the same.
+
+With --copy a model without such layers guesses for itself, by a copy of its decoder in int8, as well as that does.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ LAYERS = 2  # of distilled decoders
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.5, 0.0)
 
 
-def pair(size: str) -> Any:
-    """A random WhisperAT, and as its draft the two layers that say all that it says."""
+def pair(size: str, copy: bool) -> Any:
+    """A random WhisperAT, and as its draft the two layers that say all that it says; or a copy of it."""
     from whisper.model import ModelDimensions
 
     from whisper_at.drafting import Draft
@@ -38,8 +40,8 @@ def pair(size: str) -> Any:
 
     deep = {**weights.dimensions(size), "n_audio_layer": 1}  # the encoder is not asked
     state = {name: t for name, t in weights.random_state(size).items() if not re.match(r"encoder\.blocks\.[1-9]", name)}
-    kept = {}
-    for name, tensor in state.items():
+    kept = dict(state) if copy else {}
+    for name, tensor in [] if copy else state.items():
         layer = re.match(r"decoder\.blocks\.(\d+)\.", name)
         if layer is None or int(layer[1]) < LAYERS:
             kept[name] = tensor
@@ -47,7 +49,7 @@ def pair(size: str) -> Any:
             tensor.zero_()
     model = WhisperAT(ModelDimensions(**deep)).eval()
     model.load_state_dict(state)
-    model.draft = Draft({**deep, "n_text_layer": LAYERS}, kept)
+    model.draft = Draft(deep if copy else {**deep, "n_text_layer": LAYERS}, kept)
     return model
 
 
@@ -71,12 +73,12 @@ def spoiled(share: float) -> Iterator[None]:
         Drafted._guess = guess  # type: ignore[method-assign]
 
 
-def measure(size: str, tokens: int, repeat: int) -> list[dict[str, Any]]:
+def measure(size: str, tokens: int, repeat: int, copy: bool) -> list[dict[str, Any]]:
     """Turns with and without guesses, for every share of right ones."""
     import torch
     from whisper.decoding import DecodingOptions
 
-    model = pair(size)
+    model = pair(size, copy)
     draft = model.draft
     features = torch.randn(1, 1500, model.dims.n_text_state, generator=torch.Generator().manual_seed(0))
     options = DecodingOptions(
@@ -92,7 +94,7 @@ def measure(size: str, tokens: int, repeat: int) -> list[dict[str, Any]]:
 
     turn(False)
     rows = []
-    for share in SHARES:
+    for share in SHARES[:1] if copy else SHARES:
         with spoiled(share):
             draft.trust, draft.alone = 0.8, 0
             turn(True)  # in which it learns how good its guesses are
@@ -118,6 +120,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=weights.SIZES, default=["small", "large-v3"])
     parser.add_argument("--tokens", type=int, default=100, help="decoded in a turn")
     parser.add_argument("--repeat", type=int, default=3, help="turns of each way and share")
+    parser.add_argument("--copy", action="store_true", help="a copy in int8 guesses, see above")
     add_outputs(parser)
     args = parser.parse_args()
     if args.device != "cpu" or args.plot:
@@ -129,7 +132,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     tables = {}
     for size in args.sizes:
-        tables[size] = measure(size, args.tokens, args.repeat)
+        tables[size] = measure(size, args.tokens, args.repeat, args.copy)
         print(f"\n{size}, {args.tokens} tokens\n  right   alone s  guessed s   times  least–most  tokens")
         for row in tables[size]:
             spread = f"{min(row['ratios']):.2f}–{max(row['ratios']):.2f}"

@@ -166,6 +166,16 @@ def test_transcribing_real_speech(compute_type, tmp_path, always, monkeypatch):
     assert sum(part.shape[1] for part in guesses) > 60
 
 
+def test_a_model_may_guess_for_itself():
+    """By a copy of its decoder in int8, which is nearly always right."""
+    plain = whisper_at.load_model("nano.en", "cpu", head=None)
+    drafted = whisper_at.load_model("nano.en", "cpu", head=None, draft="nano.en")
+    drafted.draft.trust = 1.0
+    audio = str(ROOT / "sample" / "speech.flac")
+    assert drafted.transcribe(audio)["text"] == plain.transcribe(audio)["text"]
+    assert drafted.draft.trust > 0.9
+
+
 def test_what_cannot_guess_is_refused(model_en, tmp_path):
     def saved(model, name):
         path = tmp_path / name

@@ -223,7 +223,7 @@ def load_model(
         trained without them
     draft : a model that was distilled from this one with its encoder, by any name that ``name`` may be. On a CPU, where
         text is decoded greedily and one window at a time, its small decoder guesses some tokens that this model's then
-        checks in one pass: the text is this model's, only sooner
+        checks in one pass: the text is this model's, only sooner. Its own name takes a copy of its decoder in int8
 
     A Whisper without a published head (large-v3, turbo, a file of your own) transcribes as usual and
     refuses to tag, saying why. One that was distilled with its teacher's encoder can take the teacher's head:
