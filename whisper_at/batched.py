@@ -232,9 +232,9 @@ def _run(
                 continue
             taken = {id(job) for job in batch}
             jobs = deque(job for job in [*rests, *jobs] if id(job) not in taken and id(job.recording) not in failed)
-            for recording, error in failed.values():
+            for recording, reason in failed.values():
                 recording.mel.close()
-                yield recording.audio, error
+                yield recording.audio, reason
             for job in rests:
                 job.recording.undone += 1
             for job in batch:

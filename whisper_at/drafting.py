@@ -147,4 +147,5 @@ def bytes_read(decoder: Decoder) -> int:
     """Of its weights, by a step."""
     if decoder.weights is not None:
         return sum(part.nbytes for part in decoder.weights)
-    return decoder.projection.nbytes + sum(part.nbytes for block in decoder.blocks for part in block[1:])
+    parts = (part for _, inward, biases, *others in decoder.blocks for part in (*inward, *biases, *others))
+    return decoder.projection.nbytes + sum(part.nbytes for part in parts)

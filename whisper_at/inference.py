@@ -342,10 +342,8 @@ class _Block(NamedTuple):
         return of_block if dtype is None else of_block.to(dtype)
 
     def to(self, dtype: torch.dtype) -> _Block:
-        inward, biases, *rest = self[1:]
-        return _Block(
-            self.norms, [w.to(dtype) for w in inward], [b.to(dtype) for b in biases], *(w.to(dtype) for w in rest)
-        )
+        norms, inward, biases, *rest = self
+        return _Block(norms, [w.to(dtype) for w in inward], [b.to(dtype) for b in biases], *(w.to(dtype) for w in rest))
 
     def attn_norm(self, x: Tensor) -> Tensor:
         return _layer_norm(x, *self.norms[:2])
