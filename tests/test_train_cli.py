@@ -220,7 +220,7 @@ def test_labels_of_audioset(command, sounds, tmp_path):
     (tmp_path / "eval.json").write_text(json.dumps({"data": items[1::2]}))
     shutil.copy(ROOT / "audioset_label.csv", tmp_path)
     options = ["--test", str(tmp_path / "eval.json"), "--preset", "audioset", "--set", "average=[2, 3]"]
-    options += ["--set", "protocol=30", "--set", "seconds=0"]
+    options += ["--set", "protocol=30+", "--set", "seconds=0"]
     assert command(*options, data=tmp_path / "train.json") == 0
     _, metadata = open_head(tmp_path / "my.safetensors")
     facts = json.loads(metadata["training"])
@@ -323,7 +323,7 @@ def test_states_that_do_not_say_whose_they_are_give_a_head_of_the_model_named(
     _, metadata = open_head(tmp_path / "my.safetensors")
     assert metadata["encoder_sha256"] == encoder_sha256(open_whisper(checkpoint)[1])
     facts = json.loads(metadata["training"])
-    assert facts["protocol"] == facts["settings"]["protocol"] == "30"
+    assert facts["protocol"] == facts["settings"]["protocol"] == "30+"
     whisper_at.load_model(str(checkpoint), device="cpu", head=str(tmp_path / "my.safetensors"))
     assert not [warning for warning in recwarn if "another encoder" in str(warning.message)]
 
@@ -371,7 +371,7 @@ def test_no_path_of_one_machine_is_written_down_T3():
 
 
 def test_a_config_names_its_preset(command, tmp_path):
-    (tmp_path / "a.toml").write_text('preset = "audioset"\nprotocol = "30"\nseconds = 0\naverage = []\nloss = "ce"\n')
+    (tmp_path / "a.toml").write_text('preset = "audioset"\nprotocol = "30+"\nseconds = 0\naverage = []\nloss = "ce"\n')
     assert command("--config", str(tmp_path / "a.toml")) == 0
     settings = json.loads(open_head(tmp_path / "my.safetensors")[1]["training"])["settings"]
     assert settings["optimizer"] == "adam" and settings["batch"] == 48 and settings["epochs"] == 3

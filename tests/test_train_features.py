@@ -16,6 +16,8 @@ import whisper
 from conftest import SAMPLE_RATE, noise
 
 from whisper_at.audio import load_audio
+from whisper_at.mel import LogMel
+from whisper_at.timeline import Window
 from whisper_at.train import extract as extraction
 from whisper_at.train import features_cli
 from whisper_at.train.data import Clip
@@ -83,6 +85,29 @@ def test_protocol_30_hears_as_transcription_does(model_en, clips, tmp_path):
     found = torch.from_numpy(features.states(features.find(clips)[1]).astype(np.float32))
     # the last step: audio of 3.0 s ends in its middle, and what lies behind is no part of it
     torch.testing.assert_close(found[:, :7], wanted[:, :7], rtol=2e-3, atol=2e-3)
+
+
+def test_protocol_30_plus_hears_short_clips_in_a_full_window_too(model_en, clips, tmp_path):
+    """Heads that knew clips amid silence alone did not know them again in a recording full of sound."""
+    alone, both = (describe("random", model_en, protocol) for protocol in ("30", "30+"))
+    for clip in clips:
+        once, more = (mel_windows(clip, about, 80) for about in (alone, both))
+        samples = load_part(clip)
+        if len(samples) >= 30 * SAMPLE_RATE:
+            assert len(more) == len(once)
+            continue
+        full = np.tile(samples, 30 * SAMPLE_RATE // len(samples) + 1)[: 30 * SAMPLE_RATE]
+        with LogMel(full, 80) as mel:
+            np.testing.assert_array_equal(more[0][0], mel.window(0, 3000).numpy())
+        assert more[0][1] == Window(0) and len(more) == 2
+        np.testing.assert_array_equal(more[1][0], once[0][0])
+        assert more[1][1] == once[0][1]
+    for about, folder in ((alone, "a"), (both, "b")):
+        assert not extract(clips, tmp_path / folder, model_en, about)
+    plain, longer = (Features.open(tmp_path / folder) for folder in ("a", "b"))
+    for clip in clips:
+        n, m = (int(features.n_steps[features.find([clip])[0]]) for features in (plain, longer))
+        assert m == (n if n >= 75 else n + 75)
 
 
 def test_batched_and_single_and_other_processes_agree(model_en, clips, tmp_path):

@@ -212,7 +212,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     dataset = read_data(args.data, args)
     given = read_toml(args.config) if args.config else {}
-    settings = changed(preset(given.pop("preset", "own"), 0), given, args.config or "")
+    name = given.pop("preset", "own")
+    alone = {"protocol": "30"} if name == "own" else {}  # as they are scored
+    settings = changed(preset(name, 0), alone | given, args.config or "")
     settings = resolve_loss(dataset, changed(settings, parse_assignments(args.set), "--set"))
     args.out.mkdir(parents=True, exist_ok=True)
     features = {name: store(dataset, args.out, args.model, name, settings, args.workers) for name in args.encoders}

@@ -207,7 +207,7 @@ def settings_of(
     settings = changed(changed(settings, given, source or ""), assigned, "--set")
     told = {**given, **assigned}
     if told.get("seconds") and settings.protocol != "10":
-        raise ValueError("seconds is for protocol 10, but this is protocol 30: give protocol=10 too, or seconds=0")
+        raise ValueError(f"seconds is for protocol 10, not {settings.protocol}: give protocol=10 too, or seconds=0")
     for one in ("select", "patience"):
         if told.get(one) and settings.average:
             raise ValueError(f"{one} does nothing where epochs are averaged: leave it out, or give average=[] too")

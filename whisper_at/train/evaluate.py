@@ -20,7 +20,7 @@ from ..labels import audioset_labels, find_class
 from ..model import WhisperAT, load_model, open_fitting_head
 from .cli import add_data_arguments, read_data, report_unreadable
 from .data import Dataset
-from .extract import PROTOCOLS, describe, extract
+from .extract import describe, extract
 from .features import Features
 from .recipe import score
 from .report import Scored, summary, write_report, write_scores
@@ -31,6 +31,9 @@ examples:
                         recordings that it was not trained on, in folders of the same names
   whisper-at evaluate small.en --data eval.json --labels audioset_label.csv -o small.en.report
   whisper-at evaluate esc50.safetensors --data esc50.csv --root audio/ --test_fold 5 --protocol 30 -o report"""
+
+SCORED = ("10", "30")
+"""The protocols that heads are scored under: clips alone, and with silence behind them."""
 
 
 def classes_of(metadata: Mapping[str, str], label_dim: int) -> Classes:
@@ -146,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     head = open_fitting_head(args.head, model, args.model_dir, name)
 
     scored = []
-    for protocol in PROTOCOLS if args.protocol is None else (args.protocol,):
+    for protocol in SCORED if args.protocol is None else (args.protocol,):
         seconds = (args.seconds or _trained_seconds(metadata)) if protocol == "10" else None
         about = describe(name, model, protocol, seconds)
         way = f"{about.seconds:g} s alone" if protocol == "10" else "30 s windows"
@@ -250,7 +253,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model", help="Whisper it was trained on, if the head does not say: name, file, folder, hub id"
     )
-    parser.add_argument("--protocol", choices=PROTOCOLS, help="only 10 (clips alone) or 30 (windows); both by default")
+    parser.add_argument("--protocol", choices=SCORED, help="only 10 (clips alone) or 30 (windows); both by default")
     parser.add_argument("--seconds", type=float, metavar="S", help="length of clips under protocol 10")
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder of the report")
     parser.add_argument("--features", metavar="DIR", help="keep states there for another time; else they are not kept")

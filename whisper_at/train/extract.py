@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from whisper.audio import HOP_LENGTH, N_FFT, N_FRAMES, SAMPLE_RATE
+from whisper.audio import HOP_LENGTH, N_FFT, N_FRAMES, N_SAMPLES, SAMPLE_RATE
 
 from ..audio import load_audio, log_mel_spectrogram
 from ..checkpoints import encoder_sha256
@@ -24,8 +24,8 @@ from ..model import WhisperAT
 from ..timeline import POSITION_FRAMES, STEP_POSITIONS, Window, pool_steps
 from .data import Clip
 from .features import About, FeatureWriter, key_of, stamp
+from .settings import PROTOCOLS
 
-PROTOCOLS = ("10", "30")
 FRAMES_PER_SECOND = SAMPLE_RATE // HOP_LENGTH
 ALONE = 2  # clips that go first, one by one: the second tells how long the rest will take
 TIMED = 3  # batches after those whose time tells it better
@@ -51,7 +51,10 @@ def describe(
     protocol : ``"10"`` as Whisper-AT's heads were trained: the spectrogram of the clip alone, its dynamic range cut
         below its own maximum, padded with 0.0 or cut to ``seconds``; the encoder sees so many positions and no more
         (spec section 3.1). ``"30"`` as transcription hears: windows of 30 s with silence behind the end, of which
-        only steps that hold audio are kept. Heads are told how long a clip is by neither.
+        only steps that hold audio are kept. ``"30+"``: those, and before them the steps of a window that a shorter
+        clip fills by being repeated, since what an encoder makes of a sound depends on what else the window holds:
+        heads that know short clips amid silence alone do not know them again in a recording. Heads are told how long
+        a clip is by none.
     seconds : length under protocol 10, a multiple of 0.02 up to 30; 10 by default
 
     Raises
@@ -61,8 +64,8 @@ def describe(
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be {' or '.join(PROTOCOLS)}, not {protocol!r}")
-    if protocol == "30" and seconds:
-        raise ValueError("seconds is for protocol 10; protocol 30 keeps every clip as long as it is")
+    if protocol != "10" and seconds:
+        raise ValueError(f"seconds is for protocol 10; protocol {protocol} keeps every clip as long as it is")
     seconds = float(seconds or 10.0) if protocol == "10" else 0.0
     frames = round(seconds * FRAMES_PER_SECOND)
     if protocol == "10" and (
@@ -111,11 +114,15 @@ def mel_windows(clip: Clip, about: About, n_mels: int) -> list[tuple[np.ndarray,
         return [(F.pad(alone, (0, frames - alone.shape[1])).numpy(), Window(0, frames))]
     with LogMel(audio, n_mels) as mel:
         content = mel.content_frames
-        return [
+        windows = [
             (mel.window(seek, seek + N_FRAMES).numpy(), Window(seek, min(N_FRAMES, content - seek)))
             for seek in range(0, content, N_FRAMES)
             if content - seek >= POSITION_FRAMES
         ]
+    if about.protocol == "30+" and content < N_FRAMES:
+        with LogMel(np.resize(audio, N_SAMPLES), n_mels) as mel:  # which repeats it
+            windows.insert(0, (mel.window(0, N_FRAMES).numpy(), Window(0)))
+    return windows
 
 
 @torch.no_grad()

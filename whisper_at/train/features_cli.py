@@ -17,6 +17,7 @@ from .cli import add_data_arguments, read_data, report_unreadable
 from .data import AUDIO_SUFFIXES, Clip, class_folders, recordings
 from .extract import describe, extract, size
 from .features import ABOUT, DTYPES, Features, FeatureWriter, key_of, parted, write_npz
+from .settings import PROTOCOLS
 
 EXAMPLES = """\
 examples:
@@ -44,10 +45,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default=None, help="cpu or cuda; by default a GPU if there is one")
     parser.add_argument(
         "--protocol",
-        choices=("10", "30"),
-        default="30",
-        help="30: windows with silence behind the end, as in transcription (default); 10: clips alone, cut or padded "
-        "to --seconds, as AudioSet's heads were trained",
+        choices=PROTOCOLS,
+        default="30+",
+        help="30: windows with silence behind the end, as in transcription; 30+: these, and short clips repeated to "
+        "the end of the window besides (default, as of train); 10: clips alone, cut or padded to --seconds, as "
+        "AudioSet's heads were trained",
     )
     parser.add_argument("--seconds", type=float, default=None, help="length of clips under --protocol 10 (default 10)")
     parser.add_argument("--dtype", choices=DTYPES, default="float16")

@@ -10,6 +10,9 @@ from typing import Any
 from ..toml import parse_assignment
 from .fit import PRECISIONS, Plan, Schedule, schedule_cosine, schedule_steps
 
+PROTOCOLS = ("10", "30", "30+")
+"""Ways to hear a clip, see `whisper_at.train.extract.describe`."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -73,7 +76,7 @@ class Settings:
     rows: tuple[int, ...] = (3, 8, 13, 25, 75)
     valid_share: float = 0.2
     threshold_precision: float = 0.9
-    protocol: str = "30"
+    protocol: str = "30+"
     seconds: float = 0.0
     precision: str = "float32"
     readers: int = 0
@@ -119,7 +122,7 @@ CHOICES = {
     "loss": ("auto", "bce", "ce"),
     "optimizer": ("adam", "adamw"),
     "decay": ("steps", "cosine", "none"),
-    "protocol": ("10", "30"),
+    "protocol": PROTOCOLS,
     "precision": tuple(PRECISIONS),
 }
 BOUNDS = {
