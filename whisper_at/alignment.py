@@ -41,7 +41,7 @@ def _seeing(function: Any, **names: object) -> Any:
 
 
 def median_filter(x: Tensor, filter_width: int) -> Tensor:
-    """``whisper.timing.median_filter``: upstream sorts every seven neighbours, which is most of the time of timing."""
+    """``whisper.timing.median_filter``: upstream sorts every seven neighbours, which took half of the time."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or filter_width != 7 or x.shape[-1] <= 3:
         return timing.median_filter(x, filter_width)
     rows = x.contiguous().view(-1, x.shape[-1])
