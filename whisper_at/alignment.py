@@ -10,7 +10,6 @@ from functools import partial
 from types import FunctionType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import numba
 import numpy as np
 import torch
 from numba import njit, prange
@@ -19,7 +18,7 @@ from whisper import timing
 from whisper.model import AudioEncoder, MultiHeadAttention
 
 from .inference import Heard, Rows
-from .kernels import LOCK
+from .kernels import LOCK, use_threads
 from .vectors import compiled
 
 if TYPE_CHECKING:
@@ -41,12 +40,12 @@ def _seeing(function: Any, **names: object) -> Any:
 
 
 def median_filter(x: Tensor, filter_width: int) -> Tensor:
-    """``whisper.timing.median_filter``: upstream sorts every seven neighbours, which took half of the time."""
+    """``whisper.timing.median_filter``: upstream sorts every seven neighbours."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or filter_width != 7 or x.shape[-1] <= 3:
         return timing.median_filter(x, filter_width)
     rows = x.contiguous().view(-1, x.shape[-1])
     out = torch.empty_like(rows)
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    use_threads()
     with LOCK:
         _medians_of_seven(rows.numpy(), out.numpy())
     return out.view(x.shape)
@@ -70,7 +69,7 @@ def median_of_seven(a, b, c, d, e, f, g):
     return min(d, e)
 
 
-@compiled(parallel=True, fastmath={"nnan", "nsz"})
+@compiled(parallel=True)
 def _medians_of_seven(x, out):
     """Of every number of ``x`` (rows, n) and its neighbours in the row, mirrored at the ends; n is over 3."""
     rows, n = x.shape

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
-import numba
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from whisper.model import AudioEncoder, ResidualAttentionBlock
 
 from .inference import Fingerprint, is_stock
-from .kernels import FAST, LOCK, gelu, moments
+from .kernels import FAST, LOCK, gelu, moments, use_threads
 from .vectors import COLUMNS, HOST, compiled, pair_products6, softmax, to_bits
 
 SUPPORTED = bool(HOST.get("avx512bf16")) and not HOST.get("amx-bf16")
@@ -200,8 +199,7 @@ class Encoder:
         _, rows, width = x.shape
         padded = -(-rows // ROWS) * ROWS
         normed, qkv, wide = (np.zeros((padded, n * width), np.uint16) for n in (1, 3, 4))
-        most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-        numba.set_num_threads(min(torch.get_num_threads(), most))
+        use_threads()
         for i in range(len(self.weights.norms)):
             for recording in x.numpy():
                 with LOCK:

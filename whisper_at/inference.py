@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, cast
 
-import numba
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -276,8 +275,7 @@ class Rows:
 
     def _forward_compiled(self, x: Tensor, owners: Tensor) -> Tensor:
         d, (count, n, _) = self.decoder, x.shape
-        most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-        numba.set_num_threads(min(torch.get_num_threads(), most))
+        kernels.use_threads()
         out = np.ascontiguousarray(x.flatten(0, 1).numpy())
         places = np.arange(self.position, self.position + n, dtype=np.int32)
         with kernels.LOCK:

@@ -15,7 +15,9 @@ import math
 import threading
 from typing import Any, NamedTuple
 
+import numba
 import numpy as np
+import torch
 from numba import njit, prange, types
 from numba.extending import overload
 
@@ -42,6 +44,11 @@ NEAR = 24 << 10
 """Bytes of a core's fastest cache that the numbers of a product may fill; the weights pass through the rest."""
 LOCK = threading.Lock()
 """To be held by who calls: not every threading layer of Numba bears two callers, and one fills all cores."""
+
+
+def use_threads() -> None:
+    """Let loops that are called from this thread have as many as PyTorch has."""
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
 
 
 class Weights(NamedTuple):

@@ -65,7 +65,7 @@ def transcribe(
     strict_word_timing : with ``word_timestamps``, time words as openai-whisper does, from features that
         come from attention without fused kernels: on a CPU in float32 from the one pass that the
         text comes from, else from a second one. False reuses what was decoded from: faster, and a word
-        may move by a frame. So do batches.
+        may move by a frame. Batches always reuse it.
     batch_size : cut the recording where it is quiet and decode so many windows at once, none of which
         sees the text before it; see `transcribe_many`, which does so for many recordings.
         ``hallucination_silence_threshold`` is not for batches.

@@ -112,7 +112,7 @@ def expected(recipe: str, device: str, folder: Path) -> Expected:
     model = WhisperAT(ModelDimensions(**dims)).eval().to(device)
     about = describe(data.model, model, settings.protocol, settings.seconds or None)
     start = time.perf_counter()
-    windows = [mel_windows(clip, about, dims["n_mels"])[0] for clip in clips]  # all are shorter than a window
+    windows = [window for clip in clips for window in mel_windows(clip, about, dims["n_mels"])]
     decoding = (time.perf_counter() - start) / CLIPS / (os.cpu_count() or 1)  # by as many processes
     mels, where = zip(*windows)
     encode(model, mels[:2], where[:2])
@@ -120,8 +120,9 @@ def expected(recipe: str, device: str, folder: Path) -> Expected:
     states = encode(model, mels, where)
     a_clip = decoding + (time.perf_counter() - start) / CLIPS
     with FeatureWriter(folder / "features", about) as writer:
-        for clip, some in zip(clips, states):
-            writer.add(clip, some)
+        each = len(windows) // CLIPS
+        for i, clip in enumerate(clips):
+            writer.add(clip, torch.cat(states[i * each : (i + 1) * each], dim=1))
     del model
     features = Features.open(folder / "features")
     n_bytes = int(features.n_steps.mean()) * about.layers * about.dim * np.dtype(about.dtype).itemsize
