@@ -23,7 +23,8 @@ import whisper_at
 from whisper_at.checkpoints import encoder_sha256, open_head, open_whisper, save_safetensors
 from whisper_at.train import cli, evaluate, features_cli, training
 from whisper_at.train.data import Clip, Dataset, read_folders
-from whisper_at.train.features import About, Features, FeatureWriter, write_npz
+from whisper_at.train.features import About, Features, FeatureWriter
+from whisper_at.train.features_cli import write_npz
 from whisper_at.train.settings import Settings
 from whisper_at.train.training import divide, resolve_loss, table_lines
 

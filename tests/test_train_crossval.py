@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recipes.heads.crossval import COLUMNS, cross_validate, read_rows
+from recipes.heads.crossval import COLUMNS, WAYS, Heard, cross_validate, read_rows
 from whisper_at.train.data import Clip, Dataset
 from whisper_at.train.features import About, Features, FeatureWriter
 from whisper_at.train.settings import Settings
@@ -16,13 +16,18 @@ SETTINGS = Settings(loss="ce", epochs=1, batch=8, rows=(3,), least_steps=1)
 
 
 @pytest.fixture
-def world(tmp_path) -> tuple[Dataset, dict[str, Features]]:
+def world(tmp_path) -> tuple[Dataset, dict[str, Heard]]:
     clips = [Clip(Path(f"/sounds/{i}.wav"), ("ab"[i % 2],), fold=str(i // 8)) for i in range(16)]
     r = np.random.default_rng(0)
-    with FeatureWriter(tmp_path / "f", About("m", "sha", "30", 0.0, 2, 8)) as writer:
-        for clip in clips:
-            writer.add(clip, r.standard_normal((2, 4, 8)))
-    return Dataset(tuple(clips), ("a", "b")), {"trained": Features.open(tmp_path / "f")}
+
+    def store(name: str, protocol: str, some: list[Clip]) -> Features:
+        with FeatureWriter(tmp_path / name, About("m", "sha", protocol, 0.0, 2, 8)) as writer:
+            for clip in some:
+                writer.add(clip, r.standard_normal((2, 4, 8)))
+        return Features.open(tmp_path / name)
+
+    tests = {(fold, way): store(f"{fold}{way}", way, clips[8 * fold :][:8]) for fold in range(2) for way in WAYS}
+    return Dataset(tuple(clips), ("a", "b")), {"trained": Heard(store("f", "30+", clips), tests)}
 
 
 def test_a_table_goes_on_after_a_line_that_was_not_finished(world, tmp_path):

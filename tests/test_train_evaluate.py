@@ -13,13 +13,14 @@ from conftest import SAMPLE_RATE, noise
 from scipy.io import wavfile
 
 from whisper_at.attached import Classes
-from whisper_at.audio import load_audio, log_mel_spectrogram
+from whisper_at.audio import load_audio, log_mel_spectrogram, pad_or_trim
 from whisper_at.checkpoints import open_head, save_safetensors
 from whisper_at.heads import make_head
 from whisper_at.model import load_model
 from whisper_at.timeline import Window
 from whisper_at.train import cli
-from whisper_at.train.data import Clip, Dataset
+from whisper_at.train.company import in_random_order, join
+from whisper_at.train.data import Clip, Dataset, read_folders
 from whisper_at.train.evaluate import EXAMPLES, chosen_clips, classes_of, learned_note, main, targets_for
 
 NAMES = ("hiss", "hum")
@@ -53,7 +54,7 @@ def scores_in(folder) -> dict[str, dict[str, list[float]]]:
     return out
 
 
-def test_every_clip_is_scored_both_ways(sounds, head_file, checkpoint, tmp_path, capsys):
+def test_every_clip_is_scored_three_ways(sounds, head_file, checkpoint, tmp_path, capsys):
     # Defects D8 (two protocols are two results), T1 (the last, shorter batch is scored too) and T10 (what scoring as
     # transcription hears gave was not stored: here it is, clip by clip).
     path, head = head_file
@@ -62,14 +63,16 @@ def test_every_clip_is_scored_both_ways(sounds, head_file, checkpoint, tmp_path,
     shown = capsys.readouterr().out
     assert "10 s alone: clips 5" in shown and "30 s windows: clips 5" in shown
     found = scores_in(tmp_path)
-    assert set(found) == {"10 s alone", "30 s windows"} and all(len(rows) == 5 for rows in found.values())
+    assert set(found) == {"10 s alone", "30 s windows", "one behind the other"} and all(
+        len(rows) == 5 for rows in found.values()
+    )
     text = (tmp_path / "report.md").read_text("utf-8")
     assert "## 10 s alone" in text and "## 30 s windows" in text and "the likeliest class" in text
 
     model = load_model(str(checkpoint), "cpu", head=None).eval()
     clip = next(sounds.rglob("5-*.wav"))  # 12 s: cut under one protocol, whole under the other
     audio = load_audio(clip)
-    mel = torch.nn.functional.pad(log_mel_spectrogram(np.pad(audio, (0, 480000)))[:, :3000], (0, 0))
+    mel = pad_or_trim(log_mel_spectrogram(np.pad(audio, (0, 480000)))[:, : len(audio) // 160], 3000)
     frames = len(audio) // 160
     with torch.no_grad():
         _, states = model.encode(mel[None], [Window(0, frames)])
@@ -82,6 +85,16 @@ def test_every_clip_is_scored_both_ways(sounds, head_file, checkpoint, tmp_path,
             x = block(x)
             layers.append(x.view(1, 25, 20, 64).mean(2))
         alone = head(torch.stack(layers, 1))[0]
+    clips = in_random_order(read_folders(sounds).clips)
+    audio, steps = join([load_audio(clips[i].path) for i in np.random.default_rng(0).permutation(5)])
+    place = [i for i, j in enumerate(np.random.default_rng(0).permutation(5)) if clips[j].path == clip][0]
+    mel = log_mel_spectrogram(audio)
+    with torch.no_grad():
+        windows = [Window(seek) for seek in range(0, mel.shape[1], 3000)]
+        _, states = model.encode(torch.stack([mel[:, w.seek : w.end] for w in windows]), windows)
+        states = torch.cat(list(states), 1)[:, sum(steps[:place]) : sum(steps[: place + 1])]
+        joined = head(states[None])[0]
+    assert found["one behind the other"][str(clip)] == pytest.approx(joined.tolist(), abs=2e-2)
     # states are kept in half precision
     assert found["30 s windows"][str(clip)] == pytest.approx(whole.tolist(), abs=2e-2)
     assert found["10 s alone"][str(clip)] == pytest.approx(alone.tolist(), abs=2e-2)

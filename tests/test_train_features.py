@@ -20,9 +20,11 @@ from whisper_at.mel import LogMel
 from whisper_at.timeline import Window
 from whisper_at.train import extract as extraction
 from whisper_at.train import features_cli
+from whisper_at.train.company import in_random_order, join
 from whisper_at.train.data import Clip
-from whisper_at.train.extract import describe, encode, extract, load_part, mel_windows
-from whisper_at.train.features import About, Features, FeatureWriter, key_of, short_key, write_npz
+from whisper_at.train.extract import JOINED, audible, describe, encode, extract, load_part, mel_windows
+from whisper_at.train.features import About, Features, FeatureWriter, key_of, short_key
+from whisper_at.train.features_cli import write_npz
 
 SECONDS = (0.7, 3.0, 5.0, 31.0)
 
@@ -66,7 +68,7 @@ def test_protocol_10_is_the_clip_alone_with_the_table_of_positions_cut(model_en,
 
 def test_protocol_10_of_five_seconds_ends_in_half_a_step(model_en, clips):
     about = describe("random", model_en, "10", seconds=5)
-    ((mel, window),) = mel_windows(clips[3], about, 80)
+    ((mel, window),) = mel_windows(audible(clips[3]), 80, about.seconds)
     (states,) = encode(model_en, [mel], [window])
     wanted = block_outputs(model_en, torch.from_numpy(mel), model_en.encoder.positional_embedding[:250])
     assert states.shape == (2, 13, 64)
@@ -75,39 +77,142 @@ def test_protocol_10_of_five_seconds_ends_in_half_a_step(model_en, clips):
 
 
 def test_protocol_30_hears_as_transcription_does(model_en, clips, tmp_path):
-    """Silence behind the end, whole windows, and only steps that hold audio (D6)."""
-    about = describe("random", model_en, "30")
-    extract(clips, tmp_path / "f", model_en, about, batch=2)
+    """The same windows, padded with the same 0.0 (not with silence), and only steps that hold audio (D6)."""
+    extract(clips, tmp_path / "f", model_en, describe("random", model_en, "30"), batch=2)
     features = Features.open(tmp_path / "f")
     assert features.n_steps[features.find(clips)].tolist() == [2, 8, 13, 78]
-    mel = whisper.log_mel_spectrogram(load_audio(clips[1].path), padding=whisper.audio.N_SAMPLES)[:, :3000]
+    for clip in clips:
+        heard = []
+        hook = model_en.encoder.register_forward_pre_hook(lambda _, given, heard=heard: heard.append(given[0]))
+        model_en.transcribe(str(clip.path), language="en", fp16=False, temperature=0.0, sample_len=1)
+        hook.remove()
+        windows = mel_windows(audible(clip), 80)
+        assert len(heard) == len(windows)
+        for (mel, _), other in zip(windows, heard):
+            np.testing.assert_array_equal(mel, other[0].numpy())
+    mel = torch.from_numpy(mel_windows(audible(clips[1]), 80)[0][0])
     wanted = block_outputs(model_en, mel, model_en.encoder.positional_embedding)[:, :160].reshape(2, 8, 20, 64).mean(2)
     found = torch.from_numpy(features.states(features.find(clips)[1]).astype(np.float32))
     # the last step: audio of 3.0 s ends in its middle, and what lies behind is no part of it
     torch.testing.assert_close(found[:, :7], wanted[:, :7], rtol=2e-3, atol=2e-3)
 
 
-def test_protocol_30_plus_hears_short_clips_in_a_full_window_too(model_en, clips, tmp_path):
-    """Heads that knew clips amid silence alone did not know them again in a recording full of sound."""
-    alone, both = (describe("random", model_en, protocol) for protocol in ("30", "30+"))
+def recording_of(clips) -> np.ndarray:
+    """Clips one behind the other, each from a step on, repeated until the last window is full."""
+    sounds = []
     for clip in clips:
-        once, more = (mel_windows(clip, about, 80) for about in (alone, both))
         samples = load_part(clip)
-        if len(samples) >= 30 * SAMPLE_RATE:
-            assert len(more) == len(once)
-            continue
-        full = np.tile(samples, 30 * SAMPLE_RATE // len(samples) + 1)[: 30 * SAMPLE_RATE]
-        with LogMel(full, 80) as mel:
-            np.testing.assert_array_equal(more[0][0], mel.window(0, 3000).numpy())
-        assert more[0][1] == Window(0) and len(more) == 2
-        np.testing.assert_array_equal(more[1][0], once[0][0])
-        assert more[1][1] == once[0][1]
-    for about, folder in ((alone, "a"), (both, "b")):
-        assert not extract(clips, tmp_path / folder, model_en, about)
-    plain, longer = (Features.open(tmp_path / folder) for folder in ("a", "b"))
+        sounds += [samples, np.zeros(-len(samples) % 6400, np.float32)]
+    whole = np.concatenate(sounds)
+    windows = -(-len(whole) // (30 * SAMPLE_RATE))
+    return np.tile(whole, windows * 30 * SAMPLE_RATE // len(whole) + 1)[: windows * 30 * SAMPLE_RATE]
+
+
+def company_of(model, ordered) -> dict[Clip, np.ndarray]:
+    """The states of each clip in a recording of all, spelled out."""
+    with LogMel(recording_of(ordered), 80) as mel:
+        whole = [mel.window(seek, seek + 3000).numpy() for seek in range(0, mel.content_frames, 3000)]
+    states = torch.cat(encode(model, whole, [Window(3000 * i) for i in range(len(whole))]), dim=1).numpy()
+    found, start = {}, 0
+    for clip in ordered:
+        steps = -(-len(load_part(clip)) // 6400)
+        found[clip] = states[:, start : start + steps]
+        start += steps
+    return found
+
+
+def test_protocol_30_plus_hears_every_clip_by_itself_and_among_others(model_en, clips, tmp_path):
+    """Heads that knew clips amid silence alone did not know them again in a recording full of sound."""
+    stores = {}
+    for protocol in ("30", "30+", JOINED):
+        assert not extract(clips, tmp_path / protocol, model_en, describe("random", model_en, protocol), batch=3)
+        stores[protocol] = Features.open(tmp_path / protocol)
+    ordered = in_random_order(clips)
+    assert sorted(ordered, key=clips.index) == clips == sorted(in_random_order(clips[::-1]), key=clips.index)
+    companies = [
+        company_of(model_en, [ordered[i] for i in np.random.default_rng(again).permutation(4)]) for again in range(3)
+    ]
     for clip in clips:
-        n, m = (int(features.n_steps[features.find([clip])[0]]) for features in (plain, longer))
-        assert m == (n if n >= 75 else n + 75)
+        (alone,), (several,), (once,) = (stores[protocol].find([clip]) for protocol in stores)
+        np.testing.assert_allclose(stores[JOINED].states(once), companies[0][clip], rtol=2e-3, atol=2e-3)
+        n = stores["30"].n_steps[alone]
+        hearings = stores["30+"].hearings(np.array([several]))[:, 0]
+        assert hearings[0] == several and stores["30+"].n_steps[hearings].tolist() == [n] * 4
+        wanted = [stores["30"].states(alone).astype(np.float32), *(found[clip][:, :n] for found in companies)]
+        for hearing, states in zip(hearings.tolist(), wanted):
+            np.testing.assert_allclose(stores["30+"].states(hearing), states, rtol=2e-3, atol=2e-3)
+        batch = stores["30+"].batch(hearings, 3, [0, 1, 0, 1])
+        np.testing.assert_array_equal(batch[3], stores["30+"].batch(hearings[3:], 4)[0][:, 1:])
+    assert stores["30"].hearings(np.arange(4)).tolist() == [[0, 1, 2, 3]]
+
+
+def test_company_does_not_tell_the_class(tmp_path):
+    """Lists go by class: an order by place in them would be the same in all folds, and a head would learn it."""
+    clips = [
+        Clip(tmp_path / f"{fold}-{number}.wav", (label,), fold=str(fold))
+        for fold in range(4)
+        for label in "abcde"
+        for number in range(100 * ord(label), 100 * ord(label) + 8)
+    ]
+    labels = [[clip.labels[0] for clip in in_random_order(clips) if clip.fold == str(fold)] for fold in range(4)]
+    for i, one in enumerate(labels):
+        assert sorted(one) == sorted("abcde" * 8) and one != sorted(one)
+        assert all(sum(a == b for a, b in zip(one, other)) < 20 for other in labels[:i])  # 8 of 40 by chance
+
+
+def test_company_is_of_one_split_and_fold_and_some_minutes_long(clips, model_en, tmp_path, monkeypatch):
+    """What is held apart is not heard in training, not even behind other sounds."""
+    recordings = []
+
+    def join_and_note(sounds):
+        recordings.append([len(sound) for sound in sounds])
+        return join(sounds)
+
+    monkeypatch.setattr("whisper_at.train.extract.join", join_and_note)
+    monkeypatch.setattr("whisper_at.train.extract.LONG_ENOUGH", 100_000)
+    folds = [replace(clips[i % 3], start=0.1 * (i // 6), fold=str(i % 2), split="test" * (i < 2)) for i in range(18)]
+    assert not extract(folds, tmp_path / "f", model_en, describe("random", model_en, JOINED))
+    ordered = in_random_order(folds)
+    parts = [(clip.split, clip.fold) for clip in ordered]
+    assert len(set(parts)) == 4 and sum(a != b for a, b in zip(parts, parts[1:])) == 3
+    place = 0
+    for recording in recordings:
+        members = ordered[place : place + len(recording)]
+        assert len({(clip.split, clip.fold) for clip in members}) == 1
+        lengths = [len(load_part(clip)) for clip in members]
+        assert sorted(lengths) == sorted(recording) and sum(lengths[:-1]) < 100_000
+        place += len(recording)  # the last one made it long enough, or was the last of its part
+        assert sum(lengths) >= 100_000 or place == len(parts) or parts[place] != parts[place - 1]
+    assert place == 18
+
+
+def test_company_is_the_same_after_a_kill(clips, model_en, tmp_path, monkeypatch):
+    """Recordings end where shards may end, so that what is left is joined as it would have been."""
+    monkeypatch.setattr("whisper_at.train.extract.LONG_ENOUGH", 100_000)
+    monkeypatch.setattr("whisper_at.train.features.SHARD_CLIPS", 2)
+    many = [replace(clips[i % 3], start=0.01 * (i // 3)) for i in range(18)]
+    about = describe("random", model_en, "30+", dtype="float32")
+    extract(many, tmp_path / "whole", model_en, about)
+
+    whole = Features.open(tmp_path / "whole")
+    for killed_at in (1, 2, 5, 9):
+        left = iter(range(killed_at))
+        with monkeypatch.context() as context:
+
+            def stop(self, clip, states, last=True, add=FeatureWriter.add, left=left, context=context):
+                if next(left, None) is None:
+                    context.setattr(FeatureWriter, "flush", lambda self: None)  # as a kill leaves it
+                    raise KeyboardInterrupt
+                add(self, clip, states, last)
+
+            context.setattr(FeatureWriter, "add", stop)
+            with pytest.raises(KeyboardInterrupt):
+                extract(many, tmp_path / str(killed_at), model_en, about)
+        assert len(Features.open(tmp_path / str(killed_at))) < 18
+        extract(many, tmp_path / str(killed_at), model_en, about)
+        again = Features.open(tmp_path / str(killed_at))
+        for i, j in zip(*(of.hearings(of.find(many)).ravel().tolist() for of in (whole, again))):
+            np.testing.assert_array_equal(whole.states(i), again.states(j))
 
 
 def test_batched_and_single_and_other_processes_agree(model_en, clips, tmp_path):

@@ -3,8 +3,9 @@
     python -m recipes.heads.crossval --data data/esc10 --fold '^(\\d)-' --group '^\\d-(\\d+)-' --out runs/crossval
 
 States are computed once for each encoder: the Whisper's own, and one of the same size with random frozen weights,
-which tells how much of a score the encoder's training is worth. Every fold is tested once for every seed; epochs are
-chosen on a part held out of the other folds. The table is added to as runs finish, and runs in it are not repeated.
+which tells how much of a score the encoder's training is worth. Every fold is tested once for every seed, its clips
+each by itself and one behind the other in recordings; epochs are chosen on a part held out of the other folds. The
+table is added to as runs finish, and runs in it are not repeated.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import argparse
 import csv
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,9 +26,10 @@ from whisper_at.model import WhisperAT, load_model
 from whisper_at.toml import read_toml
 from whisper_at.train.cli import add_data_arguments, read_data
 from whisper_at.train.data import Dataset, folds, hold_out
-from whisper_at.train.extract import describe, extract
+from whisper_at.train.extract import JOINED, describe, extract
 from whisper_at.train.features import Features
 from whisper_at.train.metrics import mean_interval
+from whisper_at.train.recipe import score, scores_of
 from whisper_at.train.record import clips_digest, cut_unfinished, refuse_other_run
 from whisper_at.train.settings import Settings, as_dict, changed, parse_assignments, preset
 from whisper_at.train.training import Division, resolve_loss, train_head
@@ -45,7 +48,17 @@ MODES = (
 LINEAR_RATE = 5.0
 """Linear heads learn at so many times the rate of those with attention: at the same one, they do not get there."""
 ENCODERS = ("trained", "random")
-COLUMNS = ("encoder", "mode", "seed", "fold", "parameters", "epoch", "accuracy", "mAP", "AUC", "seconds")
+WAYS = ("30", JOINED)
+"""How clips of a fold are heard for its test: each by itself, and one behind the other."""
+SCORES = ("accuracy", "mAP", "AUC", *(f"{name}_joined" for name in ("accuracy", "mAP", "AUC")))
+COLUMNS = ("encoder", "mode", "seed", "fold", "parameters", "epoch", *SCORES, "seconds")
+
+
+class Heard(NamedTuple):
+    """The states of all clips to train on, and those to test on, by fold and way of hearing."""
+
+    training: Features
+    tests: Mapping[tuple[int, str], Features]
 
 
 def random_encoder(model: WhisperAT, seed: int = 0) -> WhisperAT:
@@ -54,22 +67,29 @@ def random_encoder(model: WhisperAT, seed: int = 0) -> WhisperAT:
     return WhisperAT(model.dims).eval()
 
 
-def store(dataset: Dataset, out: Path, name: str, encoder: str, settings: Settings, workers: int) -> Features:
+def hear(dataset: Dataset, out: Path, name: str, encoder: str, settings: Settings, workers: int) -> Heard:
     """The states of all clips by an encoder, computed unless they are there."""
     model = load_model(name, device="cpu", head=None).eval()
     model = random_encoder(model) if encoder == "random" else model
     label = name if encoder == "trained" else f"{name} with random weights"
-    seconds = settings.seconds if settings.protocol == "10" else None
-    about = describe(label, model, settings.protocol, seconds)
-    folder = out / f"{encoder}.features"
-    if unreadable := extract(dataset.clips, folder, model, about, workers=workers, progress=True, say=print):
-        raise RuntimeError(f"{unreadable[0].clip.path}: {unreadable[0].reason} ({len(unreadable)} such)")
-    return Features.open(folder)
+
+    def store(part: Dataset, protocol: str, folder: Path) -> Features:
+        about = describe(label, model, protocol, settings.seconds if protocol == "10" else None)
+        if unreadable := extract(part.clips, folder, model, about, workers=workers, progress=True, say=print):
+            raise RuntimeError(f"{unreadable[0].clip.path}: {unreadable[0].reason} ({len(unreadable)} such)")
+        return Features.open(folder)
+
+    training = store(dataset, settings.protocol, out / f"{encoder}.features")
+    tests = {}
+    for fold, (_, inside) in enumerate(folds(dataset)):
+        for way in WAYS:
+            tests[fold, way] = store(dataset.take(inside), way, out / f"{encoder}.fold-{fold}-{way}.features")
+    return Heard(training, tests)
 
 
 def cross_validate(
     dataset: Dataset,
-    features: dict[str, Features],
+    heard: Mapping[str, Heard],
     modes: Sequence[str],
     seeds: Sequence[int],
     settings: Settings,
@@ -94,16 +114,22 @@ def cross_validate(
             if only_fold not in (None, fold):
                 continue
             kept, held = hold_out(dataset.take(outside), settings.valid_share, seed)
-            division = Division(outside[kept], outside[held], inside)
-            for encoder, states in features.items():
+            division = Division(outside[kept], outside[held], inside[:0])
+            test = dataset.take(inside)
+            for encoder, states in heard.items():
                 for mode in modes:
                     if (encoder, mode, str(seed), str(fold)) in done:
                         continue
                     begun = time.perf_counter()
                     rate = settings.rate * (LINEAR_RATE if mode.endswith("_mlp") else 1)
                     changes = {"mode": mode, "seed": seed, "rate": rate}
-                    trained = train_head(dataset, states, division, changed(settings, changes, "crossval"))
-                    scores = trained.test_scores
+                    trained = train_head(dataset, states.training, division, changed(settings, changes, "crossval"))
+                    scores = {}
+                    for way in WAYS:
+                        features = states.tests[fold, way]
+                        logits = score(trained.head, features, features.find(test.clips), max(settings.rows))
+                        found = scores_of(test.targets(), logits, settings.loss)
+                        scores |= {name if way == "30" else f"{name}_joined": value for name, value in found.items()}
                     row = {
                         "encoder": encoder,
                         "mode": mode,
@@ -111,9 +137,7 @@ def cross_validate(
                         "fold": fold,
                         "parameters": sum(parameter.numel() for parameter in trained.head.parameters()),
                         "epoch": trained.epoch,
-                        "accuracy": round(scores.get("accuracy", float("nan")), 5),
-                        "mAP": round(scores["mAP"], 5),
-                        "AUC": round(scores["AUC"], 5),
+                        **{name: round(scores.get(name, float("nan")), 5) for name in SCORES},
                         "seconds": round(time.perf_counter() - begun, 1),
                     }
                     add_row(table, row)
@@ -163,12 +187,12 @@ def draw(rows: Sequence[dict[str, str]], path: Path, title: str) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    scores = [name for name in ("accuracy", "mAP") if not np.isnan([float(row[name]) for row in rows]).all()]
+    scores = [name for name in SCORES if "AUC" not in name and not np.isnan([float(row[name]) for row in rows]).all()]
     modes = list(dict.fromkeys(row["mode"] for row in rows))
     figure, axes = plt.subplots(1, len(scores), figsize=(5.2 * len(scores), 0.5 * len(modes) + 1.6), squeeze=False)
     look = {"trained": ("o", "#0072b2", "trained encoder"), "random": ("s", "#d55e00", "random encoder")}
-    for axis, score in zip(axes[0], scores):
-        found = means(rows, score)
+    for axis, name in zip(axes[0], scores):
+        found = means(rows, name)
         for offset, encoder in ((-0.12, "trained"), (0.12, "random")):
             at = [i for i, mode in enumerate(modes) if (encoder, mode) in found]
             if not at:
@@ -186,7 +210,7 @@ def draw(rows: Sequence[dict[str, str]], path: Path, title: str) -> None:
             )
         axis.set_yticks(range(len(modes)), modes)
         axis.invert_yaxis()
-        axis.set_xlabel(f"{score} (%), mean over folds with 95 % interval")
+        axis.set_xlabel(f"{name} (%), mean over folds with 95 % interval")
         axis.grid(axis="x", alpha=0.3)
     figure.suptitle(title, x=0.02, ha="left")
     handles, labels = axes[0][0].get_legend_handles_labels()
@@ -213,17 +237,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     dataset = read_data(args.data, args)
     given = read_toml(args.config) if args.config else {}
     name = given.pop("preset", "own")
-    alone = {"protocol": "30"} if name == "own" else {}  # as they are scored
-    settings = changed(preset(name, 0), alone | given, args.config or "")
+    settings = changed(preset(name, 0), given, args.config or "")
     settings = resolve_loss(dataset, changed(settings, parse_assignments(args.set), "--set"))
     args.out.mkdir(parents=True, exist_ok=True)
-    features = {name: store(dataset, args.out, args.model, name, settings, args.workers) for name in args.encoders}
+    heard = {name: hear(dataset, args.out, args.model, name, settings, args.workers) for name in args.encoders}
     rows = cross_validate(
-        dataset, features, args.modes, range(args.seeds), settings, args.out / "crossval.csv", args.only_fold
+        dataset, heard, args.modes, range(args.seeds), settings, args.out / "crossval.csv", args.only_fold
     )
-    for (encoder, mode), (mean, half, n) in means(rows, "mAP").items():
-        accuracy, spread, _ = means(rows, "accuracy")[encoder, mode]
-        print(f"{encoder:8} {mode:18} accuracy {accuracy:.3f} ± {spread:.3f}  mAP {mean:.3f} ± {half:.3f}  ({n} runs)")
+    for (encoder, mode), (_, _, n) in means(rows, "mAP").items():
+        found = {name: means(rows, name)[encoder, mode] for name in SCORES if "AUC" not in score}
+        figures = "  ".join(f"{name} {mean:.3f} ± {half:.3f}" for name, (mean, half, _) in found.items())
+        print(f"{encoder:8} {mode:18} {figures}  ({n} runs)")
     draw(rows, args.out / "crossval.png", f"Heads on {args.model}, {len(dataset)} clips of {Path(args.data).name}")
     return 0
 

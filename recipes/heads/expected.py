@@ -32,8 +32,9 @@ from whisper_at.heads import make_head
 from whisper_at.model import WhisperAT
 from whisper_at.toml import read_toml
 from whisper_at.train import cli
+from whisper_at.train.company import join
 from whisper_at.train.data import Clip
-from whisper_at.train.extract import describe, duration, encode, mel_windows, size
+from whisper_at.train.extract import audible, describe, duration, encode, mel_windows, size
 from whisper_at.train.features import Features, FeatureWriter
 from whisper_at.train.fit import fit
 from whisper_at.train.flops import dims_of
@@ -112,7 +113,11 @@ def expected(recipe: str, device: str, folder: Path) -> Expected:
     model = WhisperAT(ModelDimensions(**dims)).eval().to(device)
     about = describe(data.model, model, settings.protocol, settings.seconds or None)
     start = time.perf_counter()
-    windows = [window for clip in clips for window in mel_windows(clip, about, dims["n_mels"])]
+    sounds = [audible(clip) for clip in clips]
+    windows = [window for sound in sounds for window in mel_windows(sound, dims["n_mels"], about.seconds)]
+    alone = len(windows)
+    if about.hearings > 1:
+        windows += mel_windows(join(sounds)[0], dims["n_mels"])
     decoding = (time.perf_counter() - start) / CLIPS / (os.cpu_count() or 1)  # by as many processes
     mels, where = zip(*windows)
     encode(model, mels[:2], where[:2])
@@ -120,12 +125,12 @@ def expected(recipe: str, device: str, folder: Path) -> Expected:
     states = encode(model, mels, where)
     a_clip = decoding + (time.perf_counter() - start) / CLIPS
     with FeatureWriter(folder / "features", about) as writer:
-        each = len(windows) // CLIPS
-        for i, clip in enumerate(clips):
-            writer.add(clip, torch.cat(states[i * each : (i + 1) * each], dim=1))
+        each = alone // CLIPS
+        for i, clip in enumerate(clips):  # as many steps as there would be, whichever they are
+            writer.add(clip, torch.cat(states[i * each : (i + 1) * each] * about.hearings, dim=1))
     del model
     features = Features.open(folder / "features")
-    n_bytes = int(features.n_steps.mean()) * about.layers * about.dim * np.dtype(about.dtype).itemsize
+    n_bytes = int(features.n_steps.mean()) * about.hearings * about.layers * about.dim * np.dtype(about.dtype).itemsize
 
     head = make_head(settings.mode, n_layer=about.layers, rep_dim=about.dim, label_dim=data.classes).to(device)
     ends: list[float] = []
@@ -136,7 +141,7 @@ def expected(recipe: str, device: str, folder: Path) -> Expected:
     fit(head, task, optimizer_of(head, short), short.plan(validated=False))
     a_batch = (ends[1] - ends[0]) / BATCHES
     start = time.perf_counter()
-    score(head, features, items, max(settings.rows))
+    score(head, features, features.hearings(items).ravel(), max(settings.rows))
     a_score = (time.perf_counter() - start) / len(clips)
 
     clips_in_all = train + held + data.test

@@ -1,4 +1,4 @@
-"""``whisper-at evaluate``: what a head does on labelled recordings, heard both ways: a report, and scores as CSV."""
+"""``whisper-at evaluate``: what a head does on labelled recordings, heard three ways: a report, scores as CSV."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..labels import audioset_labels, find_class
 from ..model import WhisperAT, load_model, open_fitting_head
 from .cli import add_data_arguments, read_data, report_unreadable
 from .data import Dataset
-from .extract import describe, extract
+from .extract import JOINED, describe, extract
 from .features import Features
 from .recipe import score
 from .report import Scored, summary, write_report, write_scores
@@ -32,8 +32,9 @@ examples:
   whisper-at evaluate small.en --data eval.json --labels audioset_label.csv -o small.en.report
   whisper-at evaluate esc50.safetensors --data esc50.csv --root audio/ --test_fold 5 --protocol 30 -o report"""
 
-SCORED = ("10", "30")
-"""The protocols that heads are scored under: clips alone, and with silence behind them."""
+WAYS = {"30": "30 s windows", JOINED: "one behind the other"}
+SCORED = ("10", *WAYS)
+"""The protocols that heads are scored under: clips alone, with silence behind them, and in each other's company."""
 
 
 def classes_of(metadata: Mapping[str, str], label_dim: int) -> Classes:
@@ -152,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for protocol in SCORED if args.protocol is None else (args.protocol,):
         seconds = (args.seconds or _trained_seconds(metadata)) if protocol == "10" else None
         about = describe(name, model, protocol, seconds)
-        way = f"{about.seconds:g} s alone" if protocol == "10" else "30 s windows"
+        way = WAYS.get(protocol, f"{about.seconds:g} s alone")
         with _folder_of_features(args.features, protocol) as folder:
             unreadable = _heard(dataset, folder, model, about, args)
             if unreadable is None:
@@ -239,8 +240,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(
         prog="whisper-at evaluate",
-        description="Score a head on labelled recordings under both protocols: clips alone, as heads are trained, and "
-        "in windows of 30 s, as transcription hears. Writes report.md with pictures, and scores.csv.",
+        description="Score a head on labelled recordings three ways: clips alone, as published heads are trained; in "
+        "windows of 30 s with silence behind them, as transcription hears a short file; and joined, one behind the "
+        "other, as it hears sounds in a recording. Writes report.md with pictures, and scores.csv.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -253,7 +255,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model", help="Whisper it was trained on, if the head does not say: name, file, folder, hub id"
     )
-    parser.add_argument("--protocol", choices=SCORED, help="only 10 (clips alone) or 30 (windows); both by default")
+    help = "only 10 (clips alone), 30 (windows of one clip) or joined (of several); all by default"
+    parser.add_argument("--protocol", choices=SCORED, help=help)
     parser.add_argument("--seconds", type=float, metavar="S", help="length of clips under protocol 10")
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder of the report")
     parser.add_argument("--features", metavar="DIR", help="keep states there for another time; else they are not kept")

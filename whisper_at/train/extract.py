@@ -6,8 +6,9 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,17 +16,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from whisper.audio import HOP_LENGTH, N_FFT, N_FRAMES, N_SAMPLES, SAMPLE_RATE
+from whisper.audio import HOP_LENGTH, N_FFT, N_FRAMES, SAMPLE_RATE, pad_or_trim
 
 from ..audio import load_audio, log_mel_spectrogram
 from ..checkpoints import encoder_sha256
 from ..mel import LogMel
 from ..model import WhisperAT
 from ..timeline import POSITION_FRAMES, STEP_POSITIONS, Window, pool_steps
+from .company import LONG_ENOUGH, in_random_order, join, part_of
 from .data import Clip
 from .features import About, FeatureWriter, key_of, stamp
 from .settings import PROTOCOLS
 
+JOINED = "joined"
+"""The protocol of clips in company alone, under which heads are scored and not trained."""
 FRAMES_PER_SECOND = SAMPLE_RATE // HOP_LENGTH
 ALONE = 2  # clips that go first, one by one: the second tells how long the rest will take
 TIMED = 3  # batches after those whose time tells it better
@@ -33,11 +37,22 @@ MANY = 100  # clips from which on it is told anew
 SPARE = 1.02  # of the space that states need: rows of the index
 
 
+MelWindow = tuple[np.ndarray, Window]
+
+
 class Unreadable(NamedTuple):
     """A clip without states, and why."""
 
     clip: Clip
     reason: str
+
+
+class Result(NamedTuple):
+    """The states ``(layers, steps, dim)`` of a clip or what is wrong with it, and whether it ends its recording."""
+
+    clip: Clip
+    states: Tensor | str
+    last: bool = True
 
 
 def describe(
@@ -50,11 +65,11 @@ def describe(
     name : of the model
     protocol : ``"10"`` as Whisper-AT's heads were trained: the spectrogram of the clip alone, its dynamic range cut
         below its own maximum, padded with 0.0 or cut to ``seconds``; the encoder sees so many positions and no more
-        (spec section 3.1). ``"30"`` as transcription hears: windows of 30 s with silence behind the end, of which
-        only steps that hold audio are kept. ``"30+"``: those, and before them the steps of a window that a shorter
-        clip fills by being repeated, since what an encoder makes of a sound depends on what else the window holds:
-        heads that know short clips amid silence alone do not know them again in a recording. Heads are told how long
-        a clip is by none.
+        (spec section 3.1). ``"30"`` as transcription hears: windows of 30 s, padded with 0.0 behind the end, of which
+        only steps that hold audio are kept. ``"30+"``: every clip is heard so and, besides, in the company of others:
+        in recordings of some minutes that are made of clips of one split and fold, one behind the other, in three
+        random orders. What an encoder makes of a sound depends on what else its window holds, and heads that know clips
+        amid silence alone do not know them again in a recording. ``"joined"``: in company only, to score heads.
     seconds : length under protocol 10, a multiple of 0.02 up to 30; 10 by default
 
     Raises
@@ -62,8 +77,8 @@ def describe(
     ValueError
         If there is no such protocol or length.
     """
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol must be {' or '.join(PROTOCOLS)}, not {protocol!r}")
+    if protocol not in (known := (*PROTOCOLS, JOINED)):
+        raise ValueError(f"protocol must be {' or '.join(known)}, not {protocol!r}")
     if protocol != "10" and seconds:
         raise ValueError(f"seconds is for protocol 10; protocol {protocol} keeps every clip as long as it is")
     seconds = float(seconds or 10.0) if protocol == "10" else 0.0
@@ -97,32 +112,34 @@ def load_part(clip: Clip, sr: int = SAMPLE_RATE) -> np.ndarray:
     return audio
 
 
-def mel_windows(clip: Clip, about: About, n_mels: int) -> list[tuple[np.ndarray, Window]]:
-    """What the encoder is to see of a clip: spectrograms ``(n_mels, frames)``, and where each lies in the clip.
+def audible(clip: Clip) -> np.ndarray:
+    """The samples of a clip that is long enough to hold an encoder position.
 
     Raises
     ------
     FileNotFoundError, RuntimeError, ValueError
-        As `load_part`; or the clip is too short to hold an encoder position (20 ms).
+        As `load_part`; or it is too short (20 ms).
     """
     audio = load_part(clip)
     if len(audio) < max(N_FFT // 2 + 1, POSITION_FRAMES * HOP_LENGTH):
         raise ValueError(f"it holds {len(audio) / SAMPLE_RATE * 1000:.0f} ms of sound, which is too short")
-    if about.protocol == "10":
-        frames = round(about.seconds * FRAMES_PER_SECOND)
+    return audio
+
+
+def mel_windows(audio: np.ndarray, n_mels: int, seconds: float = 0.0) -> list[MelWindow]:
+    """What the encoder is to see of a recording: spectrograms ``(n_mels, frames)``, and where each lies in it.
+
+    Those of transcription or, where ``seconds`` are given, one of that length (protocol 10).
+    """
+    if seconds:
+        frames = round(seconds * FRAMES_PER_SECOND)
         alone = log_mel_spectrogram(audio, n_mels)[:, :frames]
         return [(F.pad(alone, (0, frames - alone.shape[1])).numpy(), Window(0, frames))]
     with LogMel(audio, n_mels) as mel:
         content = mel.content_frames
-        windows = [
-            (mel.window(seek, seek + N_FRAMES).numpy(), Window(seek, min(N_FRAMES, content - seek)))
-            for seek in range(0, content, N_FRAMES)
-            if content - seek >= POSITION_FRAMES
-        ]
-    if about.protocol == "30+" and content < N_FRAMES:
-        with LogMel(np.resize(audio, N_SAMPLES), n_mels) as mel:  # which repeats it
-            windows.insert(0, (mel.window(0, N_FRAMES).numpy(), Window(0)))
-    return windows
+        windows = [Window(seek, min(N_FRAMES, content - seek)) for seek in range(0, content, N_FRAMES)]
+        windows = [window for window in windows if window.size >= POSITION_FRAMES]
+        return [(pad_or_trim(mel.window(window.seek, window.end), N_FRAMES).numpy(), window) for window in windows]
 
 
 @torch.no_grad()
@@ -179,21 +196,24 @@ def extract(
     """
     unreadable: list[Unreadable] = []
     with FeatureWriter(folder, about) as writer:
-        todo = [clip for clip in dict.fromkeys(clips) if not _is_done(clip, writer)]
+        company = about.protocol in ("30+", JOINED)
+        every = in_random_order(clips) if company else dict.fromkeys(clips)
+        todo = [clip for clip in every if not _is_done(clip, writer)]
         if not todo:
             return unreadable
         clock = _Clock(len(todo), about, writer.folder, say)
         if about.protocol == "10":
             clock.refuse_small_disk(-(-round(about.seconds * FRAMES_PER_SECOND / POSITION_FRAMES) // STEP_POSITIONS))
-        decoded = _decoded(todo, about, model.dims.n_mels, workers)
+        read = audible if company else partial(_seen, n_mels=model.dims.n_mels, seconds=about.seconds)
+        decoded = _decoded(todo, read, workers)
         bar = tqdm(total=len(todo), unit="clip", disable=not progress, desc="features")
         with bar:
-            for clip, result in _encoded(decoded, todo, model, batch, clock):
-                if isinstance(result, str):
-                    unreadable.append(Unreadable(clip, result))
+            for clip, states, last in (_in_company if company else _encoded)(decoded, todo, model, batch, clock):
+                if isinstance(states, str):
+                    unreadable.append(Unreadable(clip, states))
                 else:
                     try:
-                        writer.add(clip, result)
+                        writer.add(clip, states, last)
                     except ValueError as error:
                         unreadable.append(Unreadable(clip, str(error)))
                 bar.update()
@@ -205,10 +225,14 @@ def _is_done(clip: Clip, writer: FeatureWriter) -> bool:
     return row is not None and clip.path.exists() and stamp(clip.path) == (row.size, row.mtime)
 
 
-def _decoded(todo: Sequence[Clip], about: About, n_mels: int, workers: int) -> Iterator[list | str]:
-    """For each clip, in order, its windows or what is wrong with it."""
+def _seen(clip: Clip, n_mels: int, seconds: float) -> list[MelWindow]:
+    return mel_windows(audible(clip), n_mels, seconds)
+
+
+def _decoded(todo: Sequence[Clip], read: Callable[[Clip], Any], workers: int) -> Iterator[Any]:
+    """For each clip, in order, what ``read`` gives or, as text, what is wrong with it."""
     loader: DataLoader = DataLoader(
-        _Decoding(list(todo), about, n_mels),  # type: ignore[arg-type]
+        _Decoding(list(todo), read),  # type: ignore[arg-type]
         batch_size=None,
         num_workers=min(workers, len(todo)),
         prefetch_factor=8 if workers else None,
@@ -217,38 +241,37 @@ def _decoded(todo: Sequence[Clip], about: About, n_mels: int, workers: int) -> I
     return iter(loader)
 
 
-def _unchanged(item: list | str) -> list | str:
+def _unchanged(item: Any) -> Any:
     return item
 
 
 @dataclass
 class _Decoding:
-    """Windows of clips by number; what goes wrong is an answer, so that the rest go on."""
+    """Clips by number; what goes wrong is an answer, so that the rest go on."""
 
     clips: list[Clip]
-    about: About
-    n_mels: int
+    read: Callable[[Clip], Any]
 
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, i: int) -> list | str:
+    def __getitem__(self, i: int) -> Any:
         try:
-            return mel_windows(self.clips[i], self.about, self.n_mels)
+            return self.read(self.clips[i])
         except (OSError, RuntimeError, ValueError) as error:
             return str(error)
 
 
 def _encoded(
-    decoded: Iterator[list | str], todo: Sequence[Clip], model: WhisperAT, batch: int, clock: _Clock
-) -> Iterator[tuple[Clip, Tensor | str]]:
-    """For each clip its states ``(layers, steps, dim)`` or what is wrong with it; windows of several go together."""
-    held: list[tuple[Clip, list]] = []
-    for clip, result in zip(todo, decoded):
-        if isinstance(result, str):
-            yield clip, result
+    decoded: Iterator[list[MelWindow] | str], todo: Sequence[Clip], model: WhisperAT, batch: int, clock: _Clock
+) -> Iterator[Result]:
+    """Every clip by itself; windows of several go together."""
+    held: list[tuple[Clip, list[MelWindow]]] = []
+    for clip, windows in zip(todo, decoded):
+        if isinstance(windows, str):
+            yield Result(clip, windows)
             continue
-        held.append((clip, result))
+        held.append((clip, windows))
         if clock.batches < ALONE or sum(len(windows) for _, windows in held) >= batch:
             yield from _flushed(held, model, batch, clock)
             held = []
@@ -257,18 +280,68 @@ def _encoded(
 
 
 def _flushed(
-    held: list[tuple[Clip, list]], model: WhisperAT, batch: int, clock: _Clock
-) -> Iterator[tuple[Clip, Tensor | str]]:
-    together = [window for _, windows in held for window in windows]
+    held: Sequence[tuple[Clip, list[MelWindow]]], model: WhisperAT, batch: int, clock: _Clock
+) -> Iterator[Result]:
+    for (clip, _), states in zip(held, recording_states([windows for _, windows in held], model, batch)):
+        yield Result(clip, states)
+        clock.count(states.shape[1])
+    clock.batch_done()
+
+
+def recording_states(recordings: Sequence[list[MelWindow]], model: WhisperAT, batch: int) -> list[Tensor]:
+    """Pooled states ``(layers, steps, dim)`` of each recording, given as windows, of which ``batch`` go at once."""
+    together = [window for windows in recordings for window in windows]
     states: list[Tensor] = []
     for first in range(0, len(together), batch):
         part = together[first : first + batch]
         states += encode(model, [mel for mel, _ in part], [window for _, window in part])
-    for clip, windows in held:
-        own, states = states[: len(windows)], states[len(windows) :]
-        yield clip, torch.cat(own, dim=1)
-        clock.count(sum(item.shape[1] for item in own))
-    clock.batch_done()
+    rest = iter(states)
+    return [torch.cat([next(rest) for _ in windows], dim=1) for windows in recordings]
+
+
+def _in_company(
+    decoded: Iterator[np.ndarray | str], todo: Sequence[Clip], model: WhisperAT, batch: int, clock: _Clock
+) -> Iterator[Result]:
+    """Every clip in a recording that is made of several."""
+    held: list[tuple[Clip, np.ndarray]] = []
+    for i, (clip, audio) in enumerate(zip(todo, decoded)):
+        if isinstance(audio, str):
+            yield Result(clip, audio)
+        else:
+            held.append((clip, audio))
+        is_last = i + 1 == len(todo) or part_of(todo[i + 1]) != part_of(clip)
+        if held and (is_last or sum(len(audio) for _, audio in held) >= LONG_ENOUGH):
+            yield from _recording(held, model, batch, clock)
+            held = []
+
+
+def _recording(
+    held: Sequence[tuple[Clip, np.ndarray]], model: WhisperAT, batch: int, clock: _Clock
+) -> Iterator[Result]:
+    """Clips of one recording: by themselves, if the protocol is 30+, and then in it."""
+    sounds, n_mels = [audio for _, audio in held], model.dims.n_mels
+    alone: list[Tensor] = []
+    while clock.about.protocol != JOINED and len(alone) < len(held):
+        more = sounds[len(alone) :][: 1 if clock.batches < ALONE else None]
+        alone += recording_states([mel_windows(audio, n_mels) for audio in more], model, batch)
+        for states in alone[-len(more) :]:
+            clock.count(clock.about.hearings * states.shape[1])
+        clock.batch_done()
+    found = [alone] if alone else []
+    for again in range(clock.about.hearings - len(found)):
+        order = np.random.default_rng(again).permutation(len(sounds))
+        audio, steps = join([sounds[i] for i in order])
+        (states,) = recording_states([mel_windows(audio, n_mels)], model, batch)
+        company = states[:, : sum(steps)].split(steps, dim=1)
+        found.append([company[place] for place in np.argsort(order)])
+    for i, (clip, _) in enumerate(held):
+        least = min(hearing[i].shape[1] for hearing in found)
+        together = torch.cat([hearing[i][:, :least] for hearing in found], dim=1)
+        if not alone:
+            clock.count(together.shape[1])
+        yield Result(clip, together, last=i + 1 == len(held))
+    if not alone:
+        clock.batch_done()
 
 
 class _Clock:

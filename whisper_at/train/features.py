@@ -47,7 +47,7 @@ class About:
     ----------
     model : name or path of the Whisper; empty where the store does not say (``.npz``), as SHA-256 and protocol then are
     encoder_sha256 : of its encoder, see `whisper_at.checkpoints.encoder_sha256`
-    protocol : ``"10"`` for clips alone, ``"30"`` for windows as transcription makes them, see `extract`
+    protocol : ``"10"`` for clips alone, ``"30"`` for windows as transcription makes them …, see `extract.describe`
     seconds : length of the clips under protocol 10; 0 otherwise
     layers, dim : of the encoder
     dtype : ``float16`` or ``float32``
@@ -61,6 +61,11 @@ class About:
     dim: int
     dtype: str = "float16"
 
+    @property
+    def hearings(self) -> int:
+        """How often each clip was heard: under protocol 30+ by itself, and three times in company."""
+        return 4 if self.protocol == "30+" else 1
+
 
 class Row(NamedTuple):
     """Where the states of a clip lie, and the size (bytes) and time of change (ns) of the file they are of."""
@@ -68,7 +73,7 @@ class Row(NamedTuple):
     key: str
     shard: int
     position: int  # first step in the shard
-    steps: int
+    steps: int  # of all hearings
     size: int
     mtime: int
 
@@ -139,8 +144,13 @@ class Features:
 
     @property
     def n_steps(self) -> np.ndarray:
-        """Steps of 0.4 s of each clip, int ``(clips,)``."""
-        return np.array([row.steps for row in self.rows], int)
+        """Steps of 0.4 s of each hearing, int ``(hearings · clips,)``: the first of every clip, the second …"""
+        once = np.array([row.steps // self.about.hearings for row in self.rows], int)
+        return np.tile(once, self.about.hearings)
+
+    def hearings(self, items: np.ndarray) -> np.ndarray:
+        """Numbers of all hearings of clips ``(clips,)``, int ``(hearings, clips)``; the first row is ``items``."""
+        return items + len(self) * np.arange(self.about.hearings)[:, None]
 
     def find(self, clips: Iterable[Clip]) -> np.ndarray:
         """Where each clip is in this store, int ``(clips,)``; -1 for those that are not.
@@ -172,18 +182,22 @@ class Features:
         return i if moved and (own is None or own[0] == row.size) else -1
 
     def states(self, i: int) -> np.ndarray:
-        """States of clip ``i``, ``(layers, steps, dim)`` in the precision of the store, mapped from the disk.
+        """States of hearing ``i``, ``(layers, steps, dim)`` in the precision of the store, mapped from the disk.
+
+        That is the number of a clip, for its first one; see `hearings`.
 
         Raises
         ------
         ValueError
             If its shard is missing or is not the one that was written.
         """
-        row = self.rows[i]
-        return self._map(row.shard)[row.position : row.position + row.steps].transpose(1, 0, 2)
+        hearing, i = divmod(i, len(self))
+        row, steps = self.rows[i], self.rows[i].steps // self.about.hearings
+        first = row.position + hearing * steps
+        return self._map(row.shard)[first : first + steps].transpose(1, 0, 2)
 
     def batch(self, indices: Sequence[int] | np.ndarray, steps: int, starts: Sequence[int] | None = None) -> Tensor:
-        """``steps`` steps of each clip, float32 ``(batch, layers, steps, dim)``.
+        """``steps`` steps of each hearing, float32 ``(batch, layers, steps, dim)``.
 
         They start at ``starts``, 0 by default. Where a clip ends too early it goes on from its beginning: heads have no
         notion of order, so repeated steps mean what the clip means, which zeros would not (defect D5).
@@ -280,8 +294,10 @@ class FeatureWriter:
         finally:
             self._lock.close()
 
-    def add(self, clip: Clip, states: Tensor | np.ndarray) -> None:
+    def add(self, clip: Clip, states: Tensor | np.ndarray, last: bool = True) -> None:
         """Add a clip's states ``(layers, steps, dim)``; a clip that is there already is replaced.
+
+        Of clips that were heard together, only the ``last`` may end a shard.
 
         Raises
         ------
@@ -300,7 +316,7 @@ class FeatureWriter:
         size, mtime = stamp(clip.path) if clip.path.exists() else (0, 0)
         self._waiting.append((key_of(clip), np.ascontiguousarray(stored.transpose(1, 0, 2)), size, mtime))
         self._bytes += stored.nbytes
-        if len(self._waiting) >= SHARD_CLIPS or self._bytes >= SHARD_BYTES:
+        if last and (len(self._waiting) >= SHARD_CLIPS or self._bytes >= SHARD_BYTES):
             self.flush()
 
     def flush(self) -> None:
@@ -337,29 +353,6 @@ def refuse_other(folder: Path, there: About, wanted: About) -> None:
                 f"{folder} holds features of {there.model} with {name} = {getattr(there, name)}, not "
                 f"{getattr(wanted, name)}; choose another folder, or delete that one"
             )
-
-
-def write_npz(features: Features, folder: str | os.PathLike[str], items: Sequence[int] | None = None) -> int:
-    """Write one ``<base name>.npz`` a clip, ``arr_0`` ``(layers, steps, dim)``, as earlier recipes read; how many.
-
-    Raises
-    ------
-    ValueError
-        If two clips have the same base name.
-    """
-    folder = Path(folder).expanduser()
-    items = range(len(features)) if items is None else items
-    names: dict[str, str] = {}
-    for i in items:
-        key = features.rows[i].key
-        if (other := names.setdefault(short_key(key), key)) != key:
-            raise ValueError(f"{other} and {key} would have the same name as .npz; rename one of them")
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in items:
-        path = folder / f"{short_key(features.rows[i].key)}.npz"
-        with whole(path) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, np.ascontiguousarray(features.states(i)))
-    return len(names)
 
 
 # --- files --------------------------------------------------------------------------------------------------

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..files import whole
 from ..model import load_model
 from .cli import add_data_arguments, read_data, report_unreadable
 from .data import AUDIO_SUFFIXES, Clip, class_folders, recordings
 from .extract import describe, extract, size
-from .features import ABOUT, DTYPES, Features, FeatureWriter, key_of, parted, write_npz
+from .features import ABOUT, DTYPES, Features, FeatureWriter, key_of, parted, short_key
 from .settings import PROTOCOLS
 
 EXAMPLES = """\
@@ -46,10 +47,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--protocol",
         choices=PROTOCOLS,
-        default="30+",
-        help="30: windows with silence behind the end, as in transcription; 30+: these, and short clips repeated to "
-        "the end of the window besides (default, as of train); 10: clips alone, cut or padded to --seconds, as "
-        "AudioSet's heads were trained",
+        help="30: windows with silence behind the end, as in transcription; 30+: these, and besides every clip among "
+        "others, joined one behind the other (default, as of train); 10: clips alone, cut or padded to --seconds, as "
+        "AudioSet's heads were trained. What --to converts was heard once: 10 or 30 (its default)",
     )
     parser.add_argument("--seconds", type=float, default=None, help="length of clips under --protocol 10 (default 10)")
     parser.add_argument("--dtype", choices=DTYPES, default="float16")
@@ -64,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     source, output = Path(args.data).expanduser(), Path(args.output).expanduser()
+    if args.to == "shards" and args.protocol == "30+":
+        parser.error("--to shards converts states of clips that were heard once: --protocol 30 or 10")
+    args.protocol = args.protocol or ("30" if args.to else "30+")
     if args.workers < 0 or args.batch < 1:
         parser.error("--workers must be 0 or more, and --batch 1 or more")
     if args.to != "npz" and args.model is None:
@@ -137,6 +140,31 @@ def _convert(parser: argparse.ArgumentParser, args: argparse.Namespace, source: 
                 writer.add(clip, np.asarray(features.states(i)))
     _print(f"{len(features)} clips in {output}")
     return 0
+
+
+def write_npz(features: Features, folder: str | os.PathLike[str], items: Sequence[int] | None = None) -> int:
+    """Write one ``<base name>.npz`` a clip, ``arr_0`` ``(layers, steps, dim)``, as earlier recipes read; how many.
+
+    Of clips that were heard twice, it is the first time, by themselves.
+
+    Raises
+    ------
+    ValueError
+        If two clips have the same base name.
+    """
+    folder = Path(folder).expanduser()
+    items = range(len(features)) if items is None else items
+    names: dict[str, str] = {}
+    for i in items:
+        key = features.rows[i].key
+        if (other := names.setdefault(short_key(key), key)) != key:
+            raise ValueError(f"{other} and {key} would have the same name as .npz; rename one of them")
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in items:
+        path = folder / f"{short_key(features.rows[i].key)}.npz"
+        with whole(path) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, np.ascontiguousarray(features.states(i)))
+    return len(names)
 
 
 def _print(line: str) -> None:

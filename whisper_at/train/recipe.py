@@ -90,7 +90,7 @@ class HeadTask:
     items : clips to train on, as numbers in ``features``
     targets : float32 ``(items, classes)`` of 0 and 1
     settings : how; see `Settings`
-    valid : numbers and targets of the clips that epochs are judged by, or None
+    valid : numbers and targets of the hearings that epochs are judged by, or None
     told : is called after every epoch with its number (from 1) and scores
     """
 
@@ -110,7 +110,8 @@ class HeadTask:
         self._chances = np.cumsum(clip_weights(targets)) if settings.balanced else None
         if self._chances is not None and not self._chances[-1] > 0:
             raise ValueError("balanced sampling draws clips by their labels, and no clip has any")
-        self._n_steps = features.n_steps[self.items]
+        self._hearings = features.hearings(self.items)
+        self._n_steps = features.n_steps[self.items]  # of each hearing
         self._longest = max(min(settings.rows), int(self._n_steps.max()))  # longer rows would only repeat
         self._order: tuple[tuple[int, int], np.ndarray] = ((-1, -1), np.zeros(0, int))
         self._readers = ThreadPoolExecutor(settings.readers) if settings.readers else None
@@ -174,11 +175,13 @@ class HeadTask:
         return order[1][step * size : (step + 1) * size]
 
     def _cut(self, r: np.random.Generator, picked: np.ndarray, width: int) -> Tensor:
-        """Rows of ``width`` steps from anywhere in the clips; shorter clips are repeated."""
+        """Rows of ``width`` steps from anywhere in one of the clips' hearings; shorter ones are repeated."""
         free = self._n_steps[picked] - width
         starts = np.where(free > 0, r.integers(0, np.maximum(free, 0) + 1), 0)
         starts = np.where(free < 0, r.integers(0, self._n_steps[picked]), starts)
-        return self.features.batch(self.items[picked], width, starts.tolist())
+        ways = len(self._hearings)
+        way = r.integers(0, ways, len(picked)) if ways > 1 else 0
+        return self.features.batch(self._hearings[way, picked], width, starts.tolist())
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean over the batch (and, for ``bce``, the classes)."""
@@ -210,9 +213,9 @@ def loss_of(logits: Tensor, targets: Tensor, loss: str) -> Tensor:
 
 @torch.no_grad()
 def score(model: nn.Module, features: Features, items: Sequence[int] | np.ndarray, longest: int = 25) -> np.ndarray:
-    """Logits of whole clips, float32 ``(items, classes)``, computed in float32 (defect T6).
+    """Logits of whole hearings of clips, float32 ``(items, classes)``, computed in float32 (defect T6).
 
-    A clip is one row of all the steps it has. One that is longer than the rows a head was trained on (``longest``
+    A hearing is one row of all the steps it has. One that is longer than the rows a head was trained on (``longest``
     steps, and at least 30 s) is cut into equal rows, whose logits are averaged.
     """
     model.eval()

@@ -46,7 +46,7 @@ class Trained:
     Attributes
     ----------
     epoch : whose weights it has (from 1); 0 for an average
-    scores : of the held-out clips, at the chosen weights; empty where none were held out
+    scores : of the held-out clips in all their hearings, at the chosen weights; empty where none were held out
     test_scores : of the test clips; empty where there are none
     table : a row for each class: clips trained on, held-out clips, average precision, recall, threshold
     """
@@ -152,7 +152,11 @@ def train_head(
     torch.manual_seed(settings.seed)
     head = make_head(settings.mode, n_layer=about.layers, rep_dim=about.dim, label_dim=len(dataset.classes)).to(device)
 
-    held = (items[division.valid], targets[division.valid]) if len(division.valid) else None
+    def all_hearings(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        numbers = features.hearings(items[part])
+        return numbers.ravel(), np.tile(targets[part], (len(numbers), 1))
+
+    held = all_hearings(division.valid) if len(division.valid) else None
     task = HeadTask(features, items[division.train], targets[division.train], settings, held, told)
     facts = {
         "settings": as_dict(settings),
@@ -176,8 +180,8 @@ def train_head(
         _add_figures(table, held[1], found, thresholds, multi_label)
     test_scores: dict[str, float] = {}
     if len(division.test):
-        logits = score(head, features, items[division.test], longest)
-        test_scores = scores_of(targets[division.test], logits, settings.loss)
+        tested, wanted = all_hearings(division.test)
+        test_scores = scores_of(wanted, score(head, features, tested, longest), settings.loss)
     classes = Classes(
         dataset.classes,
         "multi_label" if multi_label else "single_label",

@@ -1,0 +1,53 @@
+"""Clips in each other's company: recordings made of them, one behind the other.
+
+What an encoder makes of a sound depends on what else its window holds. Heads that know short clips amid silence alone
+do not know them again in a recording; heads that heard them among others do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from whisper.audio import HOP_LENGTH, N_SAMPLES
+
+from ..timeline import STEP_FRAMES
+from .data import Clip
+
+LONG_ENOUGH = 8 * N_SAMPLES
+"""Samples from which on a recording takes no further clip."""
+STEP_SAMPLES = STEP_FRAMES * HOP_LENGTH
+
+
+def part_of(clip: Clip) -> tuple[str, str]:
+    """Split and fold: clips of others do not keep it company, so that what is held apart is not heard in training."""
+    return clip.split, clip.fold
+
+
+def in_random_order(clips: Iterable[Clip]) -> list[Clip]:
+    """Each clip once, those of one part together, in an order that depends on nothing but their files' names.
+
+    It must not depend on where they stand in a list: lists go by class, and a head would learn which class follows
+    which.
+    """
+    parts: dict[tuple[str, str], list[Clip]] = {}
+    for clip in dict.fromkeys(clips):
+        parts.setdefault(part_of(clip), []).append(clip)
+    return [clip for part in parts.values() for clip in sorted(part, key=_drawn)]
+
+
+def _drawn(clip: Clip) -> tuple[bytes, str]:
+    name = f"{clip.path.name}{clip.key[len(str(clip.path)) :]}"  # with the part of the file that it is
+    return hashlib.sha256(name.encode()).digest(), clip.key
+
+
+def join(sounds: Sequence[np.ndarray]) -> tuple[np.ndarray, list[int]]:
+    """A recording of sounds, float32 ``(samples,)``, and the number of steps of 0.4 s that each takes in it.
+
+    Every sound begins with a step. So that no window has silence behind its end, the recording goes on from its
+    beginning until it is a multiple of 30 s long.
+    """
+    padded = [np.pad(sound, (0, -len(sound) % STEP_SAMPLES)) for sound in sounds]
+    whole = np.concatenate(padded)
+    return np.resize(whole, -(-len(whole) // N_SAMPLES) * N_SAMPLES), [len(sound) // STEP_SAMPLES for sound in padded]
