@@ -14,7 +14,7 @@ from safetensors import safe_open
 from tiny_backbones import FAMILIES
 from torch.nn import functional as F
 
-from whisper_at.adapt import learning, merge, waves
+from whisper_at.adapt import learning, merge, sharing, waves
 from whisper_at.adapt.backbones import load_backbone, random_backbone
 from whisper_at.adapt.classifier import AudioClassifier
 from whisper_at.adapt.learning import ClassificationTask, KeptSource, Recipe, WaveSource, class_weights, kept_states
@@ -226,8 +226,8 @@ def test_a_frozen_encoder_is_heard_once_and_gives_the_same(tones, cache, monkeyp
     found = {}
     for kept in (True, False):
         if not kept:
-            monkeypatch.setattr(learning, "KEPT_BYTES", 0)
-        model = made(head="tl_tr_1_4")
+            monkeypatch.setattr(sharing, "KEPT_BYTES", 0)
+        model = made(head="tl_tr_1_4", windows=False)
         heard = []
         model.backbone.register_forward_hook(lambda *_, heard=heard: heard.append(1))
         model.fit(tones.split("train"), tones.split("valid"), RECIPE, cache=cache)

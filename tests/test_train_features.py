@@ -168,8 +168,8 @@ def test_company_is_of_one_split_and_fold_and_some_minutes_long(clips, model_en,
         recordings.append([len(sound) for sound in sounds])
         return join(sounds)
 
-    monkeypatch.setattr("whisper_at.train.extract.join", join_and_note)
-    monkeypatch.setattr("whisper_at.train.extract.LONG_ENOUGH", 100_000)
+    monkeypatch.setattr("whisper_at.train.company.join", join_and_note)
+    monkeypatch.setattr("whisper_at.train.company.LONG_ENOUGH", 100_000)
     folds = [replace(clips[i % 3], start=0.1 * (i // 6), fold=str(i % 2), split="test" * (i < 2)) for i in range(18)]
     assert not extract(folds, tmp_path / "f", model_en, describe("random", model_en, JOINED))
     ordered = in_random_order(folds)
@@ -188,7 +188,7 @@ def test_company_is_of_one_split_and_fold_and_some_minutes_long(clips, model_en,
 
 def test_company_is_the_same_after_a_kill(clips, model_en, tmp_path, monkeypatch):
     """Recordings end where shards may end, so that what is left is joined as it would have been."""
-    monkeypatch.setattr("whisper_at.train.extract.LONG_ENOUGH", 100_000)
+    monkeypatch.setattr("whisper_at.train.company.LONG_ENOUGH", 100_000)
     monkeypatch.setattr("whisper_at.train.features.SHARD_CLIPS", 2)
     many = [replace(clips[i % 3], start=0.01 * (i // 3)) for i in range(18)]
     about = describe("random", model_en, "30+", dtype="float32")

@@ -22,8 +22,8 @@ from .backbones import Backbone, Hidden, load_backbone
 from .learning import Evaluation, Recipe, WaveSource, all_logits, evaluate_classifier, fit_classifier
 from .lora import unmerged
 from .methods import adapt, count_parameters
-from .pooling import LinearHead, Reduced, chosen_tokens, make_adapt_head
-from .sharing import reader_of
+from .pooling import LinearHead, Reduced, chosen_tokens, concatenate, make_adapt_head
+from .sharing import can_read, read, reader_of, window_states
 
 if TYPE_CHECKING:
     from ..model import WhisperAT
@@ -45,6 +45,9 @@ class AudioClassifier(nn.Module):
     pooling : of tokens, for ``linear``; see `whisper_at.adapt.pooling.chosen_tokens`
     seconds : cut longer clips to this, or None
     pad : fill shorter clips with silence, up to ``seconds``, that counts as a part of them
+    windows : hear clips as transcription does, in windows of 30 s, so that the classifier can do with the pass of a
+        model that it is attached to: for a plain Whisper encoder with a head of means. None: where that is so, unless
+        ``seconds`` are given. Else clips are heard by themselves, and spans of a recording in a pass of its own.
     frames, normalize, device : as of `load_backbone`; a `Backbone` has them already
     seed : of the random numbers that new parameters begin with
     kind : ``single_label`` (one class is right: softmax) or ``multi_label`` (sigmoid); fitting on clips with several
@@ -67,6 +70,7 @@ class AudioClassifier(nn.Module):
         pooling: str = "frames",
         seconds: float | None = None,
         pad: bool = False,
+        windows: bool | None = None,
         frames: int | None = None,
         normalize: bool | None = None,
         device: str | torch.device | None = None,
@@ -100,6 +104,13 @@ class AudioClassifier(nn.Module):
             if method or not backbone.methods:
                 adapt(backbone, _method_tables(method))
         self.backbone = backbone
+        readable = can_read(backbone, self.head) and not pad
+        if windows and not readable:
+            raise ValueError(
+                "windows is for a plain Whisper encoder, without methods and pad, and a head on means of its frames: "
+                "tl_tr, or linear with layers 'last' or 'weighted'"
+            )
+        self.windows = readable and seconds is None if windows is None else windows
         self._try_out()
 
     @property
@@ -127,6 +138,11 @@ class AudioClassifier(nn.Module):
 
     def reduce(self, waveforms: Tensor, lengths: Tensor | None = None) -> Reduced:
         """What the head keeps of the hidden states of waveforms."""
+        if self.windows:
+            sizes = [waveforms.shape[1]] * len(waveforms) if lengths is None else lengths.tolist()
+            clips = [clip[:size].float().cpu().numpy() for clip, size in zip(waveforms, sizes)]
+            states = window_states(self.backbone, clips)
+            return concatenate([read(self.head, one[None].to(self.device)) for one in states])
         return self.head.reduce(self.backbone(waveforms, lengths))
 
     def logits(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
@@ -192,7 +208,16 @@ class AudioClassifier(nn.Module):
     def configuration(self) -> dict[str, Any]:
         """What `load` builds it from."""
         known = {"backbone": self.backbone.name, "methods": self.backbone.methods, "classes": list(self.classes)}
-        return known | self._options | {"seconds": self.seconds, "pad": self.pad, "kind": self.kind}
+        return (
+            known
+            | self._options
+            | {
+                "seconds": self.seconds,
+                "pad": self.pad,
+                "windows": self.windows,
+                "kind": self.kind,
+            }
+        )
 
     def trained(self) -> dict[str, Tensor]:
         """What training changes and nothing frozen: parameters, and buffers of modules with such parameters (S2)."""
@@ -243,6 +268,7 @@ class AudioClassifier(nn.Module):
             raise RuntimeError(f"{path} is no classifier of whisper_at.adapt; `whisper-at adapt fit` writes such files")
         known = json.loads(metadata["configuration"])
         name = known.pop("backbone")
+        known.setdefault("windows", False)  # as before there was the choice
         if backbone is None:
             hearing = {option: known.get(option) for option in ("frames", "normalize")}
             backbone = load_backbone(name, device, **hearing, download_root=download_root)
@@ -288,7 +314,8 @@ class AudioClassifier(nn.Module):
         was = self.training
         self.eval()
         with torch.no_grad():
-            self(torch.zeros(1, max(self.backbone.front.least, 1600), device=self.device))
+            hidden = self.backbone(torch.zeros(1, max(self.backbone.front.least, 1600), device=self.device))
+            self.head(*self.head.reduce(hidden))
         self.train(was)
 
 

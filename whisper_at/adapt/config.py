@@ -32,7 +32,7 @@ class Config:
 
     Attributes
     ----------
-    backbone, frames, normalize, method, head, layers, pooling, seconds, pad : as of `AudioClassifier`
+    backbone, frames, normalize, method, head, layers, pooling, seconds, pad, windows : as of `AudioClassifier`
     random : take random weights of the backbone's sizes, always the same, to try things out; ``whisper-nano``,
         ``ast-tiny`` …
     classes : their number, for counting without data
@@ -58,6 +58,7 @@ class Config:
     pooling: str = "frames"
     seconds: float | None = None
     pad: bool = False
+    windows: bool | None = None
     classes: int | None = None
     dataset: str = ""
     root: str = ""
@@ -160,6 +161,7 @@ def build(config: Config, classes: Sequence[str], seed: int = 0, count_only: boo
         pooling=config.pooling,
         seconds=config.seconds,
         pad=config.pad,
+        windows=config.windows,
         seed=seed,
     )
 

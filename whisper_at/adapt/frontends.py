@@ -86,13 +86,16 @@ class WhisperFront(Front):
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens and mask of waveforms; see `Front`."""
-        mel = batched_log_mel(waveforms, lengths, self.filters).to(self.conv1.weight.dtype)
+        mel = batched_log_mel(waveforms, lengths, self.filters)
         frames = lengths // HOP_LENGTH
-        outside = ~length_mask(frames, mel.shape[-1])[:, None]
-        x = F.gelu(self.conv1(mel))  # mel is 0 there, as the convolution's own padding is
-        x = F.gelu(self.conv2(x.masked_fill(outside, 0.0))).transpose(1, 2)
-        x = (x + self.positional_embedding[: x.shape[1]]).to(x.dtype)
+        x = self.tokens(mel, ~length_mask(frames, mel.shape[-1])[:, None])
         return x, length_mask((frames - 1) // 2 + 1, x.shape[1])
+
+    def tokens(self, mel: Tensor, outside: Tensor) -> Tensor:
+        """Tokens of log-mel spectrograms ``(batch, n_mels, frames)``; padding ``(batch, 1, frames)`` is ``outside``."""
+        x = F.gelu(self.conv1(mel.to(self.conv1.weight.dtype)))  # padding is 0, as the convolution's own is
+        x = F.gelu(self.conv2(x.masked_fill(outside, 0.0))).transpose(1, 2)
+        return (x + self.positional_embedding[: x.shape[1]]).to(x.dtype)
 
 
 def batched_log_mel(waveforms: Tensor, lengths: Tensor, filters: Tensor) -> Tensor:

@@ -29,7 +29,9 @@ from ..train.fit import (
     schedule_plateau,
 )
 from ..train.metrics import confusion, decision_scores, ranking_scores
+from . import sharing
 from .pooling import Reduced, concatenate
+from .sharing import HeardSource, heard
 from .waves import Waves, first_convolution, spec_augment
 
 if TYPE_CHECKING:
@@ -40,8 +42,6 @@ SCHEDULES = ("constant", "cosine", "linear", "plateau")
 DECISIONS, RANKINGS = ("accuracy", "UAR", "F1"), ("mAP", "AUC", "d_prime")
 """Scores of clips with one label each, and of clips with several, or none."""
 SCORES = (*DECISIONS, "-valid_loss", *RANKINGS)
-KEPT_BYTES = 4 << 30
-"""Hidden states of a frozen encoder are kept in memory if they take no more than this."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def kept_states(model: AudioClassifier, source: WaveSource, batch_size: int, pro
     if any(p.requires_grad for p in model.backbone.parameters()):
         return source
     kept: dict[int, Reduced] = {}
-    heard = used = 0
+    encoded = used = 0
     model.eval()
     for indices in tqdm(batches_by_length(source.lengths, batch_size), "encoding", disable=not progress, leave=False):
         with torch.no_grad():
@@ -177,8 +177,8 @@ def kept_states(model: AudioClassifier, source: WaveSource, batch_size: int, pro
             n = int(real.nonzero().max()) + 1 if real.any() else 1
             kept[i] = Reduced(value[None, :, :n].clone(), real[None, :n].clone())
             used += kept[i].values.nbytes
-            heard += source.lengths[i]
-        if used / heard * sum(source.lengths) > KEPT_BYTES:
+            encoded += source.lengths[i]
+        if used / encoded * sum(source.lengths) > sharing.KEPT_BYTES:
             return source
     return KeptSource([kept[i] for i in range(len(source.lengths))])
 
@@ -217,7 +217,8 @@ class ClassificationTask:
         """The ``step``-th part of the epoch's order: always the same for the same epoch, step and seed."""
         order = np.random.default_rng([self.recipe.seed, epoch]).permutation(len(self.targets))
         picked = order[step * self.recipe.batch_size : (step + 1) * self.recipe.batch_size].tolist()
-        random = np.random.default_rng([self.recipe.seed, epoch, step, 1]) if self.recipe.vary else None
+        varied = self.recipe.vary or isinstance(self.train, HeardSource)
+        random = np.random.default_rng([self.recipe.seed, epoch, step, 1]) if varied else None
         return (*self.train.batch(picked, random), self.targets[picked])
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -247,6 +248,9 @@ def fit_classifier(
     facts: dict[str, Any] | None = None,
 ) -> Fitted:
     """Fit a classifier in place and leave it with the weights of the epoch that validation chose.
+
+    One that hears in windows is trained and validated on all hearings of the clips; with `vary` or `spec_augment`,
+    which change clips by themselves, it no longer is one.
 
     Parameters
     ----------
@@ -278,10 +282,21 @@ def fit_classifier(
     if recipe.spec_augment is not None:
         first_convolution(model.backbone.front)
     sources: list[Source] = []
-    for part, varied in ((train, recipe.vary or recipe.spec_augment is not None), (valid, False)):
-        source = WaveSource(model, part, cache, progress)
-        sources.append(source if varied else kept_states(model, source, recipe.batch_size, progress))
-    task = ClassificationTask(sources[0], targets, recipe, sources[1], valid.targets(), multi_label)
+    varied = recipe.vary or recipe.spec_augment is not None
+    waves = [WaveSource(model, part, cache, progress) for part in (train, valid)]
+    valid_targets = valid.targets()
+    model.windows = model.windows and not varied
+    if model.windows:
+        parts = [heard(model, source.waves, recipe.batch_size, progress) for source in waves]
+        if parts[0] is not None and parts[1] is not None:
+            hearings = parts[1].hearings
+            sources = [parts[0], KeptSource([one for hearing in hearings for one in hearing])]
+            valid_targets = np.tile(valid_targets, (len(hearings), 1))
+    model.windows = bool(sources)
+    if not sources:
+        for source, as_is in zip(waves, (varied, False)):
+            sources.append(source if as_is else kept_states(model, source, recipe.batch_size, progress))
+    task = ClassificationTask(sources[0], targets, recipe, sources[1], valid_targets, multi_label)
     if task.weights is not None:
         task.weights = task.weights.to(model.device)
     model.kind = "multi_label" if multi_label else "single_label"

@@ -1,43 +1,65 @@
-"""Classifiers that need no pass of their own: those on the plain encoder of the Whisper that they are attached to."""
+"""Classifiers that need no pass of their own: those on the plain encoder of the Whisper that they are attached to.
+
+They hear sounds where transcription does, in windows of 30 s that hold other things as well, and so they are trained:
+on every clip in a window by itself, and in recordings that are made of clips (`whisper_at.train.company`).
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm import tqdm
+from whisper.audio import N_FRAMES
 
 from ..attached import Classes, Reader
+from ..timeline import POSITION_FRAMES, Window, pool_steps
+from ..train.company import TIMES, company_states, in_random_order, recordings_of
+from ..train.data import Clip
+from ..train.extract import mel_windows, recording_states, steps_of
 from .backbones import Backbone, whisper_backbone
-from .pooling import LinearHead, TLTRHead
+from .frontends import WhisperFront
+from .pooling import AdaptHead, LinearHead, Reduced, TLTRHead, concatenate
 
 if TYPE_CHECKING:
     from ..model import WhisperAT
     from .classifier import AudioClassifier
+    from .waves import Waves
 
 MEANS = ("all", "frames", "speech", "prompts_speech")
 """Poolings that, without special tokens and prompts, are the mean of all frames: then means of steps do as well."""
+KEPT_BYTES = 4 << 30
+"""Hidden states of a frozen encoder are kept in memory if they take no more than this."""
+
+
+def can_read(backbone: Backbone, head: nn.Module) -> bool:
+    """Whether a head may do with what a Whisper leaves of a window: no method has changed the encoder, and the head
+    takes no more of the states than their means over steps of 0.4 s, as TL-TR, or a linear head on means of frames of
+    blocks.
+    """
+    linear = isinstance(head, LinearHead) and head.layers in ("last", "weighted") and head.pooling in MEANS
+    if not (linear or isinstance(head, TLTRHead)) or backbone.methods or not isinstance(backbone.front, WhisperFront):
+        return False
+    return len(backbone.front.positional_embedding) == N_FRAMES // POSITION_FRAMES
 
 
 def reader_of(classifier: AudioClassifier, model: WhisperAT) -> Reader | None:
     """The classifier as a reader of a model's states, or None if it needs a pass of its own.
 
-    It can read them if no method has changed the encoder, both have the same weights, and its head takes no more of the
-    states than their means over steps of 0.4 s: TL-TR, or a linear head on means of frames of blocks. It was trained on
-    clips alone, and then hears them inside of a window of 30 s.
+    It can read them if it was trained to hear in windows, and the model's encoder has the same weights as its own.
     """
     head = classifier.head
-    linear = isinstance(head, LinearHead) and head.layers in ("last", "weighted") and head.pooling in MEANS
-    if not (linear or isinstance(head, TLTRHead)) or not is_plain(classifier.backbone, model):
+    if not classifier.windows or not is_plain(classifier.backbone, model):
         return None
 
     def classify(states: Tensor) -> Tensor:
         values = torch.cat([states[:, :-2], states[:, -1:]], dim=1)  # the last state is that after the norm
-        values = values.to(next(head.parameters()))
-        if isinstance(head, LinearHead):
-            values = values.mean(2, keepdim=True)
-            values = values[:, -1:] if head.layers == "last" else values
-        logits: Tensor = head(values, values.new_ones(len(values), values.shape[2], dtype=torch.bool))
+        logits: Tensor = head(*read(head, values.to(next(head.parameters()))))
         return logits.to(states.device)
 
     return Reader(Classes(tuple(classifier.classes), classifier.kind), classify)
@@ -52,3 +74,73 @@ def is_plain(backbone: Backbone, model: WhisperAT) -> bool:
         tensor.shape == theirs[name].shape and torch.equal(tensor.to(theirs[name]), theirs[name])
         for name, tensor in own.items()
     )
+
+
+def read(head: AdaptHead, states: Tensor) -> Reduced:
+    """What a head keeps of pooled states ``(batch, layers, steps, dim)`` of the blocks, the last after the norm."""
+    if isinstance(head, LinearHead):
+        states = states.mean(2, keepdim=True)
+        states = states[:, -1:] if head.layers == "last" else states
+    return Reduced(states, torch.ones(len(states), states.shape[2], dtype=torch.bool, device=states.device))
+
+
+def window_states(backbone: Backbone, recordings: Sequence[np.ndarray], batch: int = 8) -> list[Tensor]:
+    """Pooled states ``(layers, steps, dim)`` of recordings, heard in windows as transcription hears them."""
+    front: Any = backbone.front
+    windows = [mel_windows(audio, front.conv1.in_channels) for audio in recordings]
+    return recording_states(windows, partial(_hear, backbone), batch)
+
+
+@torch.no_grad()
+def _hear(backbone: Backbone, mels: Sequence[np.ndarray], windows: Sequence[Window]) -> list[Tensor]:
+    front: Any = backbone.front
+    mel = torch.from_numpy(np.stack(mels)).to(front.conv1.weight.device)
+    tokens = front.tokens(mel, torch.zeros_like(mel[:, :1], dtype=torch.bool))
+    hidden = backbone.encode(tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool), padded=False)
+    states = torch.stack([pool_steps(x, windows) for x in hidden.states[1:]], dim=1)
+    return [item[:, : steps_of(window)].to(tokens.dtype) for item, window in zip(states, windows)]
+
+
+class HeardSource:
+    """Batches of what a head keeps of clips that were heard by themselves and in company; one hearing at a time.
+
+    Attributes
+    ----------
+    hearings : what was kept, of every hearing and clip
+    """
+
+    def __init__(self, hearings: list[list[Reduced]]) -> None:
+        self.hearings = hearings
+        self.lengths = [one.values.shape[2] for one in hearings[0]]
+
+    def batch(self, indices: Sequence[int], random: np.random.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """The clips at ``indices``, each by itself or, if a generator is given, in any of its hearings."""
+        which = [0] * len(indices) if random is None else random.integers(0, len(self.hearings), len(indices)).tolist()
+        return concatenate([self.hearings[hearing][int(i)] for hearing, i in zip(which, indices)])
+
+
+def heard(model: AudioClassifier, waves: Waves, batch: int, progress: bool = False) -> HeardSource | None:
+    """Clips in all their hearings, computed once; None, with a warning, where memory does not suffice."""
+    place = {clip: i for i, clip in enumerate(waves.clips)}
+    ordered = in_random_order(waves.clips)
+    kept: list[dict[Clip, Reduced]] = [{} for _ in range(1 + TIMES)]
+    used = 0
+    with tqdm(total=len(ordered), desc="encoding", disable=not progress, leave=False) as bar:
+        for recording in recordings_of((clip, waves[place[clip]]) for clip in ordered):
+            sounds = [audio for _, audio in recording]
+            alone = window_states(model.backbone, sounds, batch)
+            company = company_states(sounds, lambda audio: window_states(model.backbone, [audio], batch)[0], TIMES)
+            for found, states in zip(kept, [alone, *company]):
+                for (clip, _), own, by_itself in zip(recording, states, alone):
+                    values, mask = read(model.head, own[None, :, : by_itself.shape[1]])
+                    found[clip] = Reduced(values.cpu(), mask.cpu())
+                    used += values.nbytes
+            bar.update(len(recording))
+            if used / len(kept[0]) * len(ordered) > KEPT_BYTES:
+                warnings.warn(
+                    "the states of all clips in windows do not fit into memory: this classifier is trained on clips by "
+                    "themselves, and will hear in a pass of its own; `whisper-at train` keeps states on disk",
+                    stacklevel=4,
+                )
+                return None
+    return HeardSource([[found[clip] for clip in waves.clips] for found in kept])

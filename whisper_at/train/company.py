@@ -7,14 +7,17 @@ do not know them again in a recording; heads that heard them among others do.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
+from torch import Tensor
 from whisper.audio import HOP_LENGTH, N_SAMPLES
 
 from ..timeline import STEP_FRAMES
 from .data import Clip
 
+TIMES = 3
+"""How often clips are joined for training, each time in another order."""
 LONG_ENOUGH = 8 * N_SAMPLES
 """Samples from which on a recording takes no further clip."""
 STEP_SAMPLES = STEP_FRAMES * HOP_LENGTH
@@ -51,3 +54,31 @@ def join(sounds: Sequence[np.ndarray]) -> tuple[np.ndarray, list[int]]:
     padded = [np.pad(sound, (0, -len(sound) % STEP_SAMPLES)) for sound in sounds]
     whole = np.concatenate(padded)
     return np.resize(whole, -(-len(whole) // N_SAMPLES) * N_SAMPLES), [len(sound) // STEP_SAMPLES for sound in padded]
+
+
+def recordings_of(heard: Iterable[tuple[Clip, np.ndarray]]) -> Iterator[list[tuple[Clip, np.ndarray]]]:
+    """Clips and their samples, in the order of `in_random_order`, as those of one recording after the other."""
+    held: list[tuple[Clip, np.ndarray]] = []
+    for clip, audio in heard:
+        if held and (part_of(clip) != part_of(held[0][0]) or sum(len(other) for _, other in held) >= LONG_ENOUGH):
+            yield held
+            held = []
+        held.append((clip, audio))
+    if held:
+        yield held
+
+
+def company_states(
+    sounds: Sequence[np.ndarray], hear: Callable[[np.ndarray], Tensor], times: int
+) -> list[list[Tensor]]:
+    """Pooled states of sounds in recordings of all of them, so many times, each in another order.
+
+    ``hear`` gives the states of a recording; for each time there are the states ``(layers, steps, dim)`` of each sound.
+    """
+    found = []
+    for again in range(times):
+        order = np.random.default_rng(again).permutation(len(sounds))
+        audio, steps = join([sounds[i] for i in order])
+        states = hear(audio)[:, : sum(steps)].split(steps, dim=1)
+        found.append([states[place] for place in np.argsort(order)])
+    return found

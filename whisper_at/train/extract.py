@@ -23,7 +23,7 @@ from ..checkpoints import encoder_sha256
 from ..mel import LogMel
 from ..model import WhisperAT
 from ..timeline import POSITION_FRAMES, STEP_POSITIONS, Window, pool_steps
-from .company import LONG_ENOUGH, in_random_order, join, part_of
+from .company import company_states, in_random_order, recordings_of
 from .data import Clip
 from .features import About, FeatureWriter, key_of, stamp
 from .settings import PROTOCOLS
@@ -38,6 +38,8 @@ SPARE = 1.02  # of the space that states need: rows of the index
 
 
 MelWindow = tuple[np.ndarray, Window]
+Hear = Callable[[Sequence[np.ndarray], Sequence[Window]], list[Tensor]]
+"""From spectrograms, and where each lies in its recording, to pooled states ``(layers, steps, dim)`` of each."""
 
 
 class Unreadable(NamedTuple):
@@ -161,8 +163,12 @@ def encode(model: WhisperAT, mels: Sequence[np.ndarray], windows: Sequence[Windo
             x = block(x)
             layers.append(pool_steps(x, windows))
         states = torch.stack(layers, dim=1)
-    steps = [-(-(window.size // POSITION_FRAMES) // STEP_POSITIONS) for window in windows]
-    return [item[:, :n].float().cpu() for item, n in zip(states, steps)]
+    return [item[:, : steps_of(window)].float().cpu() for item, window in zip(states, windows)]
+
+
+def steps_of(window: Window) -> int:
+    """Steps that hold audio, of a window that begins with one."""
+    return -(-(window.size // POSITION_FRAMES) // STEP_POSITIONS)
 
 
 def extract(
@@ -282,19 +288,21 @@ def _encoded(
 def _flushed(
     held: Sequence[tuple[Clip, list[MelWindow]]], model: WhisperAT, batch: int, clock: _Clock
 ) -> Iterator[Result]:
-    for (clip, _), states in zip(held, recording_states([windows for _, windows in held], model, batch)):
+    for (clip, _), states in zip(
+        held, recording_states([windows for _, windows in held], partial(encode, model), batch)
+    ):
         yield Result(clip, states)
         clock.count(states.shape[1])
     clock.batch_done()
 
 
-def recording_states(recordings: Sequence[list[MelWindow]], model: WhisperAT, batch: int) -> list[Tensor]:
+def recording_states(recordings: Sequence[list[MelWindow]], hear: Hear, batch: int) -> list[Tensor]:
     """Pooled states ``(layers, steps, dim)`` of each recording, given as windows, of which ``batch`` go at once."""
     together = [window for windows in recordings for window in windows]
     states: list[Tensor] = []
     for first in range(0, len(together), batch):
         part = together[first : first + batch]
-        states += encode(model, [mel for mel, _ in part], [window for _, window in part])
+        states += hear([mel for mel, _ in part], [window for _, window in part])
     rest = iter(states)
     return [torch.cat([next(rest) for _ in windows], dim=1) for windows in recordings]
 
@@ -302,38 +310,41 @@ def recording_states(recordings: Sequence[list[MelWindow]], model: WhisperAT, ba
 def _in_company(
     decoded: Iterator[np.ndarray | str], todo: Sequence[Clip], model: WhisperAT, batch: int, clock: _Clock
 ) -> Iterator[Result]:
-    """Every clip in a recording that is made of several."""
-    held: list[tuple[Clip, np.ndarray]] = []
-    for i, (clip, audio) in enumerate(zip(todo, decoded)):
-        if isinstance(audio, str):
-            yield Result(clip, audio)
-        else:
-            held.append((clip, audio))
-        is_last = i + 1 == len(todo) or part_of(todo[i + 1]) != part_of(clip)
-        if held and (is_last or sum(len(audio) for _, audio in held) >= LONG_ENOUGH):
-            yield from _recording(held, model, batch, clock)
-            held = []
+    """Every clip in recordings that are made of several and, under protocol 30+, before that by itself."""
+    failed: list[Result] = []
+
+    def readable() -> Iterator[tuple[Clip, np.ndarray]]:
+        for clip, audio in zip(todo, decoded):
+            if isinstance(audio, str):
+                failed.append(Result(clip, audio))
+            else:
+                yield clip, audio
+
+    for held in recordings_of(readable()):
+        yield from failed
+        failed.clear()
+        yield from _recording(held, model, batch, clock)
+    yield from failed
 
 
 def _recording(
     held: Sequence[tuple[Clip, np.ndarray]], model: WhisperAT, batch: int, clock: _Clock
 ) -> Iterator[Result]:
-    """Clips of one recording: by themselves, if the protocol is 30+, and then in it."""
-    sounds, n_mels = [audio for _, audio in held], model.dims.n_mels
+    """The clips of one recording, in all their hearings."""
+    sounds, hear = [audio for _, audio in held], partial(encode, model)
     alone: list[Tensor] = []
     while clock.about.protocol != JOINED and len(alone) < len(held):
         more = sounds[len(alone) :][: 1 if clock.batches < ALONE else None]
-        alone += recording_states([mel_windows(audio, n_mels) for audio in more], model, batch)
+        alone += recording_states([mel_windows(audio, model.dims.n_mels) for audio in more], hear, batch)
         for states in alone[-len(more) :]:
             clock.count(clock.about.hearings * states.shape[1])
         clock.batch_done()
+
+    def heard(audio: np.ndarray) -> Tensor:
+        return recording_states([mel_windows(audio, model.dims.n_mels)], hear, batch)[0]
+
     found = [alone] if alone else []
-    for again in range(clock.about.hearings - len(found)):
-        order = np.random.default_rng(again).permutation(len(sounds))
-        audio, steps = join([sounds[i] for i in order])
-        (states,) = recording_states([mel_windows(audio, n_mels)], model, batch)
-        company = states[:, : sum(steps)].split(steps, dim=1)
-        found.append([company[place] for place in np.argsort(order)])
+    found += company_states(sounds, heard, clock.about.hearings - len(found))
     for i, (clip, _) in enumerate(held):
         least = min(hearing[i].shape[1] for hearing in found)
         together = torch.cat([hearing[i][:, :least] for hearing in found], dim=1)

@@ -31,6 +31,7 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from ..files import whole, write_text
+from .company import TIMES
 from .data import Clip
 
 ABOUT, INDEX = "features.json", "index.jsonl"
@@ -63,8 +64,8 @@ class About:
 
     @property
     def hearings(self) -> int:
-        """How often each clip was heard: under protocol 30+ by itself, and three times in company."""
-        return 4 if self.protocol == "30+" else 1
+        """How often each clip was heard: under protocol 30+ by itself, and some times in company."""
+        return 1 + TIMES if self.protocol == "30+" else 1
 
 
 class Row(NamedTuple):
