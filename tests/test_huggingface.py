@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 import whisper
+from conftest import noise
 from safetensors.torch import save_file
+from scipy.io import wavfile
 from whisper.model import ModelDimensions
 
 import whisper_at
@@ -549,6 +551,49 @@ def test_published_heads_are_compared_with_the_whisper_of_their_name(model, fold
     torch.save({"dims": dims, "model_state_dict": state}, tmp_path / "medium.en.pt")
     with pytest.warns(UserWarning, match="medium.en was trained on another encoder"):
         load(folder, head=name, download_root=str(tmp_path))
+
+
+def test_a_model_takes_the_head_of_its_teacher_by_itself(model, folder, tmp_path, monkeypatch, capsys):
+    """A distilled or fine-tuned Whisper whose encoder is that of one with a published head, which is here."""
+    name, asked = "small", []
+    width = model.dims.n_audio_state
+    known = {key: head._replace(width=width) for key, head in checkpoints.HEADS.items() if key.startswith("small")}
+    monkeypatch.setattr(checkpoints, "HEADS", known)
+    published = checkpoints.find_head
+    monkeypatch.setattr(
+        checkpoints,
+        "find_head",
+        lambda head, *rest: asked.append(head) or head_of(tmp_path) if head in known else published(head, *rest),
+    )
+    (tmp_path / "root").mkdir()
+    root = {"download_root": str(tmp_path / "root")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load(folder, **root).head is None and not asked  # nothing is here to compare with
+        state = model.state_dict()
+        other = state | {"encoder.conv1.bias": state["encoder.conv1.bias"] + 1}
+        for official, weights in (("small.en", other), (name, state)):
+            torch.save({"dims": vars(model.dims), "model_state_dict": weights}, tmp_path / "root" / f"{official}.pt")
+        found = load(folder, **root)
+        assert found.head is not None and set(asked) == {name}
+        assert load(folder, at_low_compute=True, **root).head is not None and set(asked) == {name, "small_low"}
+
+    wavfile.write(tmp_path / "one.wav", 16000, noise(1))
+    arguments = [str(tmp_path / "one.wav"), "--model", str(folder), "--at_time_res", "2", "--fp16", "False"]
+    arguments += ["--output_dir", str(tmp_path / "out"), "--language", "en", "--temperature", "0"]
+    assert cli.main([*arguments, "--model_dir", str(tmp_path / "root")]) == 0
+    assert (tmp_path / "out" / "one.json").is_file()
+    assert cli.main([*arguments, "--model_dir", str(tmp_path), "--output_dir", str(tmp_path / "none")]) == 1
+    assert "no head is published for" in capsys.readouterr().err and not (tmp_path / "none" / "one.json").exists()
+
+
+def test_the_embedded_model_under_another_name_has_its_head(tmp_path):
+    nano = whisper_at.load_model("nano.en", "cpu")
+    state = {key: tensor.half() for key, tensor in nano.state_dict().items()}
+    torch.save({"dims": vars(nano.dims), "model_state_dict": state}, tmp_path / "copy.pt")
+    found = whisper_at.load_model(str(tmp_path / "copy.pt"), "cpu", download_root=str(tmp_path)).head
+    for key, tensor in nano.head.state_dict().items():
+        assert torch.equal(tensor, found.state_dict()[key])
 
 
 def test_a_second_head_for_audioset_is_refused(folder, tmp_path):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import SAMPLE_RATE, noise
+from scipy.io import wavfile
 
-from recipes.heads.crossval import COLUMNS, WAYS, Heard, cross_validate, read_rows
+from recipes.heads.crossval import COLUMNS, WAYS, Heard, cross_validate, main, read_rows
 from whisper_at.train.data import Clip, Dataset
 from whisper_at.train.features import About, Features, FeatureWriter
 from whisper_at.train.settings import Settings
@@ -51,3 +55,23 @@ def test_a_table_of_other_settings_or_clips_is_refused(world, tmp_path):
         cross_validate(dataset, features, ["mean_mlp"], [0], Settings(**{**vars(SETTINGS), "epochs": 2}), table)
     with pytest.raises(ValueError, match="holds a run with clips = "):
         cross_validate(dataset.take(range(15)), features, ["mean_mlp"], [0], SETTINGS, table)
+
+
+def test_the_command_hears_trains_prints_and_draws(tmp_path, capsys):
+    for i in range(8):
+        for fold, label in product((1, 2), "ab"):
+            path = tmp_path / "sounds" / label / f"{fold}-{i}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            wave = noise(0.9, i) if label == "a" else np.sin(np.arange(14400) * (0.1 + 0.01 * i))
+            wavfile.write(path, SAMPLE_RATE, (0.2 * wave).astype(np.float32))
+    arguments = ["--data", str(tmp_path / "sounds"), "--fold", r"^(\d)-", "--modes", "mean_mlp", "--seeds", "1"]
+    arguments += ["--encoders", "trained", "--set", "epochs=2", "--workers", "0", "--out", str(tmp_path / "out")]
+    for _ in range(2):  # the second time, all is there
+        assert main(arguments) == 0
+        shown = capsys.readouterr().out
+        row = re.search(r"trained  mean_mlp +accuracy (\S+) ± \S+  mAP (\S+) ± \S+  accuracy_joined (\S+) ±", shown)
+        rows = read_rows(tmp_path / "out" / "crossval.csv")
+        assert [row["fold"] for row in rows] == ["0", "1"]
+        for found, name in zip(row.groups(), ("accuracy", "mAP", "accuracy_joined")):
+            assert float(found) == pytest.approx(np.mean([float(row[name]) for row in rows]), abs=6e-4)
+    assert (tmp_path / "out" / "crossval.png").stat().st_size > 10_000

@@ -115,19 +115,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.makedirs(output_dir, exist_ok=True)
         captions = args.pop("sound_captions")
         writer = get_writer(args.pop("output_format"), output_dir, **tag_options, sound_captions=captions)
+        heads = [head for head in args.pop("head") if args["at_time_res"]]  # nothing to tag, none to fetch
         model = load_model(
             model_name,
             device=args.pop("device"),
             download_root=args.pop("model_dir"),
             at_low_compute=args.pop("at_low_compute"),
-            head=_one_or_several(args.pop("head")) if args["at_time_res"] else None,  # nothing to tag, none to fetch
+            head=heads,
             compute_type=args.pop("compute_type"),
             draft=args.pop("draft"),
         )
+        if "auto" in heads and model.head is None:
+            raise ValueError(f"cannot tag sounds: {model.head_missing}")
     except Exception as error:  # of many types: a missing GPU alone has three
         _report(f"{parser.prog}: error: {_one_line(error)}")
         return 1
-    args.pop("head", None)
 
     failed = 0
     for path, result in _results(model, audio, args):
@@ -142,10 +144,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             failed += 1
             _report(f"Skipping {path} due to {type(error).__name__}: {_one_line(error)}")
     return 1 if failed else 0
-
-
-def _one_or_several(heads: list[str]) -> str | list[str]:
-    return heads[0] if len(heads) == 1 else heads
 
 
 def _results(model: WhisperAT, audio: Sequence[str], options: dict[str, Any]) -> Iterator[tuple[str, dict | Exception]]:
@@ -350,7 +348,7 @@ def _refuse_what_cannot_work(parser: argparse.ArgumentParser, args: dict[str, An
 
 
 def _refuse_missing_head(parser: argparse.ArgumentParser, args: dict[str, Any]) -> None:
-    """Tags need a head; whether there is one is known without loading or fetching anything."""
+    """Tags need a head; whether a model of a known name has one is known without loading or fetching anything."""
     model, low = args["model"], args["at_low_compute"]
     if low and "auto" not in args["head"]:
         parser.error("--at_low_compute chooses among published heads; leave it out where --head is given")
@@ -360,7 +358,7 @@ def _refuse_missing_head(parser: argparse.ArgumentParser, args: dict[str, Any]) 
                 published = checkpoints.head_name(model, low)
             except ValueError as error:
                 parser.error(_one_line(error))
-            if published is None:
+            if published is None and model in checkpoints.available_models():
                 parser.error(f"no tagging head is published for {model}: take another --model, or give --head FILE")
         elif head not in checkpoints.available_heads() and not os.path.isfile(os.path.expanduser(head)):
             near = _nearest(head, checkpoints.available_heads())

@@ -25,6 +25,8 @@ from .inference import Decoder, Heard, has_bfloat16, is_exact_in_half, is_stock
 from .timeline import Window, pool_steps
 from .transcribe import transcribe as transcribe_function
 
+N_MELS = 80
+"""Of every Whisper that a head is published for."""
 PRECISIONS = ("float32", "float16", "bfloat16", "int8")
 COMPUTE_TYPES = (*PRECISIONS, "auto")
 
@@ -214,8 +216,8 @@ def load_model(
     download_root : folder of downloaded files; ``~/.cache/whisper`` by default, shared with openai-whisper
     in_memory : read the whole checkpoint into memory first
     at_low_compute : take the published 512-wide head (small, medium and large only)
-    head : ``"auto"`` for the published head of a named model, a published head's name, a file
-        (``.pth`` or ``.safetensors``), or None for none; or several of these. A file with classes of its own, or what
+    head : ``"auto"`` for the head published for this encoder, a published head's name, a file (``.pth`` or
+        ``.safetensors``), or None for none; or several of these. A file with classes of its own, or what
         ``whisper-at adapt`` has fitted, is attached under its name without the suffix
     compute_type : ``float32``, ``float16`` (CUDA), ``bfloat16``, ``int8`` (CPU), see `WhisperAT`; ``auto`` is
         int8 on a CPU and float16 on CUDA; None is upstream's rule. On a CPU, ``bfloat16`` and ``int8`` keep matrices
@@ -226,9 +228,10 @@ def load_model(
         checks in one pass: the text is this model's, only sooner. Its own name takes a copy of its decoder in int8
 
     A Whisper without a published head (large-v3, turbo, a file of your own) transcribes as usual and
-    refuses to tag, saying why. One that was distilled with its teacher's encoder can take the teacher's head:
+    refuses to tag, saying why. One with the encoder of a Whisper that has one, as distilled models have their
+    teacher's, takes that, if the other has been downloaded to compare with; if not, it can be told to, which warns:
     ``load_model("distil-whisper/distil-medium.en", head="medium.en")``. A head that was trained on another encoder
-    loads with a warning; so does a published one whose own Whisper has not been downloaded to compare with.
+    loads with a warning, too.
 
     Raises
     ------
@@ -277,8 +280,12 @@ def load_model(
         if source == "auto":
             published = checkpoints.head_name(name, at_low_compute)
             if published is None:
+                published = _head_of_encoder(model, at_low_compute, download_root)
+                name = name if published is None else published.removesuffix("_low")  # which it is, as heads go
+            if published is None:
                 model.head_missing = (
-                    f"no head is published for {name!r}; train one, or give a file: load_model({name!r}, head=FILE)"
+                    f"no head is published for {name!r} or its encoder; train one, or give a file: "
+                    f"load_model({name!r}, head=FILE)"
                 )
                 continue
             source = published
@@ -294,6 +301,28 @@ def load_model(
             else:
                 model.attach(Path(source).name.removesuffix(".safetensors").removesuffix(".head"), found)
     return model.to(device)
+
+
+def _head_of_encoder(model: WhisperAT, low: bool, download_root: str | None) -> str | None:
+    """The head published for the Whisper that has this model's encoder, weight for weight, or None.
+
+    The encoder is compared with those of the embedded model and of official ones that are here already.
+    """
+    own: str | None = None
+    for name in checkpoints.available_heads():
+        if name == checkpoints.EMBEDDED:
+            tensors, metadata = checkpoints.open_head(checkpoints.find_head(name))
+            width, theirs = len(tensors["mlp_layer.0.weight"]), metadata.get("encoder_sha256")
+        else:
+            width, theirs = checkpoints.HEADS[name].width, None
+        if (width, N_MELS) != (model.dims.n_audio_state, model.dims.n_mels) or name.endswith("_low"):
+            continue  # what cannot be it is not read
+        theirs = theirs or checkpoints.published_encoder(name, download_root)
+        if theirs is not None:
+            own = own or checkpoints.encoder_sha256(model.state_dict())
+            if own == theirs:
+                return checkpoints.head_name(name, low)
+    return None
 
 
 def open_fitting_head(

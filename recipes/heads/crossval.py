@@ -245,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         dataset, heard, args.modes, range(args.seeds), settings, args.out / "crossval.csv", args.only_fold
     )
     for (encoder, mode), (_, _, n) in means(rows, "mAP").items():
-        found = {name: means(rows, name)[encoder, mode] for name in SCORES if "AUC" not in score}
+        found = {name: means(rows, name)[encoder, mode] for name in SCORES if "AUC" not in name}
         figures = "  ".join(f"{name} {mean:.3f} ± {half:.3f}" for name, (mean, half, _) in found.items())
         print(f"{encoder:8} {mode:18} {figures}  ({n} runs)")
     draw(rows, args.out / "crossval.png", f"Heads on {args.model}, {len(dataset)} clips of {Path(args.data).name}")
