@@ -129,13 +129,17 @@ def test_protocol_30_plus_hears_every_clip_by_itself_and_among_others(model_en, 
         stores[protocol] = Features.open(tmp_path / protocol)
     ordered = in_random_order(clips)
     assert sorted(ordered, key=clips.index) == clips == sorted(in_random_order(clips[::-1]), key=clips.index)
+    short = [clip for clip in ordered if clip is not clips[3]]  # that of 31 s is company enough for itself
     companies = [
-        company_of(model_en, [ordered[i] for i in np.random.default_rng(again).permutation(4)]) for again in range(3)
+        company_of(model_en, [short[i] for i in np.random.default_rng(again).permutation(3)]) for again in range(3)
     ]
     for clip in clips:
         (alone,), (several,), (once,) = (stores[protocol].find([clip]) for protocol in stores)
-        np.testing.assert_allclose(stores[JOINED].states(once), companies[0][clip], rtol=2e-3, atol=2e-3)
         n = stores["30"].n_steps[alone]
+        if clip is clips[3]:
+            for found in companies:
+                found[clip] = stores["30"].states(alone).astype(np.float32)
+        np.testing.assert_allclose(stores[JOINED].states(once), companies[0][clip], rtol=2e-3, atol=2e-3)
         hearings = stores["30+"].hearings(np.array([several]))[:, 0]
         assert hearings[0] == several and stores["30+"].n_steps[hearings].tolist() == [n] * 4
         wanted = [stores["30"].states(alone).astype(np.float32), *(found[clip][:, :n] for found in companies)]

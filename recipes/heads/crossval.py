@@ -181,7 +181,7 @@ def means(rows: Sequence[dict[str, str]], score: str) -> dict[tuple[str, str], t
 
 
 def draw(rows: Sequence[dict[str, str]], path: Path, title: str) -> None:
-    """Means and intervals by mode, one panel a score; the two encoders side by side."""
+    """Means and intervals by mode, one panel a score, a row a way of hearing; the two encoders side by side."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -189,9 +189,11 @@ def draw(rows: Sequence[dict[str, str]], path: Path, title: str) -> None:
 
     scores = [name for name in SCORES if "AUC" not in name and not np.isnan([float(row[name]) for row in rows]).all()]
     modes = list(dict.fromkeys(row["mode"] for row in rows))
-    figure, axes = plt.subplots(1, len(scores), figsize=(5.2 * len(scores), 0.5 * len(modes) + 1.6), squeeze=False)
+    columns = len(scores) // len(WAYS)  # scores of each way
+    size = 5.2 * columns, len(WAYS) * (0.4 * len(modes) + 1.2)
+    figure, axes = plt.subplots(len(WAYS), columns, figsize=size, squeeze=False)
     look = {"trained": ("o", "#0072b2", "trained encoder"), "random": ("s", "#d55e00", "random encoder")}
-    for axis, name in zip(axes[0], scores):
+    for axis, name in zip(axes.flat, scores):
         found = means(rows, name)
         for offset, encoder in ((-0.12, "trained"), (0.12, "random")):
             at = [i for i, mode in enumerate(modes) if (encoder, mode) in found]
@@ -210,9 +212,10 @@ def draw(rows: Sequence[dict[str, str]], path: Path, title: str) -> None:
             )
         axis.set_yticks(range(len(modes)), modes)
         axis.invert_yaxis()
-        axis.set_xlabel(f"{name} (%), mean over folds with 95 % interval")
+        way = ", one behind the other" if name.endswith("_joined") else ", each by itself"
+        axis.set_xlabel(f"{name.removesuffix('_joined')} (%){way}")
         axis.grid(axis="x", alpha=0.3)
-    figure.suptitle(title, x=0.02, ha="left")
+    figure.suptitle(f"{title}: means over folds, 95 % intervals", x=0.02, ha="left")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper right", ncols=len(labels), frameon=False)
     figure.tight_layout()

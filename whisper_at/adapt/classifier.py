@@ -208,16 +208,8 @@ class AudioClassifier(nn.Module):
     def configuration(self) -> dict[str, Any]:
         """What `load` builds it from."""
         known = {"backbone": self.backbone.name, "methods": self.backbone.methods, "classes": list(self.classes)}
-        return (
-            known
-            | self._options
-            | {
-                "seconds": self.seconds,
-                "pad": self.pad,
-                "windows": self.windows,
-                "kind": self.kind,
-            }
-        )
+        hearing = {"seconds": self.seconds, "pad": self.pad, "windows": self.windows}
+        return known | self._options | hearing | {"kind": self.kind}
 
     def trained(self) -> dict[str, Tensor]:
         """What training changes and nothing frozen: parameters, and buffers of modules with such parameters (S2)."""

@@ -91,6 +91,10 @@ def window_states(backbone: Backbone, recordings: Sequence[np.ndarray], batch: i
     return recording_states(windows, partial(_hear, backbone), batch)
 
 
+def _recording_states(backbone: Backbone, batch: int, audio: np.ndarray) -> Tensor:
+    return window_states(backbone, [audio], batch)[0]
+
+
 @torch.no_grad()
 def _hear(backbone: Backbone, mels: Sequence[np.ndarray], windows: Sequence[Window]) -> list[Tensor]:
     front: Any = backbone.front
@@ -128,8 +132,10 @@ def heard(model: AudioClassifier, waves: Waves, batch: int, progress: bool = Fal
     with tqdm(total=len(ordered), desc="encoding", disable=not progress, leave=False) as bar:
         for recording in recordings_of((clip, waves[place[clip]]) for clip in ordered):
             sounds = [audio for _, audio in recording]
-            alone = window_states(model.backbone, sounds, batch)
-            company = company_states(sounds, lambda audio: window_states(model.backbone, [audio], batch)[0], TIMES)
+            parts = [sounds[first : first + batch] for first in range(0, len(sounds), batch)]
+            alone = [states for part in parts for states in window_states(model.backbone, part, batch)]
+            hear = partial(_recording_states, model.backbone, batch)
+            company = company_states(sounds, hear, TIMES, alone)
             for found, states in zip(kept, [alone, *company]):
                 for (clip, _), own, by_itself in zip(recording, states, alone):
                     values, mask = read(model.head, own[None, :, : by_itself.shape[1]])

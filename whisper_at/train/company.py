@@ -69,16 +69,30 @@ def recordings_of(heard: Iterable[tuple[Clip, np.ndarray]]) -> Iterator[list[tup
 
 
 def company_states(
-    sounds: Sequence[np.ndarray], hear: Callable[[np.ndarray], Tensor], times: int
+    sounds: Sequence[np.ndarray], hear: Callable[[np.ndarray], Tensor], times: int, alone: Sequence[Tensor] = ()
 ) -> list[list[Tensor]]:
     """Pooled states of sounds in recordings of all of them, so many times, each in another order.
 
-    ``hear`` gives the states of a recording; for each time there are the states ``(layers, steps, dim)`` of each sound.
+    Sounds that fill a window are company enough for themselves, and are heard once.
+
+    Parameters
+    ----------
+    hear : gives the states of a recording
+    alone : the states of each sound by itself, where they are known
+
+    Returns
+    -------
+    for each time, the states ``(layers, steps, dim)`` of each sound
     """
+    short = [i for i, sound in enumerate(sounds) if len(sound) < N_SAMPLES]
+    own = [None if i in short else alone[i] if alone else hear(sound) for i, sound in enumerate(sounds)]
     found = []
     for again in range(times):
-        order = np.random.default_rng(again).permutation(len(sounds))
-        audio, steps = join([sounds[i] for i in order])
-        states = hear(audio)[:, : sum(steps)].split(steps, dim=1)
-        found.append([states[place] for place in np.argsort(order)])
+        states = list(own)
+        if short:
+            order = [short[place] for place in np.random.default_rng(again).permutation(len(short))]
+            audio, steps = join([sounds[i] for i in order])
+            for i, part in zip(order, hear(audio)[:, : sum(steps)].split(steps, dim=1)):
+                states[i] = part
+        found.append([part for part in states if part is not None])
     return found

@@ -334,7 +334,7 @@ def _recording(
     sounds, hear = [audio for _, audio in held], partial(encode, model)
     alone: list[Tensor] = []
     while clock.about.protocol != JOINED and len(alone) < len(held):
-        more = sounds[len(alone) :][: 1 if clock.batches < ALONE else None]
+        more = sounds[len(alone) :][: 1 if clock.batches < ALONE else batch]
         alone += recording_states([mel_windows(audio, model.dims.n_mels) for audio in more], hear, batch)
         for states in alone[-len(more) :]:
             clock.count(clock.about.hearings * states.shape[1])
@@ -344,7 +344,7 @@ def _recording(
         return recording_states([mel_windows(audio, model.dims.n_mels)], hear, batch)[0]
 
     found = [alone] if alone else []
-    found += company_states(sounds, heard, clock.about.hearings - len(found))
+    found += company_states(sounds, heard, clock.about.hearings - len(found), alone)
     for i, (clip, _) in enumerate(held):
         least = min(hearing[i].shape[1] for hearing in found)
         together = torch.cat([hearing[i][:, :least] for hearing in found], dim=1)
