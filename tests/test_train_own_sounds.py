@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import soundfile
 
 from whisper_at import cli
-from whisper_at.audio import load_audio
+from whisper_at.audio import load_audio, pad_or_trim
 from whisper_at.train.data import read_folders
 
 CLASSES = ("helicopter", "rain", "rooster")
@@ -38,3 +39,11 @@ def test_own_sounds_are_named_in_a_new_recording(data, tmp_path):
         found = json.loads(path.with_suffix(".json").read_text())["mine"]
         assert found["classes"] == list(CLASSES)
         assert [row["tags"][0]["name"] for row in found["rows"]] == [name]
+
+    order = ("rooster", "helicopter", "rain", "helicopter", "rooster", "rain", "rain")
+    whole = [pad_or_trim(load_audio(new[name]), 76800) for name in order]
+    soundfile.write(tmp_path / "recording.wav", np.concatenate(whole), 16000)  # longer than a window
+    options[options.index("10")] = "4.8"
+    assert cli.main([str(part) for part in (tmp_path / "recording.wav", *options, "-o", tmp_path)]) == 0
+    rows = json.loads((tmp_path / "recording.json").read_text())["mine"]["rows"]
+    assert [row["tags"][0]["name"] for row in rows] == list(order)

@@ -32,7 +32,7 @@ from whisper_at.train.metrics import mean_interval
 from whisper_at.train.recipe import score, scores_of
 from whisper_at.train.record import clips_digest, cut_unfinished, refuse_other_run
 from whisper_at.train.settings import Settings, as_dict, changed, parse_assignments, preset
-from whisper_at.train.training import Division, resolve_loss, train_head
+from whisper_at.train.training import Division, for_device, resolve_loss, train_head
 
 MODES = (
     "last_mlp",
@@ -242,6 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = given.pop("preset", "own")
     settings = changed(preset(name, 0), given, args.config or "")
     settings = resolve_loss(dataset, changed(settings, parse_assignments(args.set), "--set"))
+    settings = for_device(settings, "cpu")
     args.out.mkdir(parents=True, exist_ok=True)
     heard = {name: hear(dataset, args.out, args.model, name, settings, args.workers) for name in args.encoders}
     rows = cross_validate(

@@ -40,7 +40,7 @@ from whisper_at.train.fit import fit
 from whisper_at.train.flops import dims_of
 from whisper_at.train.recipe import HeadTask, batches_of_epoch, score
 from whisper_at.train.settings import Settings
-from whisper_at.train.training import optimizer_of
+from whisper_at.train.training import for_device, optimizer_of
 
 FOLDER = Path(__file__).parent
 CLIPS, BATCHES = 16, 6  # timed
@@ -84,7 +84,7 @@ def settings_of(recipe: str, width: int, device: str) -> Settings:
     given = read_toml(FOLDER / f"{recipe}.toml")
     settings = cli.settings_of(given.pop("preset"), width, given, {}, recipe)
     loss = "ce" if recipe == "esc50" else "bce"
-    return replace(settings, loss=loss, precision=settings.precision if device == "cuda" else "float32")
+    return for_device(replace(settings, loss=loss), device)
 
 
 def noises(folder: Path, count: int, seconds: float) -> list[Clip]:

@@ -32,6 +32,7 @@ from .training import (
     Trained,
     divide,
     finish_run,
+    for_device,
     resolve_loss,
     table_lines,
     train_head,
@@ -157,8 +158,8 @@ def _train(parser: argparse.ArgumentParser, args: argparse.Namespace, output: Pa
     except ValueError as error:
         parser.error(str(error))
     device = _device(args.device)
-    if settings.precision == "float16" and device.type != "cuda":  # where gradients are not scaled
-        settings = replace(settings, precision="float32")
+    if (possible := for_device(settings, device)) != settings:
+        settings = possible
         say("precision float16 needs a GPU (CUDA): training in float32")
     seconds = (settings.seconds or 10.0) if settings.protocol == "10" else 0.0
     sha256 = checkpoints.encoder_sha256(state)

@@ -109,6 +109,13 @@ def resolve_loss(dataset: Dataset, settings: Settings) -> Settings:
     return settings
 
 
+def for_device(settings: Settings, device: str | torch.device) -> Settings:
+    """Settings as they can be trained with there: float16 wants its gradients scaled, as GPUs do; else float32."""
+    if settings.precision == "float16" and torch.device(device).type != "cuda":
+        return replace(settings, precision="float32")
+    return settings
+
+
 def optimizer_of(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     """The optimizer that the settings name."""
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
