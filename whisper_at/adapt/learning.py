@@ -217,9 +217,9 @@ class ClassificationTask:
         """The ``step``-th part of the epoch's order: always the same for the same epoch, step and seed."""
         order = np.random.default_rng([self.recipe.seed, epoch]).permutation(len(self.targets))
         picked = order[step * self.recipe.batch_size : (step + 1) * self.recipe.batch_size].tolist()
-        varied = self.recipe.vary or isinstance(self.train, HeardSource)
-        random = np.random.default_rng([self.recipe.seed, epoch, step, 1]) if varied else None
-        return (*self.train.batch(picked, random), self.targets[picked])
+        twice = isinstance(self.train, HeardSource)  # by themselves, and in company
+        random = np.random.default_rng([self.recipe.seed, epoch, step, 1]) if self.recipe.vary or twice else None
+        return (*self.train.batch(picked, random), self.targets[picked * 2 if twice else picked])
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """Cross-entropy of logits (W1), or binary cross-entropy where clips have several labels."""
@@ -249,8 +249,8 @@ def fit_classifier(
 ) -> Fitted:
     """Fit a classifier in place and leave it with the weights of the epoch that validation chose.
 
-    One that hears in windows is trained and validated on all hearings of the clips; with `vary` or `spec_augment`,
-    which change clips by themselves, it no longer is one.
+    One that hears in windows is trained on every clip by itself and in company, and validated on all hearings; with
+    `vary` or `spec_augment`, which change clips by themselves, it no longer is one.
 
     Parameters
     ----------

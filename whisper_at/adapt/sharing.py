@@ -106,11 +106,11 @@ def _hear(backbone: Backbone, mels: Sequence[np.ndarray], windows: Sequence[Wind
 
 
 class HeardSource:
-    """Batches of what a head keeps of clips that were heard by themselves and in company; one hearing at a time.
+    """Batches of what a head keeps of clips that were heard by themselves and in company.
 
     Attributes
     ----------
-    hearings : what was kept, of every hearing and clip
+    hearings : what was kept, of every hearing and clip; the first is that by itself
     """
 
     def __init__(self, hearings: list[list[Reduced]]) -> None:
@@ -118,9 +118,12 @@ class HeardSource:
         self.lengths = [one.values.shape[2] for one in hearings[0]]
 
     def batch(self, indices: Sequence[int], random: np.random.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """The clips at ``indices``, each by itself or, if a generator is given, in any of its hearings."""
-        which = [0] * len(indices) if random is None else random.integers(0, len(self.hearings), len(indices)).tolist()
-        return concatenate([self.hearings[hearing][int(i)] for hearing, i in zip(which, indices)])
+        """The clips at ``indices``, each by itself; with a generator, then all again, in any of their companies."""
+        wanted = [(0, int(i)) for i in indices]
+        if random is not None:
+            which = random.integers(1, len(self.hearings), len(indices)).tolist()
+            wanted += [(hearing, int(i)) for hearing, i in zip(which, indices)]
+        return concatenate([self.hearings[hearing][i] for hearing, i in wanted])
 
 
 def heard(model: AudioClassifier, waves: Waves, batch: int, progress: bool = False) -> HeardSource | None:
