@@ -21,6 +21,7 @@ from whisper.model import ModelDimensions
 
 import whisper_at
 from whisper_at import checkpoints, cli, huggingface
+from whisper_at.attached import Classes
 from whisper_at.checkpoints import (
     alignment_heads,
     encoder_sha256,
@@ -585,6 +586,11 @@ def test_a_model_takes_the_head_of_its_teacher_by_itself(model, folder, tmp_path
     assert (tmp_path / "out" / "one.json").is_file()
     assert cli.main([*arguments, "--model_dir", str(tmp_path), "--output_dir", str(tmp_path / "none")]) == 1
     assert "no head is published for" in capsys.readouterr().err and not (tmp_path / "none" / "one.json").exists()
+    own = make_head("tl_tr_1_8", n_layer=3, rep_dim=16, label_dim=2)
+    about = Classes(("hiss", "hum")).metadata() | {"mode": "tl_tr_1_8"}
+    save_safetensors(own.state_dict(), tmp_path / "own.safetensors", about)
+    with pytest.warns(UserWarning, match="no tags of AudioSet's classes: no head is published for"):
+        assert list(load(folder, head=["auto", tmp_path / "own.safetensors"]).attached) == ["own"]
 
 
 def test_the_embedded_model_under_another_name_has_its_head(tmp_path):

@@ -115,21 +115,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.makedirs(output_dir, exist_ok=True)
         captions = args.pop("sound_captions")
         writer = get_writer(args.pop("output_format"), output_dir, **tag_options, sound_captions=captions)
-        heads = [head for head in args.pop("head") if args["at_time_res"]]  # nothing to tag, none to fetch
         model = load_model(
             model_name,
             device=args.pop("device"),
             download_root=args.pop("model_dir"),
             at_low_compute=args.pop("at_low_compute"),
-            head=heads,
+            head=_one_or_several(args.pop("head")) if args["at_time_res"] else None,  # nothing to tag, none to fetch
             compute_type=args.pop("compute_type"),
             draft=args.pop("draft"),
         )
-        if "auto" in heads and model.head is None:
-            raise ValueError(f"cannot tag sounds: {model.head_missing}")
     except Exception as error:  # of many types: a missing GPU alone has three
         _report(f"{parser.prog}: error: {_one_line(error)}")
         return 1
+    args.pop("head", None)
 
     failed = 0
     for path, result in _results(model, audio, args):
@@ -144,6 +142,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             failed += 1
             _report(f"Skipping {path} due to {type(error).__name__}: {_one_line(error)}")
     return 1 if failed else 0
+
+
+def _one_or_several(heads: list[str]) -> str | list[str]:
+    return heads[0] if len(heads) == 1 else heads
 
 
 def _results(model: WhisperAT, audio: Sequence[str], options: dict[str, Any]) -> Iterator[tuple[str, dict | Exception]]:

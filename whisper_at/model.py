@@ -287,6 +287,8 @@ def load_model(
                     f"no head is published for {name!r} or its encoder; train one, or give a file: "
                     f"load_model({name!r}, head=FILE)"
                 )
+                if len(heads) > 1:  # who asks for no other is told when tags are asked for
+                    warnings.warn(f"no tags of AudioSet's classes: {model.head_missing}", stacklevel=2)
                 continue
             source = published
         if source is not None:
