@@ -514,3 +514,14 @@ def test_a_flat_folder_goes_on_with_its_features_in_it(checkpoint, tmp_path, cap
         options = ["--model", str(checkpoint), "--device", "cpu", "--workers", "0", "-o", str(recordings / "f")]
         assert features_cli.main([str(recordings), *options]) == 0
         assert f"{n} clips" in capsys.readouterr().out
+
+
+def test_a_store_of_other_hearings_is_refused(model_en, clips, tmp_path):
+    """Stores of protocol 30+ that were made before clips were heard in company do not say how often they were."""
+    extract(clips[:1], tmp_path / "f", model_en, about := describe("random", model_en, "30+"))
+    path = tmp_path / "f" / "features.json"
+    written = json.loads(path.read_text())
+    assert written.pop("hearings") == about.hearings == 4
+    path.write_text(json.dumps(written))
+    with pytest.raises(ValueError, match="with hearings = 1, not 4; choose another folder"):
+        extract(clips, tmp_path / "f", model_en, about)

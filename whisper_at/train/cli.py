@@ -25,7 +25,7 @@ from ..toml import read_toml
 from .check import digests_of, grouped, look_over, recall, remember
 from .data import Dataset, read_dataset
 from .extract import Unreadable, extract
-from .features import About, Features, FeatureWriter, refuse_other
+from .features import About, Features, FeatureWriter, hearings_of, refuse_other
 from .settings import PRESETS, Settings, changed, parse_assignments, preset
 from .training import (
     Division,
@@ -163,7 +163,8 @@ def _train(parser: argparse.ArgumentParser, args: argparse.Namespace, output: Pa
         say("precision float16 needs a GPU (CUDA): training in float32")
     seconds = (settings.seconds or 10.0) if settings.protocol == "10" else 0.0
     sha256 = checkpoints.encoder_sha256(state)
-    about = About(args.model, sha256, settings.protocol, seconds, dims["n_audio_layer"], dims["n_audio_state"])
+    layers, dim, hearings = dims["n_audio_layer"], dims["n_audio_state"], hearings_of(settings.protocol)
+    about = About(args.model, sha256, settings.protocol, seconds, layers, dim, hearings=hearings)
     del state
 
     folder = Path(args.features).expanduser() if args.features else output.with_suffix(".features")

@@ -25,7 +25,7 @@ from ..model import WhisperAT
 from ..timeline import POSITION_FRAMES, STEP_POSITIONS, Window, pool_steps
 from .company import company_states, in_random_order, recordings_of
 from .data import Clip
-from .features import About, FeatureWriter, key_of, stamp
+from .features import About, FeatureWriter, hearings_of, key_of, stamp
 from .settings import PROTOCOLS
 
 JOINED = "joined"
@@ -91,7 +91,7 @@ def describe(
         raise ValueError(f"seconds must be a multiple of 0.02 up to 30, not {seconds:g}")
     dims = model.dims
     sha256 = encoder_sha256(model.state_dict())
-    return About(name, sha256, protocol, seconds, dims.n_audio_layer, dims.n_audio_state, dtype)
+    return About(name, sha256, protocol, seconds, dims.n_audio_layer, dims.n_audio_state, dtype, hearings_of(protocol))
 
 
 def load_part(clip: Clip, sr: int = SAMPLE_RATE) -> np.ndarray:

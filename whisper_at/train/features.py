@@ -52,6 +52,7 @@ class About:
     seconds : length of the clips under protocol 10; 0 otherwise
     layers, dim : of the encoder
     dtype : ``float16`` or ``float32``
+    hearings : how often each clip was heard, see `hearings_of`
     """
 
     model: str
@@ -61,11 +62,12 @@ class About:
     layers: int
     dim: int
     dtype: str = "float16"
+    hearings: int = 1
 
-    @property
-    def hearings(self) -> int:
-        """How often each clip was heard: under protocol 30+ by itself, and some times in company."""
-        return 1 + TIMES if self.protocol == "30+" else 1
+
+def hearings_of(protocol: str) -> int:
+    """How often clips are heard: under protocol 30+ by themselves, and some times in company."""
+    return 1 + TIMES if protocol == "30+" else 1
 
 
 class Row(NamedTuple):
@@ -348,7 +350,7 @@ class FeatureWriter:
 
 def refuse_other(folder: Path, there: About, wanted: About) -> None:
     """Raise ValueError unless a store holds what is wanted; the model may go by another name."""
-    for name in ("encoder_sha256", "protocol", "seconds", "layers", "dim", "dtype"):
+    for name in ("encoder_sha256", "protocol", "hearings", "seconds", "layers", "dim", "dtype"):
         if getattr(there, name) != getattr(wanted, name):
             raise ValueError(
                 f"{folder} holds features of {there.model} with {name} = {getattr(there, name)}, not "

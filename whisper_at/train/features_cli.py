@@ -145,7 +145,7 @@ def _convert(parser: argparse.ArgumentParser, args: argparse.Namespace, source: 
 def write_npz(features: Features, folder: str | os.PathLike[str], items: Sequence[int] | None = None) -> int:
     """Write one ``<base name>.npz`` a clip, ``arr_0`` ``(layers, steps, dim)``, as earlier recipes read; how many.
 
-    Of clips that were heard twice, it is the first time, by themselves.
+    Of clips that were heard several times, it is the first, by themselves.
 
     Raises
     ------
