@@ -452,5 +452,5 @@ def test_attention_head_by_head_is_upstreams_without_fused_kernels(model_en, bat
     with attention_by_head(model_en.encoder):
         found = model_en.encode(mel)
     for a, b in zip(found, expected):
-        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(a, b, atol=4e-6, rtol=1e-6)  # sums in another order; see test_products
     assert all(torch.equal(a, b) for a, b in zip(model_en.encode(mel), fused))  # nothing is left of it

@@ -19,6 +19,7 @@ from whisper.model import AudioEncoder, MultiHeadAttention
 
 from .inference import Heard, Rows
 from .kernels import LOCK, use_threads
+from .products import attend
 from .vectors import compiled
 
 if TYPE_CHECKING:
@@ -99,10 +100,10 @@ def can_attend_by_head(model: WhisperAT, dtype: torch.dtype) -> bool:
 
 @contextmanager
 def attention_by_head(encoder: AudioEncoder) -> Iterator[None]:
-    """Let an encoder compute attention as openai-whisper does without fused kernels, to the same numbers.
+    """Let an encoder compute attention as openai-whisper does without fused kernels, up to rounding.
 
     Upstream's find_alignment does without them, in a pass of its own. Head by head that takes no longer than the fused
-    kernels do, since the scores of one head stay in cache; so one pass can serve the text and the timing of its words.
+    kernels do, since scores stay in cache; so one pass can serve the text and the timing of its words.
     """
     attentions = [block.attn for block in encoder.blocks]
     for attention in attentions:
@@ -118,12 +119,7 @@ def _attend_by_head(
     heads: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
 ) -> tuple[Tensor, None]:
     query, key, value = (z.unflatten(2, (heads, -1)).transpose(1, 2) for z in (query, key, value))
-    scale = query.shape[-1] ** -0.25  # of both factors, as upstream has it
-    query, key = query * scale, (key * scale).transpose(-1, -2)
-    mixed = torch.empty_like(query)
-    for head in range(heads):
-        mixed[:, head] = (query[:, head] @ key[:, head]).softmax(-1) @ value[:, head]
-    return mixed.transpose(1, 2).flatten(2), None
+    return attend(query, key, value).transpose(1, 2).flatten(2), None
 
 
 class HeardModel:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from whisper.model import ResidualAttentionBlock
 
 from .attached import Classes
+from .products import fast_products
 
 N_CLASSES = 527
 PREFIX = "at_model."
@@ -74,10 +75,11 @@ class TLTR(nn.Module):
         """Logits ``(batch, classes)`` of pooled states ``(batch, layers, steps, dim)``."""
         batch, layers = states.shape[:2]
         x = states.float().flatten(0, 1)
-        if hasattr(self, "down_layer"):
-            x = self.down_layer(x)
-        x = _mean_after(self.time_tr, x).view(batch, layers, -1)
-        return self.mlp_layer(_mean_after(self.layer_tr, x))
+        with fast_products():
+            if hasattr(self, "down_layer"):
+                x = self.down_layer(x)
+            x = _mean_after(self.time_tr, x).view(batch, layers, -1)
+            return self.mlp_layer(_mean_after(self.layer_tr, x))
 
 
 class LayerPoolHead(nn.Module):
@@ -116,11 +118,12 @@ class LayerPoolHead(nn.Module):
             x = x[:, -1]
         else:
             x = torch.einsum("blsd,l->bsd", x, self.layer_weight) / self.layer_weight.sum()
-        if hasattr(self, "down_layer"):
-            x = self.down_layer(x)
-        if hasattr(self, "time_tr"):
-            return self.mlp_layer(_mean_after(self.time_tr, x))
-        return self.mlp_layer(x.mean(dim=1))
+        with fast_products():
+            if hasattr(self, "down_layer"):
+                x = self.down_layer(x)
+            if hasattr(self, "time_tr"):
+                return self.mlp_layer(_mean_after(self.time_tr, x))
+            return self.mlp_layer(x.mean(dim=1))
 
 
 Head = TLTR | LayerPoolHead

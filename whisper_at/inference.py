@@ -27,6 +27,7 @@ from whisper.model import (
 
 from . import kernels
 from .graphs import KEPT, StaticStep, empty_caches
+from .products import across, linear
 from .vectors import COLUMNS, READS_HALF
 
 STOCK = (
@@ -128,9 +129,9 @@ class Decoder:
         keys, values = (torch.zeros(shape, dtype=self.heard, device=self.device) for _ in range(2))
         if self.weights:
             keys = keys.view(*shape[:3], blocks, shape[3], COLUMNS)
-        columns = features.to(self.hearing).transpose(1, 2)
+        recorded = features.to(self.hearing)
         for (to_key, to_value, bias), key, value in zip(self.listeners, keys, values):
-            plain_key, plain_value = to_key @ columns, (to_value @ columns).add_(bias[:, None])
+            plain_key, plain_value = across(to_key, recorded), across(to_value, recorded).add_(bias[:, None])
             value[..., :frames] = plain_value.unflatten(1, (self.heads, -1))
             if self.weights:
                 plain_key = F.pad(plain_key, (0, padded - frames)).unflatten(2, (blocks, -1))
@@ -148,16 +149,16 @@ class Decoder:
         for i, block in enumerate(self.blocks):
             block = block.to(self.dtype)
             normed = block.attn_norm(x)
-            projected = [F.linear(normed, *part) for part in zip(block.inward, block.inward_biases)]
+            projected = [linear(normed, *part) for part in zip(block.inward, block.inward_biases)]
             query, key, value = torch.cat(projected, 2).unflatten(2, (3, self.heads, -1)).unbind(2)
             query, key, value = (z.transpose(1, 2) for z in (query, key, value))
             mixed = attend(i, query, key, value)
-            x = x + F.linear(mixed.transpose(1, 2).flatten(2), block.out, block.out_bias)
-            query = F.linear(block.cross_norm(x), block.cross_query, block.cross_query_bias)
+            x = x + linear(mixed.transpose(1, 2).flatten(2), block.out, block.out_bias)
+            query = linear(block.cross_norm(x), block.cross_query, block.cross_query_bias)
             mixed = self._attend_cross(query, heard, i, trace)
-            x = x + F.linear(mixed, block.cross_out, block.cross_out_bias)
-            wide = F.gelu(F.linear(block.mlp_norm(x), block.up, block.up_bias))
-            x = x + F.linear(wide, block.down, block.down_bias)
+            x = x + linear(mixed, block.cross_out, block.cross_out_bias)
+            wide = F.gelu(linear(block.mlp_norm(x), block.up, block.up_bias))
+            x = x + linear(wide, block.down, block.down_bias)
         return _layer_norm(x, *self.norm)
 
     def _attend_cross(self, query: Tensor, heard: Heard, layer: int, trace: list[Tensor] | None) -> Tensor:
@@ -179,7 +180,7 @@ class Decoder:
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits ``(rows, vocabulary)`` of outputs of the last layer norm."""
         if self.weights is None or len(hidden) > kernels.MOST_TOKENS:
-            return F.linear(hidden, self.projection.to(hidden.dtype)).float()
+            return linear(hidden, self.projection.to(hidden.dtype)).float()
         w = self.weights
         out = np.empty((len(hidden), len(self.embedding)), np.float32)
         with kernels.LOCK:

@@ -22,6 +22,7 @@ from .drafting import Draft
 from .encoding import Encoder
 from .heads import N_CLASSES, TLTR, Head, LayerPoolHead, build_head
 from .inference import Decoder, Heard, has_bfloat16, is_exact_in_half, is_stock
+from .products import fast_products
 from .timeline import Window, pool_steps
 from .transcribe import transcribe as transcribe_function
 
@@ -160,7 +161,8 @@ class WhisperAT(Whisper):
             block.register_forward_hook(lambda _module, _inputs, output: see(output)) for block in self.encoder.blocks
         ]
         try:
-            return self.encoder(mel.bfloat16()).float() if in_bfloat16 else self.encoder(mel)
+            with fast_products():
+                return self.encoder(mel.bfloat16()).float() if in_bfloat16 else self.encoder(mel)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -1,0 +1,129 @@
+"""Products by oneDNN: those of PyTorch up to float32's rounding, and where they cannot be had, PyTorch's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from whisper.model import AudioEncoder
+
+from whisper_at import products
+from whisper_at.products import across, attend, fast_products, linear
+
+
+def random(*shape: int, seed: int = 0, **options) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), **options)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Shapes of what went to oneDNN."""
+    if not products._supported():
+        pytest.skip("this PyTorch has no oneDNN")
+    shapes = []
+    real = products._by_onednn
+    monkeypatch.setattr(products, "_by_onednn", lambda *args: shapes.append(tuple(args[0].shape)) or real(*args))
+    return shapes
+
+
+def close(found: torch.Tensor, exact: torch.Tensor) -> None:
+    assert found.shape == exact.shape and found.dtype == torch.float32
+    largest = float(exact.abs().max()) if exact.numel() else 0.0
+    torch.testing.assert_close(found.double(), exact.double(), rtol=1e-5, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize("shape", [(4, 24), (1500, 64), (2, 3, 5, 24), (7, 1), (1, 24), (24,), (0, 24), (3, 0)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_is_pytorchs(shape, bias):
+    x, weight = random(*shape), random(10, shape[-1], seed=1)
+    b = random(10, seed=2) if bias else None
+    close(linear(x, weight, b), F.linear(x.double(), weight.double(), None if b is None else b.double()))
+
+
+def test_any_layout_and_changed_weights(asked):
+    x, weight = random(24, 50).t(), random(24, 10).t()
+    close(linear(x, weight), x.double() @ weight.double().t())
+    weight.mul_(2)  # nothing of it was kept
+    close(linear(x, weight), x.double() @ weight.double().t())
+    close(linear(x[::2], weight[1:]), x[::2].double() @ weight[1:].double().t())
+    assert asked == [(50, 24), (50, 24), (25, 24)]
+
+
+def test_what_is_not_float32_or_learns_is_pytorchs(asked):
+    x, weight = random(8, 24), random(10, 24, seed=1)
+    for kind in (torch.float64, torch.bfloat16):
+        assert torch.equal(linear(x.to(kind), weight.to(kind)), F.linear(x.to(kind), weight.to(kind)))
+    with pytest.raises(RuntimeError):
+        linear(x, weight.double())
+    learned = weight.clone().requires_grad_()
+    linear(x, learned).sum().backward()
+    torch.testing.assert_close(learned.grad, x.sum(0).expand(10, 24))
+    inputs = x.clone().requires_grad_()
+    with fast_products():
+        torch.nn.Linear(24, 10).requires_grad_(False)(inputs).sum().backward()
+    assert inputs.grad is not None and not asked
+    with torch.no_grad():
+        linear(x, learned)
+    assert asked == [(8, 24)]
+
+
+def test_across():
+    x, weight = random(3, 50, 24), random(10, 24, seed=1)
+    close(across(weight, x), weight.double() @ x.double().transpose(1, 2))
+    assert torch.equal(across(weight.bfloat16(), x.bfloat16()), weight.bfloat16() @ x.bfloat16().transpose(1, 2))
+
+
+@pytest.mark.parametrize("n", [3, products.ROWS, products.ROWS + 1])
+def test_attention(n):
+    query, key, value = (random(2, n, 3, 16, seed=seed).transpose(1, 2) for seed in range(3))
+    exact = F.scaled_dot_product_attention(query.double(), key.double(), value.double())
+    close(attend(query, key, value), exact)
+
+
+def test_attention_of_modules(asked):
+    n = products.LONG
+    q, long = random(1, 2, 3, 16), random(1, 2, n, 16)
+    mask = torch.zeros(n, n).masked_fill_(torch.ones(n, n).triu(1).bool(), -float("inf"))
+    with fast_products():
+        for masked in (F.scaled_dot_product_attention(long, long, long, mask),
+                       F.scaled_dot_product_attention(long, long, long, is_causal=True)):  # fmt: skip
+            close(masked, F.scaled_dot_product_attention(*(z.double() for z in (long, long, long)), mask.double()))
+        F.scaled_dot_product_attention(q, q, q)  # few rows: not worth it
+        assert not asked
+        for unmasked in ({}, {"attn_mask": None, "is_causal": False}):
+            found = F.scaled_dot_product_attention(long, long, long, **unmasked)
+            close(found, F.scaled_dot_product_attention(*[long.double()] * 3))
+    assert len(asked) == 2 * 2 * 2  # each time scores and mixtures of two heads
+
+
+def test_without_onednn(monkeypatch):
+    """Another build of PyTorch: the same numbers from its own products."""
+
+    def missing(*_):
+        raise NotImplementedError("no such operator")
+
+    monkeypatch.setattr(products, "_by_onednn", missing)
+    products._supported.cache_clear()
+    try:
+        x, weight = random(8, 24), random(10, 24, seed=1)
+        assert torch.equal(linear(x, weight), F.linear(x, weight))
+        long = random(1, 2, products.LONG, 16)
+        with fast_products():
+            assert torch.equal(F.linear(x, weight), F.linear(x, weight))
+            close(F.scaled_dot_product_attention(long, long, long), attend(long, long, long))
+    finally:
+        products._supported.cache_clear()
+
+
+def test_an_encoder_is_as_near_to_exact_numbers(model_en, monkeypatch, asked):
+    """What the encoder makes is no further from float64's than PyTorch's float32, but for a little."""
+    mel = random(1, 80, 3000)
+    with torch.no_grad():
+        stock, found = model_en.encoder(mel), model_en.embed_audio(mel)
+        monkeypatch.setattr("whisper.model.LayerNorm.forward", torch.nn.LayerNorm.forward)
+        dims = model_en.dims
+        double = AudioEncoder(80, 1500, dims.n_audio_state, dims.n_audio_head, dims.n_audio_layer).double()
+        double.load_state_dict(model_en.encoder.state_dict())
+        exact = double(mel.double())
+    distance = [float((numbers - exact).square().mean().sqrt()) for numbers in (stock, found)]
+    assert asked and 0 < distance[1] < 1.5 * distance[0]
