@@ -126,18 +126,22 @@ class Decoder:
         blocks = -(-frames // COLUMNS) if self.weights else 1
         padded = blocks * COLUMNS if self.weights else frames
         shape = (len(self.blocks), count, self.heads, width // self.heads, padded)
-        keys, values = (torch.zeros(shape, dtype=self.heard, device=self.device) for _ in range(2))
+        keys, values = (torch.empty(shape, dtype=self.heard, device=self.device) for _ in range(2))
+        values[..., frames:] = 0.0
         if self.weights:
             keys = keys.view(*shape[:3], blocks, shape[3], COLUMNS)
         recorded = features.to(self.hearing)
-        for (to_key, to_value, bias), key, value in zip(self.listeners, keys, values):
-            plain_key, plain_value = across(to_key, recorded), across(to_value, recorded).add_(bias[:, None])
-            value[..., :frames] = plain_value.unflatten(1, (self.heads, -1))
-            if self.weights:
-                plain_key = F.pad(plain_key, (0, padded - frames)).unflatten(2, (blocks, -1))
-                key.copy_(plain_key.unflatten(1, (self.heads, -1)).transpose(2, 3))
-            else:
-                key.copy_(plain_key.unflatten(1, (self.heads, -1)))
+        # on a CPU one after the other, so that products stay near
+        for some in [slice(i, i + 1) for i in range(count)] if self.device.type == "cpu" else [slice(None)]:
+            for (to_key, to_value, bias), key, value in zip(self.listeners, keys[:, some], values[:, some]):
+                plain_key = across(to_key, recorded[some])
+                plain_value = across(to_value, recorded[some]).add_(bias[:, None])
+                value[..., :frames] = plain_value.unflatten(1, (self.heads, -1))
+                if self.weights:
+                    plain_key = F.pad(plain_key, (0, padded - frames)).unflatten(2, (blocks, -1))
+                    key.copy_(plain_key.unflatten(1, (self.heads, -1)).transpose(2, 3))
+                else:
+                    key.copy_(plain_key.unflatten(1, (self.heads, -1)))
         return Heard(features, keys, values)
 
     def run(self, x: Tensor, heard: Heard, attend: Attend, trace: list[Tensor] | None = None) -> Tensor:

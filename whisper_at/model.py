@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.overrides import TorchFunctionMode
 from whisper.model import *  # noqa: F401,F403
 from whisper.model import ModelDimensions, Whisper
@@ -141,17 +143,34 @@ class WhisperAT(Whisper):
             over 0.4 s steps of the absolute grid; steps without audio are NaN
         """
         windows = [Window(0)] * len(mel) if windows is None else windows
+        if self._hears_singly(mel):
+            parts = [self._encode(mel[i : i + 1], windows[i : i + 1]) for i in range(len(mel))]
+            by_step = [states[0].transpose(0, 1) for _, states in parts]  # a window may touch 75 or 76 of them
+            padded = pad_sequence(by_step, batch_first=True, padding_value=math.nan)
+            return torch.cat([features for features, _ in parts]), padded.transpose(1, 2).contiguous()
+        return self._encode(mel, windows)
+
+    def _encode(self, mel: Tensor, windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
         states: list[Tensor] = []
         features = self._embed(mel, lambda output: states.append(pool_steps(output, windows)))
         return features, torch.stack(states, dim=1)
 
     def embed_audio(self, mel: Tensor) -> Tensor:
         """Encoder features ``(batch, 1500, dim)`` for the decoder, in the precision that it computes in."""
+        if self._hears_singly(mel):
+            return torch.cat([self._embed(one) for one in mel.split(1)])
         return self._embed(mel)
+
+    def _hears_singly(self, mel: Tensor) -> bool:
+        """Whether a batch is better heard window by window: in float32 on a CPU, whose caches one of them fills."""
+        return len(mel) > 1 and mel.device.type == "cpu" and not self._in_bfloat16()
+
+    def _in_bfloat16(self) -> bool:
+        return self.compute_type == "bfloat16" or (self.compute_type == "int8" and has_bfloat16())
 
     def _embed(self, mel: Tensor, each: Callable[[Tensor], object] | None = None) -> Tensor:
         """`embed_audio`; ``each`` is given what every block makes."""
-        in_bfloat16 = self.compute_type == "bfloat16" or (self.compute_type == "int8" and has_bfloat16())
+        in_bfloat16 = self._in_bfloat16()
         if in_bfloat16 and Encoder.fits(self.encoder):
             if self._encoder is None or not self._encoder.is_current(self.encoder):
                 self._encoder = Encoder(self.encoder)

@@ -47,7 +47,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def across(weight: Tensor, x: Tensor) -> Tensor:
     """``(out, in)`` by each of ``(batch, n, in)`` → ``(batch, out, n)``."""
     if _are_for_onednn((weight, x)):
-        return torch.stack([linear(weight, each) for each in x])
+        return linear(weight, x[0])[None] if len(x) == 1 else torch.stack([linear(weight, each) for each in x])
     return weight @ x.transpose(1, 2)
 
 
