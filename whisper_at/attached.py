@@ -26,7 +26,7 @@ from .timeline import STEP_FRAMES, STEP_POSITIONS, Classifier, Window, position_
 
 KINDS = ("multi_label", "single_label")
 RESERVED = frozenset(
-    "text segments language duration task at_time_res audio_tag audio_tag_coverage audio events auto".split()
+    "text segments words language duration task at_time_res audio_tag audio_tag_coverage audio events auto".split()
 )
 """Names that a result's own keys have, or may come to have."""
 

@@ -11,6 +11,8 @@ from typing import Any
 from .events import AUDIOSET, find_events
 from .labels import within
 
+CAPTION_RESOLUTION = 2.0
+"""Seconds per row of tags for captions, if none are asked for."""
 UNSHOWN = ("/m/09x0r", "/m/028v0c", "/t/dd00123")
 """Not worth a caption: speech, which is written down; silence; and rooms, channels and noise of the background."""
 SHORTEST, LONGEST = 1.0, 7.0

@@ -25,6 +25,7 @@ from whisper.version import __version__ as upstream_version
 
 from . import checkpoints, huggingface
 from .attached import attached_names
+from .captions import CAPTION_RESOLUTION
 from .labels import find_classes
 from .model import COMPUTE_TYPES, WhisperAT, load_model
 from .timeline import resolutions, steps_to_seconds
@@ -32,7 +33,6 @@ from .version import __version__
 from .windows import AUTO_RESOLUTION
 from .writers import CAPTIONS, get_writer, own_rows, tag_rows
 
-CAPTION_RESOLUTION = 2.0
 TRACEBACK_VARIABLE = "WHISPER_AT_TRACEBACK"
 LANGUAGE_CHOICES = sorted(LANGUAGES.keys()) + sorted(name.title() for name in TO_LANGUAGE_CODE)
 SUBCOMMANDS = {
@@ -46,6 +46,7 @@ SUBCOMMANDS = {
     "embed": ("adapt.embed_cli", "whisper-at[adapt]"),
     "search": ("adapt.search_cli", "whisper-at[adapt]"),
     "lineareval": ("adapt.lineareval_cli", "whisper-at[adapt]"),
+    "serve": ("serve.cli", "whisper-at[serve]"),
 }
 """Their modules, imported when called, and the extra that brings what they need."""
 TAG_OPTIONS = ("top_k", "p_threshold", "label_language", "include_classes")
@@ -73,6 +74,7 @@ other commands (each with --help):
   whisper-at adapt                               adapters, LoRA, prompts … on any frozen audio encoder
   whisper-at embed | search | lineareval         embeddings from all layers of an encoder
   whisper-at study                               how noise hurts recognition, and what encoders know of it
+  whisper-at serve                               an HTTP server with OpenAI's routes, and a page
 
 A file that cannot be read is reported and the rest go on; the exit status is then 1.
 Set {TRACEBACK_VARIABLE}=1 to see where in the program an error arose."""
@@ -267,8 +269,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     group = parser.add_argument_group("speech")
     add = group.add_argument
-    tasks = ["transcribe", "translate"]
-    add("--task", type=str, default="transcribe", choices=tasks, help="translate writes English")
+    add("--task", type=str, default="transcribe", choices=["transcribe", "translate"], help="translate writes English")
     help = "language spoken, by name or code; detected if not given"
     add("--language", type=_language, default=None, choices=LANGUAGE_CHOICES, metavar="LANGUAGE", help=help)
     add("--initial_prompt", default=None, **text, help="text to set the scene for the first window")
