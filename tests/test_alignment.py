@@ -12,7 +12,8 @@ from whisper import timing
 from whisper.tokenizer import get_tokenizer
 
 from whisper_at import alignment
-from whisper_at.alignment import HeardModel, add_word_timestamps, attention_by_head, can_attend_by_head, median_filter
+from whisper_at.alignment import HeardModel, add_word_timestamps, median_filter
+from whisper_at.products import attention_by_head, can_attend_by_head
 
 
 def test_the_network_finds_the_median():
@@ -74,9 +75,9 @@ def test_replaced_attention_of_the_encoder_is_kept(model_en):
     calls = []
     attention = model_en.encoder.blocks[0].attn
     real = attention.qkv_attention
-    assert can_attend_by_head(model_en, torch.float32)
+    assert can_attend_by_head(model_en.encoder, torch.float32)
     attention.qkv_attention = lambda *args: calls.append(1) or real(*args)
-    assert not can_attend_by_head(model_en, torch.float32)
+    assert not can_attend_by_head(model_en.encoder, torch.float32)
     model_en.transcribe(noise(3), language="en", temperature=0.0, sample_len=6, word_timestamps=True, fp16=False)
     assert calls and "qkv_attention" in vars(attention)
     del attention.qkv_attention

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
+import whisper
+from torch.utils.flop_counter import FlopCounterMode
 from whisper.model import AudioEncoder
 
 from whisper_at import products
-from whisper_at.products import across, attend, fast_products, linear
+from whisper_at.products import Linear, across, attend, attention, linear, quicken
 
 
 def random(*shape: int, seed: int = 0, **options) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), **options)
+
+
+@pytest.fixture(autouse=True)
+def worth_it(monkeypatch):
+    monkeypatch.setattr(products, "LEAST", 1)
+
+
+def test_little_work_is_pytorchs(asked, monkeypatch):
+    monkeypatch.setattr(products, "LEAST", 8 * 24 * 10)
+    for rows in (7, 8):
+        linear(random(rows, 24), random(10, 24))
+    assert asked == [(8, 24)]
 
 
 @pytest.fixture
@@ -59,8 +75,7 @@ def test_what_is_not_float32_or_learns_is_pytorchs(asked):
     linear(x, learned).sum().backward()
     torch.testing.assert_close(learned.grad, x.sum(0).expand(10, 24))
     inputs = x.clone().requires_grad_()
-    with fast_products():
-        torch.nn.Linear(24, 10).requires_grad_(False)(inputs).sum().backward()
+    linear(inputs, weight).sum().backward()
     assert inputs.grad is not None and not asked
     with torch.no_grad():
         linear(x, learned)
@@ -80,20 +95,38 @@ def test_attention(n):
     close(attend(query, key, value), exact)
 
 
-def test_attention_of_modules(asked):
+def test_attention_chooses(asked):
     n = products.LONG
-    q, long = random(1, 2, 3, 16), random(1, 2, n, 16)
+    few, long = random(1, 2, 3, 16), random(1, 2, n, 16)
     mask = torch.zeros(n, n).masked_fill_(torch.ones(n, n).triu(1).bool(), -float("inf"))
-    with fast_products():
-        for masked in (F.scaled_dot_product_attention(long, long, long, mask),
-                       F.scaled_dot_product_attention(long, long, long, is_causal=True)):  # fmt: skip
-            close(masked, F.scaled_dot_product_attention(*(z.double() for z in (long, long, long)), mask.double()))
-        F.scaled_dot_product_attention(q, q, q)  # few rows: not worth it
-        assert not asked
-        for unmasked in ({}, {"attn_mask": None, "is_causal": False}):
-            found = F.scaled_dot_product_attention(long, long, long, **unmasked)
-            close(found, F.scaled_dot_product_attention(*[long.double()] * 3))
-    assert len(asked) == 2 * 2 * 2  # each time scores and mixtures of two heads
+    masked = F.scaled_dot_product_attention(*[long.double()] * 3, mask.double())
+    close(attention(long, long, long, mask), masked)
+    attention(few, few, few)  # not worth it
+    assert not asked
+    close(attention(long, long, long), F.scaled_dot_product_attention(*[long.double()] * 3))
+    assert len(asked) == 2 * 2  # scores and mixtures of two heads
+
+
+def test_quickened_modules(asked):
+    """They are what they were: parameters, names, copies, and PyTorch's where it counts, compiles or learns."""
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(24, 10), whisper.model.Linear(10, 5, bias=False), torch.nn.GELU())
+    x, before = random(8, 24), dict(module.state_dict())
+    with torch.no_grad():
+        expected = module(x)
+        quicken(module)
+        assert [type(part) for part in module] == [Linear, Linear, torch.nn.GELU] and not asked
+        close(module(x), expected)
+        close(copy.deepcopy(module)(x), expected)
+        assert asked == [(8, 24), (8, 10)] * 2
+        with FlopCounterMode(display=False) as counter:
+            module(x)
+        assert counter.get_total_flops() == 2 * 8 * (24 * 10 + 10 * 5)
+        torch.testing.assert_close(torch.compile(module, backend="eager", fullgraph=True)(x), expected)
+        assert module(x.bfloat16()).dtype == torch.bfloat16  # as openai-whisper's layer, in the precision of x
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+    module(x).sum().backward()
+    assert module[0].weight.grad is not None and len(asked) == 4
 
 
 def test_without_onednn(monkeypatch):
@@ -108,18 +141,16 @@ def test_without_onednn(monkeypatch):
         x, weight = random(8, 24), random(10, 24, seed=1)
         assert torch.equal(linear(x, weight), F.linear(x, weight))
         long = random(1, 2, products.LONG, 16)
-        with fast_products():
-            assert torch.equal(F.linear(x, weight), F.linear(x, weight))
-            close(F.scaled_dot_product_attention(long, long, long), attend(long, long, long))
+        assert torch.equal(attention(long, long, long), F.scaled_dot_product_attention(long, long, long))
     finally:
         products._supported.cache_clear()
 
 
-def test_an_encoder_is_as_near_to_exact_numbers(model_en, monkeypatch, asked):
-    """What the encoder makes is no further from float64's than PyTorch's float32, but for a little."""
+def test_an_encoder_is_as_near_to_exact_numbers(model_en, upstream_en, monkeypatch, asked):
+    """What the encoder makes is no further from float64's than openai-whisper's, but for a little."""
     mel = random(1, 80, 3000)
     with torch.no_grad():
-        stock, found = model_en.encoder(mel), model_en.embed_audio(mel)
+        stock, found = upstream_en.encoder(mel), model_en.embed_audio(mel)
         monkeypatch.setattr("whisper.model.LayerNorm.forward", torch.nn.LayerNorm.forward)
         dims = model_en.dims
         double = AudioEncoder(80, 1500, dims.n_audio_state, dims.n_audio_head, dims.n_audio_layer).double()

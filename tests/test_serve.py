@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import json
 import re
 import socket
@@ -303,6 +305,27 @@ def test_one_after_the_other_and_not_too_many(model_en, clip):
         assert client.get("/health").json()["recordings"] == 0
 
 
+def test_who_has_gone_is_not_waited_upon(model_en, clip, monkeypatch):
+    monkeypatch.setattr(model_en, "transcribe", lambda *_, **__: pytest.fail("it was heard"), raising=False)
+    head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
+    messages = [
+        {"type": "http.request", "body": head + clip.read_bytes() + b"\r\n--b--\r\n", "more_body": False},
+        {"type": "http.disconnect"},
+    ]
+    sent = []
+
+    async def receive():
+        return messages.pop(0) if messages else {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"content-type", b"multipart/form-data; boundary=b")]
+    scope = {"type": "http", "method": "POST", "path": TRANSCRIPTIONS, "headers": headers, "query_string": b""}
+    asyncio.run(create_app(model_en, "random")(scope, receive, send))
+    assert sent[0]["status"] == 499
+
+
 # --- the command --------------------------------------------------------------------------------------------
 
 
@@ -317,6 +340,24 @@ def test_arguments(capsys):
         assert says in capsys.readouterr().err
     assert cli.main(["serve", "--model", "no-such-model"]) == 1
     assert "no-such-model" in capsys.readouterr().err
+
+
+def test_arguments_reach_model_and_server(monkeypatch, tmp_path):
+    asked = {}
+    serve_cli = importlib.import_module("whisper_at.serve.cli")
+    monkeypatch.setattr(serve_cli, "load_model", lambda name, **options: asked.update(model=name, **options))
+    monkeypatch.setattr(serve_cli, "create_app", lambda _, name, limits, **options: (name, limits, options))
+    monkeypatch.setattr(serve_cli.uvicorn, "run", lambda app, **options: asked.update(app=app, **options))
+    (tmp_path / "mine.pt").touch()
+    model = str(tmp_path / "mine.pt")
+    arguments = (
+        "--device cpu --compute_type int8 --head auto --head b.safetensors --batch_size 4 --beam_size 5 --port 9"
+    )
+    limits = "--max_megabytes 5 --max_minutes 1 --max_waiting 0 --host 0.0.0.0"
+    assert cli.main(["serve", "--model", model, *arguments.split(), *limits.split()]) == 0
+    assert asked["model"] == model and asked["head"] == ["auto", "b.safetensors"] and asked["compute_type"] == "int8"
+    assert asked["app"] == ("mine.pt", Limits(5, 1, 0), {"batch_size": 4, "beam_size": 5})
+    assert (asked["host"], asked["port"]) == ("0.0.0.0", 9)
 
 
 def test_a_port_that_is_taken(served):

@@ -4,9 +4,7 @@ was heard, and a faster median filter of the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
 from types import FunctionType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +13,9 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 from whisper import timing
-from whisper.model import AudioEncoder, MultiHeadAttention
 
 from .inference import Heard, Rows
 from .kernels import LOCK, use_threads
-from .products import attend
 from .vectors import compiled
 
 if TYPE_CHECKING:
@@ -87,39 +83,6 @@ def _medians_of_seven(x, out):
 def timing_model(model: WhisperAT, heard: Heard | Tensor | None) -> HeardModel | WhisperAT:
     """What to give find_alignment, so that it uses again what was heard, if anything."""
     return HeardModel(model, heard) if isinstance(heard, Heard) else model
-
-
-def can_attend_by_head(model: WhisperAT, dtype: torch.dtype) -> bool:
-    """Whether `attention_by_head` computes what openai-whisper's encoder does without fused kernels."""
-    stock = all(
-        type(block.attn) is MultiHeadAttention and "qkv_attention" not in vars(block.attn)
-        for block in model.encoder.blocks
-    )
-    return model.device.type == "cpu" and dtype == torch.float32 and stock
-
-
-@contextmanager
-def attention_by_head(encoder: AudioEncoder) -> Iterator[None]:
-    """Let an encoder compute attention as openai-whisper does without fused kernels, up to rounding.
-
-    Upstream's find_alignment does without them, in a pass of its own. Head by head that takes no longer than the fused
-    kernels do, since scores stay in cache; so one pass can serve the text and the timing of its words.
-    """
-    attentions = [block.attn for block in encoder.blocks]
-    for attention in attentions:
-        attention.qkv_attention = partial(_attend_by_head, attention.n_head)
-    try:
-        yield
-    finally:
-        for attention in attentions:
-            del attention.qkv_attention
-
-
-def _attend_by_head(
-    heads: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
-) -> tuple[Tensor, None]:
-    query, key, value = (z.unflatten(2, (heads, -1)).transpose(1, 2) for z in (query, key, value))
-    return attend(query, key, value).transpose(1, 2).flatten(2), None
 
 
 class HeardModel:

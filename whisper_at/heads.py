@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from whisper.model import ResidualAttentionBlock
 
 from .attached import Classes
-from .products import fast_products
+from .products import quicken
 
 N_CLASSES = 527
 PREFIX = "at_model."
@@ -70,16 +70,16 @@ class TLTR(nn.Module):
         self.time_tr = ResidualAttentionBlock(width, int(time_heads))
         self.layer_tr = ResidualAttentionBlock(width, int(layer_heads))
         self.mlp_layer = _linear(width, label_dim)
+        quicken(self)
 
     def forward(self, states: Tensor) -> Tensor:
         """Logits ``(batch, classes)`` of pooled states ``(batch, layers, steps, dim)``."""
         batch, layers = states.shape[:2]
         x = states.float().flatten(0, 1)
-        with fast_products():
-            if hasattr(self, "down_layer"):
-                x = self.down_layer(x)
-            x = _mean_after(self.time_tr, x).view(batch, layers, -1)
-            return self.mlp_layer(_mean_after(self.layer_tr, x))
+        if hasattr(self, "down_layer"):
+            x = self.down_layer(x)
+        x = _mean_after(self.time_tr, x).view(batch, layers, -1)
+        return self.mlp_layer(_mean_after(self.layer_tr, x))
 
 
 class LayerPoolHead(nn.Module):
@@ -108,6 +108,7 @@ class LayerPoolHead(nn.Module):
         if heads:
             self.time_tr = ResidualAttentionBlock(width, int(heads))
         self.mlp_layer = _linear(width, label_dim)
+        quicken(self)
 
     def forward(self, states: Tensor) -> Tensor:
         """Logits ``(batch, classes)`` of pooled states ``(batch, layers, steps, dim)``."""
@@ -118,12 +119,11 @@ class LayerPoolHead(nn.Module):
             x = x[:, -1]
         else:
             x = torch.einsum("blsd,l->bsd", x, self.layer_weight) / self.layer_weight.sum()
-        with fast_products():
-            if hasattr(self, "down_layer"):
-                x = self.down_layer(x)
-            if hasattr(self, "time_tr"):
-                return self.mlp_layer(_mean_after(self.time_tr, x))
-            return self.mlp_layer(x.mean(dim=1))
+        if hasattr(self, "down_layer"):
+            x = self.down_layer(x)
+        if hasattr(self, "time_tr"):
+            return self.mlp_layer(_mean_after(self.time_tr, x))
+        return self.mlp_layer(x.mean(dim=1))
 
 
 Head = TLTR | LayerPoolHead

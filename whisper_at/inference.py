@@ -25,14 +25,14 @@ from whisper.model import (
     Whisper,
 )
 
-from . import kernels
+from . import kernels, products
 from .graphs import KEPT, StaticStep, empty_caches
 from .products import across, linear
 from .vectors import COLUMNS, READS_HALF
 
 STOCK = (
     *(AudioEncoder, TextDecoder, ResidualAttentionBlock, MultiHeadAttention, Linear, LayerNorm, Conv1d),
-    *(nn.ModuleList, nn.Sequential, nn.GELU, nn.Embedding),
+    *(products.Linear, nn.ModuleList, nn.Sequential, nn.GELU, nn.Embedding),
 )
 
 SAMPLED = 16

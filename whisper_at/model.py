@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import cast
 
@@ -24,7 +25,7 @@ from .drafting import Draft
 from .encoding import Encoder
 from .heads import N_CLASSES, TLTR, Head, LayerPoolHead, build_head
 from .inference import Decoder, Heard, has_bfloat16, is_exact_in_half, is_stock
-from .products import fast_products
+from .products import attention_by_head, can_attend_by_head, quicken
 from .timeline import Window, pool_steps
 from .transcribe import transcribe as transcribe_function
 
@@ -59,6 +60,7 @@ class WhisperAT(Whisper):
         if compute_type not in (None, *PRECISIONS):
             raise ValueError(f"compute_type must be one of {', '.join(PRECISIONS)} or None, not {compute_type!r}")
         self.compute_type = compute_type
+        quicken(self.encoder)
         self._decoder: Decoder | None = None
         self._encoder: Encoder | None = None
         self.attached: dict[str, Head | Listener | Reader] = {}
@@ -179,8 +181,9 @@ class WhisperAT(Whisper):
         hooks = [
             block.register_forward_hook(lambda _module, _inputs, output: see(output)) for block in self.encoder.blocks
         ]
+        by_head = can_attend_by_head(self.encoder, mel.dtype) and not in_bfloat16
         try:
-            with fast_products():
+            with attention_by_head(self.encoder) if by_head else nullcontext():
                 return self.encoder(mel.bfloat16()).float() if in_bfloat16 else self.encoder(mel)
         finally:
             for hook in hooks:

@@ -6,17 +6,20 @@ rounding alone.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
+import whisper.model
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+from whisper.model import AudioEncoder, MultiHeadAttention
 
-FEWEST = 4
-"""Rows from which on oneDNN is worth its preparations."""
+LEAST = 1 << 20
+"""Multiplications from which on oneDNN is worth its preparations."""
 ROWS = 500
 LONG = 256
 """Rows from which on attention is, head by head."""
@@ -38,23 +41,36 @@ def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``torch.nn.functional.linear``: ``(…, in)`` by ``(out, in)`` → ``(…, out)``."""
-    operands = (x, weight) if bias is None else (x, weight, bias)
-    if x.numel() >= FEWEST * x.shape[-1] > 0 and _are_for_onednn(operands):
+    if x.numel() * weight.shape[0] >= LEAST and _are_for_onednn(x, weight, bias):
         return _by_onednn(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
 def across(weight: Tensor, x: Tensor) -> Tensor:
     """``(out, in)`` by each of ``(batch, n, in)`` → ``(batch, out, n)``."""
-    if _are_for_onednn((weight, x)):
+    if _are_for_onednn(x, weight):
         return linear(weight, x[0])[None] if len(x) == 1 else torch.stack([linear(weight, each) for each in x])
     return weight @ x.transpose(1, 2)
 
 
-def _are_for_onednn(operands: tuple[Tensor, ...]) -> bool:
-    learning = torch.is_grad_enabled() and any(operand.requires_grad for operand in operands)
-    plain = all(operand.dtype == torch.float32 and operand.device.type == "cpu" for operand in operands)
-    return plain and not learning and _supported()
+def _are_for_onednn(*operands: Tensor | None) -> bool:
+    """PyTorch's compiler chooses for itself, and what counts or traces products is to find the usual ones."""
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+        return False
+    learning = torch.is_grad_enabled()
+    for operand in operands:
+        if operand is not None and (
+            operand.dtype != torch.float32 or operand.device.type != "cpu" or (learning and operand.requires_grad)
+        ):
+            return False
+    return _supported()
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """``torch.nn.functional.scaled_dot_product_attention`` of ``(batch, heads, n, size)``."""
+    if mask is None and query.shape[2] >= LONG and _are_for_onednn(query, key, value):
+        return attend(query, key, value)
+    return F.scaled_dot_product_attention(query, key, value, mask)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -69,20 +85,48 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return mixed
 
 
-def fast_products() -> AbstractContextManager:
-    """A context in which modules compute with `linear`, and attend without masks by `attend`.
+class Linear(whisper.model.Linear):
+    """openai-whisper's linear layer, by `linear`."""
 
-    PyTorch's compiler, which sees to its products itself, is left alone.
+    def forward(self, x: Tensor) -> Tensor:
+        """``(…, in)`` → ``(…, out)``, in the precision of ``x``."""
+        return linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+def quicken(module: nn.Module) -> None:
+    """Make a `Linear` of every linear layer in a module; weights and names stay."""
+    for part in module.modules():
+        if type(part) in (nn.Linear, whisper.model.Linear):
+            part.__class__ = Linear
+
+
+def can_attend_by_head(encoder: AudioEncoder, dtype: torch.dtype) -> bool:
+    """Whether `attention_by_head` computes what openai-whisper's encoder does without fused kernels."""
+    stock = all(
+        type(block.attn) is MultiHeadAttention and "qkv_attention" not in vars(block.attn) for block in encoder.blocks
+    )
+    return encoder.ln_post.weight.device.type == "cpu" and dtype == torch.float32 and stock
+
+
+@contextmanager
+def attention_by_head(encoder: AudioEncoder) -> Iterator[None]:
+    """Let an encoder compute attention as openai-whisper does without fused kernels, up to rounding.
+
+    Head by head that takes no longer than the fused kernels do, since scores stay in cache. Upstream times words
+    without them, in a pass of its own; so one pass can serve the text and the timing of its words.
     """
-    return nullcontext() if torch.compiler.is_compiling() else _FastProducts()
+    attentions: list[Any] = [block.attn for block in encoder.blocks]
+    for each in attentions:
+        each.qkv_attention = partial(_attend_by_head, each.n_head)
+    try:
+        yield
+    finally:
+        for each in attentions:
+            del each.qkv_attention
 
 
-class _FastProducts(TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
-        if func is F.linear and not kwargs:
-            return linear(*args)
-        plain = all(value is None or value is False for value in (kwargs or {}).values())
-        if func is F.scaled_dot_product_attention and len(args) == 3 and plain:
-            if args[0].ndim == 4 and args[0].shape[2] >= LONG and _are_for_onednn(args):
-                return attend(*args)
-        return func(*args, **(kwargs or {}))
+def _attend_by_head(
+    heads: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, None]:
+    query, key, value = (z.unflatten(2, (heads, -1)).transpose(1, 2) for z in (query, key, value))
+    return attend(query, key, value).transpose(1, 2).flatten(2), None

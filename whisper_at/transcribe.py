@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -19,10 +18,11 @@ from whisper.audio import N_FRAMES, pad_or_trim
 from whisper.tokenizer import Tokenizer, get_tokenizer
 from whisper.utils import format_timestamp, get_end, make_safe
 
-from .alignment import add_word_timestamps, attention_by_head, can_attend_by_head, timing_model
+from .alignment import add_word_timestamps, timing_model
 from .batched import transcribe_many
 from .inference import Heard
 from .mel import LogMel
+from .products import can_attend_by_head
 from .segments import drop_hallucinations, seek_past_leading_silence, seek_with_words, split_segments
 from .timeline import Window
 from .windows import Tagging, Thresholds, clips_of, decode_with_fallback, detect_language, encode, hear, use_half
@@ -133,8 +133,8 @@ def transcribe(
     thresholds = Thresholds(compression_ratio_threshold, logprob_threshold, no_speech_threshold)
 
     reuse = not strict_word_timing or model.compute_type in ("bfloat16", "int8")
-    by_head = word_timestamps and not reuse and can_attend_by_head(model, dtype)
-    encode_once = _EncodeOnce(model, mel, dtype, tagging, by_head)
+    reuse = reuse or can_attend_by_head(model.encoder, dtype)
+    encode_once = _EncodeOnce(model, mel, dtype, tagging)
     if decode_options.get("language") is None:
         # Audio that fills the first window is what that window decodes, so one pass does for both.
         shared = clips[0][0] == 0 and clips[0][1] >= N_FRAMES
@@ -168,9 +168,9 @@ def transcribe(
                 if word_timestamps:
                     add_word_timestamps(
                         segments=split.segments,
-                        model=timing_model(model, encoded.heard if reuse or by_head else None),
+                        model=timing_model(model, encoded.heard if reuse else None),
                         tokenizer=tokenizer,
-                        mel=encoded.features if reuse or by_head else encoded.mel,
+                        mel=encoded.features if reuse else encoded.mel,
                         num_frames=window.size,
                         prepend_punctuations=prepend_punctuations,
                         append_punctuations=append_punctuations,
@@ -216,16 +216,15 @@ class _Encoded(NamedTuple):
 class _EncodeOnce:
     """Encodes a window the first time it is asked for; keeps the latest one only."""
 
-    def __init__(self, model: WhisperAT, mel: LogMel, dtype: torch.dtype, tagging: Tagging, by_head: bool) -> None:
-        self.model, self.mel, self.dtype, self.tagging, self.by_head = model, mel, dtype, tagging, by_head
+    def __init__(self, model: WhisperAT, mel: LogMel, dtype: torch.dtype, tagging: Tagging) -> None:
+        self.model, self.mel, self.dtype, self.tagging = model, mel, dtype, tagging
         self.latest: tuple[Window, _Encoded] | None = None
 
     def __call__(self, window: Window) -> _Encoded:
         if self.latest is None or self.latest[0] != window:
             mel = pad_or_trim(self.mel.window(window.seek, window.end), N_FRAMES)
             mel = mel.to(self.model.device).to(self.dtype)
-            with attention_by_head(self.model.encoder) if self.by_head else nullcontext():
-                features, states = encode(self.model, mel[None], [window], [self.tagging])
+            features, states = encode(self.model, mel[None], [window], [self.tagging])
             self.latest = window, _Encoded(mel, features[0], hear(self.model, features), states[0])
         return self.latest[1]
 

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from whisper.model import AudioEncoder
 
 from .. import checkpoints, huggingface
-from ..products import fast_products
 from .blocks import Attention, Block, FeedForward, RelativeBias
 from .frontends import SAMPLE_RATE, ASTFront, Front, SpeechFront, WhisperFront
 from .sizes import CONFIGS as _CONFIGS
@@ -185,8 +184,7 @@ class Backbone(nn.Module):
             size = inner.values.shape[1]
             if self.relative is not None and (bias is None or bias.shape[-1] != size):
                 bias = self.relative(size)
-            with fast_products():
-                inner = inner._replace(values=block(inner.values, inner.mask if padded else None, bias))
+            inner = inner._replace(values=block(inner.values, inner.mask if padded else None, bias))
             for patch in reversed(patches):
                 inner = patch.after(i, inner)
             tokens = tokens._replace(values=inner.values)

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..products import attention, quicken
+
 PLACES = ("attn.in", "attn.out", "stream", "ffn.in", "ffn.out", "ffn.sum")
 """Places of a block in the order in which they are computed."""
 
@@ -47,6 +49,7 @@ class Attention(nn.Module):
         super().__init__()
         self.q, self.k, self.v, self.o, self.heads = q, k, v, o, heads
         self.gate, self.gate_scale = gate, gate_scale
+        quicken(self)
         self.lora = nn.ModuleDict()
         self.prefix: nn.Module | None = None
 
@@ -70,7 +73,7 @@ class Attention(nn.Module):
         if bias is not None:
             bias = F.pad(self._gated(x, bias), (n_prefix, 0)).to(q.dtype)  # a prefix has no position, so no bias
             allowed = bias if allowed is None else bias.masked_fill(~allowed, -torch.inf)
-        a = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        a = attention(q, k, v, allowed)
         return project(self, "o", a.transpose(1, 2).flatten(2))
 
     def _gated(self, x: Tensor, bias: Tensor) -> Tensor:
@@ -88,6 +91,7 @@ class FeedForward(nn.Module):
     def __init__(self, up: nn.Linear, down: nn.Linear, activation: Callable[[Tensor], Tensor]):
         super().__init__()
         self.up, self.down, self.activation = up, down, activation
+        quicken(self)
         self.lora = nn.ModuleDict()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -109,6 +108,7 @@ class _Desk:
         self.recordings = 0  # that wait or are being heard
         self.turn = asyncio.Lock()
         self.thread = ThreadPoolExecutor(1, "whisper_at")  # PyTorch keeps a pool for each thread that computes
+        self.reader = ThreadPoolExecutor(1, "whisper_at-reader")  # ffmpeg runs once at a time
 
     async def serve(self, request: Request, asked: Asked, task: str) -> Response:
         """The answer to a request, when it is its turn."""
@@ -120,15 +120,16 @@ class _Desk:
         if self.recordings > self.limits.waiting:
             raise HTTPException(503, "too many recordings are waiting; try again later", {"Retry-After": "30"})
         self.recordings += 1
+        run = asyncio.get_running_loop().run_in_executor
         try:
             with tempfile.TemporaryDirectory(prefix="whisper-at-") as folder:
                 path = Path(folder, "recording")
-                seconds = await run_in_threadpool(self._take, asked.file, path)
+                seconds = await run(self.reader, self._take, asked.file, path)
                 async with self.turn:
                     if await request.is_disconnected():
                         return Response(status_code=GONE)
                     hear = partial(self.model.transcribe, str(path), **options)
-                    result = await asyncio.get_running_loop().run_in_executor(self.thread, hear)
+                    result = await run(self.thread, hear)
         finally:
             self.recordings -= 1
         return answer(result, asked, task, seconds)
