@@ -93,6 +93,11 @@ def test_attention(n):
     query, key, value = (random(2, n, 3, 16, seed=seed).transpose(1, 2) for seed in range(3))
     exact = F.scaled_dot_product_attention(query.double(), key.double(), value.double())
     close(attend(query, key, value), exact)
+    learned = query.clone().requires_grad_()
+    attend(learned, key, value).square().sum().backward()
+    again = query.clone().requires_grad_()
+    F.scaled_dot_product_attention(again, key, value).square().sum().backward()
+    torch.testing.assert_close(learned.grad, again.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_attention_chooses(asked):

@@ -6,6 +6,7 @@ rounding alone.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -77,11 +78,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention of all to all, ``(batch, heads, n, size)`` each; `ROWS` of one head at a time, which stay in cache."""
     mixed = torch.empty_like(query)
     query = query * query.shape[-1] ** -0.5
-    for recording in range(len(query)):
-        for q, k, v, out in zip(query[recording], key[recording], value[recording], mixed[recording]):
-            k, v = k.contiguous(), v.t().contiguous()
-            for some, place in zip(q.split(ROWS), out.split(ROWS)):
-                place.copy_(linear(linear(some.contiguous(), k).softmax(-1), v))
+    for one in itertools.product(range(query.shape[0]), range(query.shape[1])):
+        k, v = key[one].contiguous(), value[one].t().contiguous()
+        for first in range(0, query.shape[2], ROWS):
+            some = query[one][first : first + ROWS].contiguous()
+            mixed[one][first : first + ROWS] = linear(linear(some, k).softmax(-1), v)
     return mixed
 
 
