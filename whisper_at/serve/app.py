@@ -8,7 +8,6 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -128,11 +127,12 @@ class _Desk:
                 async with self.turn:
                     if await request.is_disconnected():
                         return Response(status_code=GONE)
-                    hear = partial(self.model.transcribe, str(path), **options)
-                    result = await run(self.thread, hear)
+                    return await run(self.thread, self._hear, path, options, asked, task, seconds)
         finally:
             self.recordings -= 1
-        return answer(result, asked, task, seconds)
+
+    def _hear(self, path: Path, options: dict[str, Any], asked: Asked, task: str, seconds: float) -> Response:
+        return answer(self.model.transcribe(str(path), **options), asked, task, seconds)
 
     def _take(self, file: UploadFile, path: Path) -> float:
         """Put an upload where it can be read; returns its seconds, which are counted while others are heard."""
