@@ -1,7 +1,6 @@
 """Float32 matrix products on a CPU by oneDNN, which PyTorch carries along, instead of by MKL.
 
-On processors that are not Intel's, MKL leaves half of the width of their vectors unused. Numbers differ by float32's
-rounding alone.
+On AMD's Zen 5 it takes half of the time (``python benchmarks/encoder.py``). Numbers differ by float32's rounding alone.
 """
 
 from __future__ import annotations
