@@ -41,9 +41,36 @@ def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``torch.nn.functional.linear``: ``(…, in)`` by ``(out, in)`` → ``(…, out)``."""
-    if x.numel() * weight.shape[0] >= LEAST and _are_for_onednn(x, weight, bias):
+    if x.numel() * weight.shape[0] < LEAST or not _are_for_onednn(x, weight, bias):
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled() and any(operand is not None and operand.requires_grad for operand in (x, weight, bias)):
+        return _DifferentiableLinear.apply(x, weight, bias)
+    return _by_onednn(x, weight, bias)
+
+
+class _DifferentiableLinear(torch.autograd.Function):
+    """`_by_onednn` with gradients, so that a layer gives the same numbers whether or not gradients are recorded."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return _by_onednn(x, weight, bias)
-    return F.linear(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+        x, weight, bias = inputs
+        wants_x, wants_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if wants_weight else None, weight if wants_x else None)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        rows = grad.reshape(-1, grad.shape[-1])
+        return (
+            grad @ weight if wants_x else None,
+            rows.t() @ x.reshape(-1, x.shape[-1]) if wants_weight else None,
+            rows.sum(0) if wants_bias else None,
+        )
 
 
 def across(weight: Tensor, x: Tensor) -> Tensor:
@@ -54,16 +81,14 @@ def across(weight: Tensor, x: Tensor) -> Tensor:
 
 
 def _are_for_onednn(*operands: Tensor | None) -> bool:
-    """PyTorch's compiler chooses for itself, and what counts or traces products is to find the usual ones."""
-    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+    """Whether these are float32 on a CPU, and nothing else decides how they are multiplied.
+
+    PyTorch's compiler and autocast choose for themselves, and what counts or traces products is to find the usual ones.
+    """
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or torch.is_autocast_enabled("cpu"):
         return False
-    learning = torch.is_grad_enabled()
-    for operand in operands:
-        if operand is not None and (
-            operand.dtype != torch.float32 or operand.device.type != "cpu" or (learning and operand.requires_grad)
-        ):
-            return False
-    return _supported()
+    on_cpu = all(each is None or (each.dtype == torch.float32 and each.device.type == "cpu") for each in operands)
+    return on_cpu and _supported()
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
