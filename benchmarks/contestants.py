@@ -83,7 +83,7 @@ def open_ours(path: Path, compute: str, device: str, head: str) -> Any:
     import torch
 
     import whisper_at
-    from whisper_at.heads import make_head
+    from whisper_at.tagging.heads import make_head
 
     torch.manual_seed(0)
     model = whisper_at.load_model(str(path), device=device, head=None, compute_type=compute)

@@ -35,7 +35,7 @@ def pair(size: str, copy: bool) -> Any:
     """A random WhisperAT, and as its draft the two layers that say all that it says; or a copy of it."""
     from whisper.model import ModelDimensions
 
-    from whisper_at.drafting import Draft
+    from whisper_at.engine.speculative import Draft
     from whisper_at.model import WhisperAT
 
     deep = {**weights.dimensions(size), "n_audio_layer": 1}  # the encoder is not asked
@@ -56,7 +56,7 @@ def pair(size: str, copy: bool) -> Any:
 @contextmanager
 def spoiled(share: float) -> Iterator[None]:
     """Every guess is what it was with this probability, and else another token."""
-    from whisper_at.drafting import Drafted
+    from whisper_at.engine.speculative import Drafted
 
     guess, r = Drafted._guess, np.random.default_rng(0)
 

@@ -26,11 +26,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's whisper_at, installed or not
 
-from whisper_at.adapt.embed import Failure, embed, read_samples, recordings
-from whisper_at.adapt.embedding_files import EmbeddingWriter
-from whisper_at.adapt.frames import pool_frames
-from whisper_at.adapt.fusion import Fusion, load_fusion
-from whisper_at.adapt.search import describe
+from whisper_at.embed.embedding import Failure, embed, read_samples, recordings
+from whisper_at.embed.frames import pool_frames
+from whisper_at.embed.fusion import Fusion, load_fusion
+from whisper_at.embed.search import describe
+from whisper_at.embed.store import EmbeddingWriter
 
 RATE = 16000
 

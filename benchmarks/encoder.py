@@ -26,7 +26,7 @@ from common import machine, write_results
 from weights import SIZES, dimensions
 from whisper.model import ModelDimensions, Whisper
 
-from whisper_at.encoding import Encoder
+from whisper_at.engine.encoder_bf16 import Encoder
 from whisper_at.model import WhisperAT
 
 

@@ -66,8 +66,8 @@ def transcribe(recording: Path, layers: int, width: int, n_mels: int, at_time_re
     import torch
     from whisper.model import ModelDimensions
 
-    from whisper_at.heads import make_head
     from whisper_at.model import WhisperAT
+    from whisper_at.tagging.heads import make_head
 
     torch.manual_seed(0)
     heads = max(1, width // HEAD_WIDTH)

@@ -24,7 +24,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's whisper_at, installed or not
 
 import whisper_at
-from whisper_at.inference import Rows
+from whisper_at.engine.decoder import Rows
 from whisper_at.study.wer import word_errors
 
 SAMPLES = [Path(__file__).parents[1] / "sample" / name for name in ("speech.flac", "street.ogg", "sounds.ogg")]

@@ -97,14 +97,14 @@ def make_model(size: str, precision: str, device: str) -> Any:
 
 def make_decoder(model: Any, precision: str) -> Any:
     """whisper_at's decoder of it."""
-    from whisper_at.inference import Decoder
+    from whisper_at.engine.decoder import Decoder
 
     dtype = torch.float16 if model.device.type == "cuda" else torch.float32
     return Decoder(model, dtype, "int8" if precision == "int8" else None)
 
 
 def start_ours(decoder: Any, features: torch.Tensor, rows: int) -> Step:
-    from whisper_at.inference import Rows
+    from whisper_at.engine.decoder import Rows
 
     sequences = Rows(decoder, decoder.hear(features), rows)
     sequences.start(torch.tensor([PROMPT], device=features.device))
@@ -145,27 +145,27 @@ def timed(step: Step, rows: int, steps: int, device: str) -> list[float]:
 
 def measure(model: Any, precision: str, rows_tried: list[int], steps: int, repeat: int) -> Iterator[Result]:
     """Time the three ways by turns for each number of rows; openai-whisper has no int8."""
-    from whisper_at import kernels
+    from whisper_at.engine import cpu_kernels
 
     decoder, dims, device = make_decoder(model, precision), model.dims, model.device.type
     features = torch.randn(1, dims.n_audio_ctx, dims.n_audio_state, generator=torch.Generator().manual_seed(0))
     features = features.to(device, decoder.dtype)
-    most = kernels.MOST_TOKENS
+    most = cpu_kernels.MOST_TOKENS
     for rows in rows_tried:
         spent: dict[str, list[float]] = {"kernels": [], "torch": [], "openai": []}
         for _ in range(repeat):
             for way, limit in (("kernels", ALL), ("torch", 0))[device == "cuda" :]:
-                kernels.MOST_TOKENS = limit
+                cpu_kernels.MOST_TOKENS = limit
                 spent[way] += timed(start_ours(decoder, features, rows), rows, steps, device)
             if precision != "int8":
                 spent["openai"] += timed(start_openai(model, features, rows), rows, steps, device)
-        kernels.MOST_TOKENS = most
+        cpu_kernels.MOST_TOKENS = most
         yield Result(rows, *(statistics.median(s) if s else None for s in spent.values()))  # type: ignore[arg-type]
 
 
 def bytes_read(model: Any, precision: str) -> tuple[int, int]:
     """Bytes of the decoder's weights, and of the keys and values of what is heard, that a step reads."""
-    from whisper_at.drafting import bytes_read as weights_read
+    from whisper_at.engine.speculative import bytes_read as weights_read
 
     decoder, dims = make_decoder(model, precision), model.dims
     heard = 2 * dims.n_text_layer * dims.n_audio_ctx * dims.n_text_state * decoder.heard.itemsize

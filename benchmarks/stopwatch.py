@@ -63,7 +63,8 @@ def watching(stopwatch: Stopwatch, calls: list[tuple[str, Any, str]]) -> Iterato
 
 def tagging_calls() -> list[tuple[str, Any, str]]:
     """The calls of whisper_at that are there for tags alone."""
-    from whisper_at import model, timeline
+    from whisper_at import model
+    from whisper_at.tagging import timeline
 
     rows = [("head", timeline.TagRows, name) for name in ("__init__", "add", "flush", "finish")]
     return [("pooling", model, "pool_steps"), *rows]
@@ -71,17 +72,18 @@ def tagging_calls() -> list[tuple[str, Any, str]]:
 
 def all_calls() -> list[tuple[str, Any, str]]:
     """The calls that a transcription consists of, by stage in the order of a run."""
-    from whisper_at import decoding, inference, mel
+    from whisper_at import decoding, mel
+    from whisper_at.engine import decoder
     from whisper_at.model import WhisperAT
 
     return [
         ("mel", mel.LogMel, "__init__"),
         ("mel", mel.LogMel, "window"),
         ("encoder", WhisperAT, "_embed"),
-        ("cross keys, values", inference.Decoder, "hear"),
-        ("decoder: prompt", inference.Rows, "start"),
-        ("decoder: steps", inference.Rows, "step"),
-        ("decoder: logits", inference.Decoder, "logits"),
+        ("cross keys, values", decoder.Decoder, "hear"),
+        ("decoder: prompt", decoder.Rows, "start"),
+        ("decoder: steps", decoder.Rows, "step"),
+        ("decoder: logits", decoder.Decoder, "logits"),
         ("rules, choice", decoding._Rules, "apply"),
         ("rules, choice", decoding._Greedy, "update"),
         ("rules, choice", decoding._upstream.GreedyDecoder, "update"),

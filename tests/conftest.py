@@ -11,8 +11,8 @@ import torch
 import whisper
 from whisper.model import ModelDimensions
 
-from whisper_at.heads import make_head
 from whisper_at.model import WhisperAT
+from whisper_at.tagging.heads import make_head
 
 ROOT = Path(__file__).parents[1]
 SAMPLE_RATE = 16000

@@ -13,7 +13,7 @@ import whisper_at
 from whisper_at import batched
 from whisper_at.batched import quiet_cuts, transcribe_many
 from whisper_at.mel import LogMel
-from whisper_at.timeline import Window
+from whisper_at.tagging.timeline import Window
 
 OPTIONS = {"language": "en", "fp16": False, "temperature": 0.0, "sample_len": 12}
 

@@ -19,7 +19,7 @@ from conftest import ROOT, noise
 
 from whisper_at import audio, mel
 from whisper_at.mel import LogMel
-from whisper_at.timeline import TagRows
+from whisper_at.tagging.timeline import TagRows
 
 SILENCE = 480000
 BLOCK = 100  # frames; small, so that a few seconds make many blocks

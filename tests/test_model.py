@@ -11,10 +11,10 @@ from conftest import noise, random_whisper
 
 import whisper_at
 from whisper_at.checkpoints import save_safetensors
-from whisper_at.heads import make_head
-from whisper_at.inference import Rows
+from whisper_at.engine.decoder import Rows
 from whisper_at.model import WhisperAT, _matrices
-from whisper_at.timeline import Window
+from whisper_at.tagging.heads import make_head
+from whisper_at.tagging.timeline import Window
 
 
 def mels(n: int) -> torch.Tensor:

@@ -14,8 +14,8 @@ from conftest import DATA, ROOT, SAMPLE_RATE, noise
 from whisper.model import disable_sdpa
 
 import whisper_at
-from whisper_at import products
-from whisper_at.timeline import pool_steps
+from whisper_at.engine import onednn
+from whisper_at.tagging.timeline import pool_steps
 
 FLOATS = ("avg_logprob", "no_speech_prob", "compression_ratio")
 
@@ -445,7 +445,7 @@ def test_clip_past_the_end_stops_there(model_en):
 @pytest.mark.parametrize("batch", [1, 2])
 def test_attention_head_by_head_is_upstreams_without_fused_kernels(model_en, upstream_en, batch, monkeypatch):
     """The same numbers as in find_alignment's own pass of the encoder, by the same products (see test_products)."""
-    monkeypatch.setattr(products, "_supported", lambda: False)
+    monkeypatch.setattr(onednn, "_supported", lambda: False)
     mel = torch.randn(batch, 80, 3000, generator=torch.Generator().manual_seed(0))
     with disable_sdpa(), torch.no_grad():
         expected = upstream_en.encoder(mel)

@@ -13,7 +13,7 @@ import whisper.utils
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisper_at.labels import audioset_labels
+from whisper_at.tagging.labels import audioset_labels
 from whisper_at.writers import get_writer, plain_result, tag_rows
 
 FORMATS = ("txt", "vtt", "srt", "tsv", "json")

@@ -11,12 +11,12 @@ from whisper import DecodingOptions, DecodingResult, ModelDimensions, Whisper, p
 
 from .audio import load_audio, log_mel_spectrogram
 from .batched import transcribe_many
-from .captions import with_sounds
 from .checkpoints import available_models
 from .decoding import decode, detect_language
-from .events import find_events
-from .labels import find_classes, label_names, parse_at_label, print_label_name, print_support_language
 from .model import WhisperAT, load_model
+from .tagging.captions import with_sounds
+from .tagging.events import find_events
+from .tagging.labels import find_classes, label_names, parse_at_label, print_label_name, print_support_language
 from .transcribe import transcribe
 from .version import __version__
 

@@ -22,11 +22,11 @@ from whisper.decoding import DecodingOptions, DecodingResult
 from whisper.tokenizer import Tokenizer, get_tokenizer
 from whisper.utils import format_timestamp, get_end, make_safe
 
-from .alignment import add_word_timestamps, timing_model
-from .inference import Heard
+from .engine.alignment import add_word_timestamps, timing_model
+from .engine.decoder import Heard
 from .mel import LogMel
 from .segments import split_segments
-from .timeline import Window
+from .tagging.timeline import Window
 from .windows import (
     Tagging,
     Thresholds,

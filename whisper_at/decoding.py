@@ -20,8 +20,8 @@ from whisper.decoding import BeamSearchDecoder, DecodingOptions, DecodingResult,
 from whisper.model import Whisper
 from whisper.tokenizer import Tokenizer, get_tokenizer
 
-from .drafting import Drafted
-from .inference import Heard, Rows
+from .engine.decoder import Heard, Rows
+from .engine.speculative import Drafted
 
 if TYPE_CHECKING:
     from .model import WhisperAT

@@ -17,16 +17,16 @@ from whisper.model import *  # noqa: F401,F403
 from whisper.model import ModelDimensions, Whisper
 
 from . import checkpoints
-from .attached import RESERVED, Listener, Reader
 from .batched import transcribe_many as transcribe_many_function
 from .decoding import decode as decode_function
 from .decoding import detect_language as detect_language_function
-from .drafting import Draft
-from .encoding import Encoder
-from .heads import N_CLASSES, TLTR, Head, LayerPoolHead, build_head
-from .inference import Decoder, Heard, has_bfloat16, is_exact_in_half, is_stock
-from .products import attention_by_head, can_attend_by_head, quicken
-from .timeline import Window, pool_steps
+from .engine.decoder import Decoder, Heard, has_bfloat16, is_exact_in_half, is_stock
+from .engine.encoder_bf16 import Encoder
+from .engine.onednn import attention_by_head, can_attend_by_head, quicken
+from .engine.speculative import Draft
+from .tagging.heads import N_CLASSES, TLTR, Head, LayerPoolHead, build_head
+from .tagging.listeners import RESERVED, Listener, Reader
+from .tagging.timeline import Window, pool_steps
 from .transcribe import transcribe as transcribe_function
 
 N_MELS = 80

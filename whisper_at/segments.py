@@ -14,7 +14,7 @@ from whisper.decoding import DecodingResult
 from whisper.tokenizer import Tokenizer
 from whisper.utils import exact_div, get_end
 
-from .timeline import Window
+from .tagging.timeline import Window
 
 PUNCTUATION = "\"'“¿([{-\"'.。,，!！?？:：”)]}、"
 """Marks that do not count as words when a segment is judged."""

@@ -18,13 +18,13 @@ from whisper.audio import N_FRAMES, pad_or_trim
 from whisper.tokenizer import Tokenizer, get_tokenizer
 from whisper.utils import format_timestamp, get_end, make_safe
 
-from .alignment import add_word_timestamps, timing_model
 from .batched import transcribe_many
-from .inference import Heard
+from .engine.alignment import add_word_timestamps, timing_model
+from .engine.decoder import Heard
+from .engine.onednn import can_attend_by_head
 from .mel import LogMel
-from .products import can_attend_by_head
 from .segments import drop_hallucinations, seek_past_leading_silence, seek_with_words, split_segments
-from .timeline import Window
+from .tagging.timeline import Window
 from .windows import Tagging, Thresholds, clips_of, decode_with_fallback, detect_language, encode, hear, use_half
 
 if TYPE_CHECKING:

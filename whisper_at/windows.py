@@ -15,11 +15,20 @@ from whisper.audio import FRAMES_PER_SECOND, HOP_LENGTH, N_FRAMES, SAMPLE_RATE
 from whisper.decoding import DecodingOptions, DecodingResult
 from whisper.tokenizer import LANGUAGES
 
-from .attached import Classes, Listener, Reader, listen, require_rate, row_spans, span_logits
-from .heads import TLTR, Head, LayerPoolHead
-from .inference import Heard
+from .engine.decoder import Heard
 from .mel import LogMel
-from .timeline import STEP_SECONDS, Classifier, TagRows, Window, is_single, pool_steps, resolutions, steps_to_seconds
+from .tagging.heads import TLTR, Head, LayerPoolHead
+from .tagging.listeners import Classes, Listener, Reader, listen, require_rate, row_spans, span_logits
+from .tagging.timeline import (
+    STEP_SECONDS,
+    Classifier,
+    TagRows,
+    Window,
+    is_single,
+    pool_steps,
+    resolutions,
+    steps_to_seconds,
+)
 
 if TYPE_CHECKING:
     from .model import WhisperAT

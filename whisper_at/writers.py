@@ -15,11 +15,11 @@ from typing import Any
 from whisper.utils import ResultWriter
 from whisper.utils import get_writer as get_upstream_writer
 
-from .attached import attached_names, named_tags
-from .captions import alike, with_sounds
-from .events import find_events
-from .files import plain
-from .labels import audioset_labels, find_class, label_names, parse_at_label, sigmoid, tag_language
+from .checkpoints.files import plain
+from .tagging.captions import alike, with_sounds
+from .tagging.events import find_events
+from .tagging.labels import audioset_labels, find_class, label_names, parse_at_label, sigmoid, tag_language
+from .tagging.listeners import attached_names, named_tags
 
 UPSTREAM_KEYS = ("text", "segments", "language")
 TAG_KEYS = ("duration", "at_time_res", "audio_tag_coverage", "audio_tag")
@@ -47,9 +47,9 @@ def get_writer(
         Existing folder. The file is named after the audio, as upstream names it.
     top_k, p_threshold, label_language, include_classes
         Which tags go into JSON, and in which language, as :func:`tag_rows` understands them. Events are those of
-        :func:`whisper_at.events.find_events` with the same classes, language and, if it is given, threshold.
+        :func:`whisper_at.tagging.events.find_events` with the same classes, language and, if it is given, threshold.
     sound_captions
-        Show these events in srt and vtt, too, as :func:`whisper_at.captions.with_sounds` does it.
+        Show these events in srt and vtt, too, as :func:`whisper_at.tagging.captions.with_sounds` does it.
 
     Files are written under another name and then renamed, so that an error leaves no half of one behind.
     As upstream's, the writer of a single format is a ``ResultWriter``; an unknown format is a ``KeyError``.
@@ -82,7 +82,7 @@ def tag_rows(
     label_language: str = "follow_asr",
     include_classes: Iterable[int | str] | None = None,
 ) -> list[dict[str, Any]] | dict[float, list[dict[str, Any]]]:
-    """Name the tags of a result, row by row; the rules are :func:`whisper_at.labels.parse_at_label`'s.
+    """Name the tags of a result, row by row; the rules are :func:`whisper_at.tagging.labels.parse_at_label`'s.
 
     Each row is ``{"start", "end", "coverage", "tags"}``: seconds, the share that was heard (0…1), and the
     tags from the strongest down, each ``{"index", "mid", "name", "logit", "probability"}``. A row that
@@ -123,7 +123,7 @@ def own_rows(result: Mapping[str, Any], head: str, top_k: int = 5, p_threshold: 
 
     ``rows`` are as of :func:`tag_rows`, without ``mid`` (for several resolutions, a dict from seconds to such lists),
     ``segments`` the same with the times of the transcript's segments; probabilities are calibrated. Which tags count
-    is decided as :func:`whisper_at.labels.parse_at_label` does it.
+    is decided as :func:`whisper_at.tagging.labels.parse_at_label` does it.
     """
     found = result[head]
     entries = parse_at_label(result, top_k=top_k, p_threshold=p_threshold, head=head)  # for the times of rows

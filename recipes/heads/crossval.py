@@ -22,17 +22,17 @@ import numpy as np
 import torch
 
 from whisper_at.checkpoints import EMBEDDED
+from whisper_at.cli.train import add_data_arguments, read_data
+from whisper_at.data.clips import Dataset, folds, hold_out
+from whisper_at.data.toml import read_toml
 from whisper_at.model import WhisperAT, load_model
-from whisper_at.toml import read_toml
-from whisper_at.train.cli import add_data_arguments, read_data
-from whisper_at.train.data import Dataset, folds, hold_out
+from whisper_at.train.config import Settings, as_dict, changed, parse_assignments, preset
 from whisper_at.train.extract import JOINED, describe, extract
 from whisper_at.train.features import Features
 from whisper_at.train.metrics import mean_interval
 from whisper_at.train.recipe import score, scores_of
-from whisper_at.train.record import clips_digest, cut_unfinished, refuse_other_run
-from whisper_at.train.settings import Settings, as_dict, changed, parse_assignments, preset
-from whisper_at.train.training import Division, for_device, resolve_loss, train_head
+from whisper_at.train.run_manifest import clips_digest, cut_unfinished, refuse_other_run
+from whisper_at.train.train_head import Division, for_device, resolve_loss, train_head
 
 MODES = (
     "last_mlp",

@@ -28,19 +28,19 @@ import torch
 from whisper.audio import SAMPLE_RATE
 from whisper.model import ModelDimensions
 
-from whisper_at.heads import make_head
+from whisper_at.cli import train
+from whisper_at.data.clips import Clip
+from whisper_at.data.toml import read_toml
 from whisper_at.model import WhisperAT
-from whisper_at.toml import read_toml
-from whisper_at.train import cli
-from whisper_at.train.company import TIMES, join
-from whisper_at.train.data import Clip
+from whisper_at.tagging.heads import make_head
+from whisper_at.train.concat_clips import TIMES, join
+from whisper_at.train.config import Settings
 from whisper_at.train.extract import audible, describe, duration, encode, mel_windows, size
 from whisper_at.train.features import Features, FeatureWriter
 from whisper_at.train.fit import fit
 from whisper_at.train.flops import dims_of
 from whisper_at.train.recipe import HeadTask, batches_of_epoch, score
-from whisper_at.train.settings import Settings
-from whisper_at.train.training import for_device, optimizer_of
+from whisper_at.train.train_head import for_device, optimizer_of
 
 FOLDER = Path(__file__).parent
 CLIPS, BATCHES = 16, 6  # timed
@@ -82,7 +82,7 @@ class Expected(NamedTuple):
 def settings_of(recipe: str, width: int, device: str) -> Settings:
     """As `whisper-at train --config` reads them; half precision is for GPUs."""
     given = read_toml(FOLDER / f"{recipe}.toml")
-    settings = cli.settings_of(given.pop("preset"), width, given, {}, recipe)
+    settings = train.settings_of(given.pop("preset"), width, given, {}, recipe)
     loss = "ce" if recipe == "esc50" else "bce"
     return for_device(replace(settings, loss=loss), device)
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from whisper_at.files import whole
+from whisper_at.checkpoints.files import whole
 
 PARTS = (("dev", "FSD50K.dev_audio"), ("eval", "FSD50K.eval_audio"))
 

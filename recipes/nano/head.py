@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from whisper_at.checkpoints import encoder_sha256, save_safetensors
-from whisper_at.heads import PREFIX, TLTR
-from whisper_at.labels import find_class
-from whisper_at.toml import read_toml
+from whisper_at.data.toml import read_toml
+from whisper_at.tagging.heads import PREFIX, TLTR
+from whisper_at.tagging.labels import find_class
 
 from .data import SOUNDS, Pools
 from .espeak import RATE

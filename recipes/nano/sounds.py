@@ -7,7 +7,7 @@ import torch
 from scipy.signal import lfilter
 from whisper.audio import log_mel_spectrogram
 
-from whisper_at.labels import ancestors, find_class
+from whisper_at.tagging.labels import ancestors, find_class
 
 from .data import SOUNDS
 from .espeak import RATE

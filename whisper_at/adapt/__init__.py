@@ -16,7 +16,6 @@ from .backbones import random_backbone as random_backbone
 from .backbones import transformers_backbone as transformers_backbone
 from .backbones import whisper_backbone as whisper_backbone
 from .classifier import AudioClassifier as AudioClassifier
-from .learning import Recipe as Recipe
 from .methods import METHODS as METHODS
 from .methods import adapt as adapt
 from .methods import count_parameters as count_parameters
@@ -25,3 +24,4 @@ from .methods import unmerge as unmerge
 from .peft_files import load_peft as load_peft
 from .peft_files import save_peft as save_peft
 from .pretrained import load_model as load_model
+from .trainer import Recipe as Recipe

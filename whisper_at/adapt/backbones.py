@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from whisper.model import AudioEncoder
 
-from .. import checkpoints, huggingface
+from .. import checkpoints
+from ..checkpoints import huggingface
 from .blocks import Attention, Block, FeedForward, RelativeBias
+from .configs import CONFIGS as _CONFIGS
+from .configs import RANDOM_NAMES, WHISPERS
 from .frontends import SAMPLE_RATE, ASTFront, Front, SpeechFront, WhisperFront
-from .sizes import CONFIGS as _CONFIGS
-from .sizes import RANDOM_NAMES, WHISPERS
 
 HUB_IDS = {
     "ast": "MIT/ast-finetuned-audioset-10-10-0.4593",

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..products import attention, quicken
+from ..engine.onednn import attention, quicken
 
 PLACES = ("attn.in", "attn.out", "stream", "ffn.in", "ffn.out", "ffn.sum")
 """Places of a block in the order in which they are computed."""

@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..attached import KINDS, Classes, Reader
-from ..files import read_tensors, save_safetensors
-from ..train.data import Clip, Dataset
+from ..checkpoints.files import read_tensors, save_safetensors
+from ..data.clips import Clip, Dataset
+from ..tagging.listeners import KINDS, Classes, Reader
 from ..train.fit import Fitted
 from .backbones import Backbone, Hidden, load_backbone
-from .learning import Evaluation, Recipe, WaveSource, all_logits, evaluate_classifier, fit_classifier
 from .lora import unmerged
 from .methods import adapt, count_parameters
 from .pooling import LinearHead, Reduced, chosen_tokens, concatenate, make_adapt_head
-from .sharing import can_read, read, reader_of, window_states
+from .shared_pass import can_read, read, reader_of, window_states
+from .trainer import Evaluation, Recipe, WaveSource, all_logits, evaluate_classifier, fit_classifier
 
 if TYPE_CHECKING:
     from ..model import WhisperAT
@@ -146,7 +146,7 @@ class AudioClassifier(nn.Module):
         return self.head.reduce(self.backbone(waveforms, lengths))
 
     def logits(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
-        """Logits ``(batch, classes)`` for `whisper_at.attached.Listener`: of clips of any length, without gradients.
+        """Logits ``(batch, classes)`` for `tagging.listeners.Listener`: of clips of any length, without gradients.
 
         Longer ones than `seconds` are cut, and shorter ones filled up, as in training.
         """
@@ -172,7 +172,7 @@ class AudioClassifier(nn.Module):
         cache: str | os.PathLike[str] | None = None,
         progress: bool = False,
     ) -> Fitted:
-        """Train; see `whisper_at.adapt.learning.fit_classifier`."""
+        """Train; see `whisper_at.adapt.trainer.fit_classifier`."""
         return fit_classifier(self, train, valid, recipe or Recipe(), out, cache, progress)
 
     def evaluate(

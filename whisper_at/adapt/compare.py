@@ -15,8 +15,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..toml import read_toml
-from ..train.pictures import COLOURS, new_figure, save_figure
+from ..data.toml import read_toml
+from ..train.plots import COLOURS, new_figure, save_figure
 from .config import Config, build, changed, make_config
 from .experiment import SHARES, folder_name, prepare, run, summary, write_csv, write_text
 

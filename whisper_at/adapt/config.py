@@ -1,7 +1,7 @@
 """One experiment as a TOML file: what is adapted how, on which data, divided and fitted how.
 
 A file is a flat table of the fields of `Config`, with ``method`` (a name, a table ``{name = …, option = …}`` or
-several such), ``recipe`` (the fields of `whisper_at.adapt.learning.Recipe`), ``reader`` (options of the dataset's
+several such), ``recipe`` (the fields of `whisper_at.adapt.trainer.Recipe`), ``reader`` (options of the dataset's
 reader) and ``reported`` (figures of a paper, which nothing reads but people) as tables.
 """
 
@@ -14,16 +14,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..toml import parse_assignment, read_toml
-from . import datasets
+from ..data import datasets
+from ..data.protocols import PROTOCOLS
+from ..data.toml import parse_assignment, read_toml
+from ..data.validation import typed, unknown
 from .backbones import RANDOM, Backbone, load_backbone, random_backbone
-from .checks import typed, unknown
 from .classifier import AudioClassifier
-from .learning import Recipe
+from .configs import RANDOM_NAMES
 from .pooling import LAYERS, POOLINGS
-from .protocols import PROTOCOLS
-from .sizes import RANDOM_NAMES
-from .waves import first_convolution
+from .trainer import Recipe
+from .waveforms import first_convolution
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ class Config:
     random : take random weights of the backbone's sizes, always the same, to try things out; ``whisper-nano``,
         ``ast-tiny`` …
     classes : their number, for counting without data
-    dataset, root, reader : as of `whisper_at.adapt.datasets.read`; root is relative to where the command runs
-    protocol, parts, only : how to divide it (`whisper_at.adapt.protocols`), into how many parts where the protocol
+    dataset, root, reader : as of `whisper_at.data.datasets.read`; root is relative to where the command runs
+    protocol, parts, only : how to divide it (`whisper_at.data.protocols`), into how many parts where the protocol
         leaves that open, and which of the divisions to run (from 0; all if None)
     few_shot, few_shot_first : train on so many clips of each class, drawn with the seed or the first ones
     recipe : how to fit
     seeds : one run for each; it stands for the recipe's
     out : folder for everything that is written
-    cache : folder of decoded audio; see `whisper_at.adapt.waves.Waves`
+    cache : folder of decoded audio; see `whisper_at.adapt.waveforms.Waves`
     device : where to compute; CUDA if there is any, else the CPU
     reported : what a paper reports, for people to compare with
     """

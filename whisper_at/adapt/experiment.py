@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..files import plain, whole
-from ..train.data import Dataset
-from ..train.pictures import draw_confusion, save_figure
-from . import datasets
+from ..checkpoints.files import plain, whole
+from ..data import datasets
+from ..data.clips import Dataset
+from ..data.protocols import Division, divide, refuse_missing_classes, with_few
+from ..train.plots import draw_confusion, save_figure
 from .config import Config, build
-from .learning import DECISIONS, RANKINGS, refuse_select
-from .protocols import Division, divide, refuse_missing_classes, with_few
-from .waves import Waves
+from .trainer import DECISIONS, RANKINGS, refuse_select
+from .waveforms import Waves
 
 RESULT, MODEL = "result.json", "classifier.safetensors"
 SCORES = (*DECISIONS, *RANKINGS)

@@ -16,10 +16,10 @@ from typing import Any, cast
 
 from torch import nn
 
+from ..data.validation import typed
 from .adapters import add_adapter, add_post_ffn, add_scaled_parallel
 from .backbones import Backbone
 from .blocks import Block
-from .checks import typed
 from .lora import add_lora
 from .lora import merge as merge
 from .lora import unmerge as unmerge

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from ..files import read_tensors, save_safetensors, write_text
+from ..checkpoints.files import read_tensors, save_safetensors, write_text
 from .backbones import Backbone
 from .lora import SITES, placed_lora
 from .methods import adapt, strip

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..heads import TLTR
+from ..tagging.heads import TLTR
 from .backbones import Hidden
 
 POOLINGS = ("all", "frames", "cls", "cls_dist", "prompts", "prompts_speech", "speech", "mean_max")

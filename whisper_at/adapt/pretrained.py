@@ -17,11 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..download import download
-from ..files import is_state_dict, read_tensors
+from ..checkpoints.download import download
+from ..checkpoints.files import is_state_dict, read_tensors
+from ..data.emotion import FOUR
 from .backbones import Backbone, load_backbone
 from .classifier import AudioClassifier
-from .emotion import FOUR
 
 SECONDS = 10.0  # what they were trained with, and the most that they take
 

@@ -18,13 +18,13 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..attached import Classes
 from ..audio import SAMPLE_RATE, stream_audio
-from ..labels import label_names
 from ..model import WhisperAT
+from ..tagging.labels import label_names
+from ..tagging.listeners import Classes
 from ..version import __version__
-from .answers import answer
-from .asked import Asked, tag_options, transcribe_options
+from .responses import answer
+from .schemas import Asked, tag_options, transcribe_options
 
 OPENAI_NAME = "whisper-1"
 """What OpenAI calls its Whisper: taken for whichever is served, so that programs need not be changed."""
@@ -61,7 +61,7 @@ def create_app(model: WhisperAT, name: str, limits: Limits | None = None, **opti
     options : of `transcribe` for every request, as ``batch_size`` or ``beam_size``
 
     Routes: ``POST /v1/audio/transcriptions`` and ``/v1/audio/translations``, ``GET /v1/models`` and ``/health``, and a
-    page at ``/``. Requests and answers are those of OpenAI's API; see `whisper_at.serve.asked.Asked`.
+    page at ``/``. Requests and answers are those of OpenAI's API; see `whisper_at.serve.schemas.Asked`.
     """
     app = FastAPI(title="whisper_at", version=__version__)
     limits = limits or Limits()

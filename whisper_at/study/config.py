@@ -8,8 +8,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from ..toml import read_toml
-from ..train.data import Dataset
+from ..data.clips import Dataset
+from ..data.toml import read_toml
 from .mix import SNRS
 from .probes import CLASSIFIERS
 from .recognisers import check_recogniser

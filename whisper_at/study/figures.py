@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..train.pictures import COLOURS, GREY, STYLES, new_figure
+from ..train.plots import COLOURS, GREY, STYLES, new_figure
 from .probes import AVERAGE, INPUT, layers_only
 from .robustness import Correlation, line_band
 from .wer import Errors

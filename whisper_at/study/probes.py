@@ -14,8 +14,8 @@ import torch
 from safetensors.numpy import load_file
 from tqdm import tqdm
 
-from ..files import save_safetensors, whole
-from ..train.data import Clip, Dataset, folds
+from ..checkpoints.files import save_safetensors, whole
+from ..data.clips import Clip, Dataset, folds
 from ..train.extract import load_part
 from ..train.features import stamp
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import checkpoints, huggingface
+from .. import checkpoints
+from ..checkpoints import huggingface
 
 Recogniser = Callable[[np.ndarray], str]
 """From float32 ``(samples,)`` at 16 kHz to text."""

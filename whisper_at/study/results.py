@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import write_text
-from ..train.pictures import save_figure
+from ..checkpoints.files import write_text
+from ..train.plots import save_figure
 from . import figures
 from .config import Study
 from .probes import fold_means, layers_only, read_probes

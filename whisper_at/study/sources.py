@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..audio import SAMPLE_RATE, load_audio
-from ..train.data import Clip, Dataset, read_csv, read_folders
+from ..data.clips import Clip, Dataset, read_csv, read_folders
 
 Load = Callable[[], np.ndarray]
 """Gives float32 ``(samples,)`` at 16 kHz."""

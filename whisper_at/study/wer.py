@@ -19,9 +19,9 @@ import torch
 from tqdm import tqdm
 
 from ..audio import load_audio
-from ..files import whole
-from ..train.data import Clip
-from ..train.record import cut_unfinished, refuse_other_run, whole_lines
+from ..checkpoints.files import whole
+from ..data.clips import Clip
+from ..train.run_manifest import cut_unfinished, refuse_other_run, whole_lines
 from .mix import mix
 from .recognisers import Recogniser
 from .sources import Utterance

@@ -20,13 +20,13 @@ from whisper.audio import HOP_LENGTH, N_FFT, N_FRAMES, SAMPLE_RATE, pad_or_trim
 
 from ..audio import load_audio, log_mel_spectrogram
 from ..checkpoints import encoder_sha256
+from ..data.clips import Clip
 from ..mel import LogMel
 from ..model import WhisperAT
-from ..timeline import POSITION_FRAMES, STEP_POSITIONS, Window, pool_steps
-from .company import company_states, in_random_order, recordings_of
-from .data import Clip
+from ..tagging.timeline import POSITION_FRAMES, STEP_POSITIONS, Window, pool_steps
+from .concat_clips import company_states, in_random_order, recordings_of
+from .config import PROTOCOLS
 from .features import About, FeatureWriter, hearings_of, key_of, stamp
-from .settings import PROTOCOLS
 
 JOINED = "joined"
 """The protocol of clips in company alone, under which heads are scored and not trained."""

@@ -30,9 +30,9 @@ import torch
 from safetensors.numpy import save
 from torch import Tensor
 
-from ..files import whole, write_text
-from .company import TIMES
-from .data import Clip
+from ..checkpoints.files import whole, write_text
+from ..data.clips import Clip
+from .concat_clips import TIMES
 
 ABOUT, INDEX = "features.json", "index.jsonl"
 DTYPES = ("float16", "float32")

@@ -23,7 +23,7 @@ import torch.distributed as distributed
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..files import whole
+from ..checkpoints.files import whole
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STATE = "state.pt"

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from .. import checkpoints
-from ..heads import N_CLASSES, build_head, infer_mode, make_head
-from ..huggingface import whisper_shapes
+from ..checkpoints.huggingface import whisper_shapes
+from ..tagging.heads import N_CLASSES, build_head, infer_mode, make_head
 
 # name: encoder layers, width, decoder layers, mels, vocabulary (spec section 1.1)
 _SIZES = {

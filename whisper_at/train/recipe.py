@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..timeline import WINDOW_STEPS
+from ..tagging.timeline import WINDOW_STEPS
+from .config import Settings
 from .features import Features
 from .metrics import decision_scores, ranking_scores
-from .settings import Settings
 
 SCORED_AT_ONCE = 3000  # steps of clips that are scored in one pass of the head
 

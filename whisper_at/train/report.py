@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from scipy.special import log_softmax
 
-from ..attached import Classes
-from ..files import whole, write_text
-from . import pictures
+from ..checkpoints.files import whole, write_text
+from ..tagging.listeners import Classes
+from . import plots
 from .calibration import (
     expected_calibration_error,
     fit_temperature,
@@ -209,7 +209,7 @@ def _section(folder: Path, item: Scored, classes: Classes) -> list[str]:
         (
             "precision_recall",
             "Precision and recall",
-            pictures.draw_precision_recall(item.targets, ranks, classes.names, average_precision(item.targets, ranks)),
+            plots.draw_precision_recall(item.targets, ranks, classes.names, average_precision(item.targets, ranks)),
         )
     ]
     best = fit_temperature(item.targets, item.logits, not single)
@@ -218,14 +218,14 @@ def _section(folder: Path, item: Scored, classes: Classes) -> list[str]:
         if name == "as trained" or temperature != 1.0:
             p = probabilities(item.logits, not single, temperature)
             curves.append((f"{name} (T = {temperature:.2f})", reliability(*_decisions(item.targets, p, single))))
-    drawn.append(("reliability", "Reliability", pictures.draw_reliability(curves)))
+    drawn.append(("reliability", "Reliability", plots.draw_reliability(curves)))
     if single:
         table = confusion(item.targets.argmax(1), item.logits.argmax(1), len(classes.names))
-        drawn.append(("confusion", "Confusion", pictures.draw_confusion(table, classes.names)))
+        drawn.append(("confusion", "Confusion", plots.draw_confusion(table, classes.names)))
     lines = [f"## {item.name[:1].upper()}{item.name[1:]}", ""]
     for kind, title, figure in drawn:
         file = f"{kind}_{slug}.png"
-        pictures.save_figure(figure, folder / file)
+        plots.save_figure(figure, folder / file)
         lines += [f"![{title}, {item.name}]({file})", ""]
     what = "the highest probability of a clip" if single else "every probability of every clip"
     lines += [

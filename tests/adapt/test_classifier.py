@@ -1,0 +1,475 @@
+"""Classifiers of clips: waveforms and their variations, fitting, resuming, saving, and what must not leak."""
+
+from __future__ import annotations
+
+import json
+import wave
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from tiny_backbones import FAMILIES
+from torch.nn import functional as F
+
+from whisper_at.adapt import merge, shared_pass, trainer, waveforms
+from whisper_at.adapt.backbones import load_backbone, random_backbone
+from whisper_at.adapt.classifier import AudioClassifier
+from whisper_at.adapt.trainer import ClassificationTask, KeptSource, Recipe, WaveSource, class_weights, kept_states
+from whisper_at.adapt.waveforms import Waves, add_noise, mask_spectrogram, mask_time, spec_augment
+from whisper_at.data.clips import Clip, Dataset
+
+RATE = 16000
+CLASSES = ("high", "low")
+RECIPE = Recipe(epochs=4, batch_size=6, lr=5e-3, seed=1)
+
+
+def write(path: Path, samples: np.ndarray, rate: int = RATE) -> Path:
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, rate, len(samples), "NONE", ""))
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
+    return path
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory) -> Dataset:
+    """24 noisy tones, high or low, of different lengths."""
+    folder, r = tmp_path_factory.mktemp("tones"), np.random.default_rng(0)
+    clips = []
+    for i in range(24):
+        high = i % 2 == 0
+        t = np.arange(int(RATE * r.uniform(0.2, 0.5))) / RATE
+        sound = 0.3 * np.sin(2 * np.pi * (r.uniform(2000, 3000) if high else r.uniform(150, 400)) * t)
+        path = write(folder / f"{i:02}.wav", sound + 0.01 * r.standard_normal(len(t)))
+        clips.append(Clip(path, ("high" if high else "low",), ("train", "valid", "test")[min(i // 12, 1) + (i > 17)]))
+    return Dataset(tuple(clips), CLASSES)
+
+
+@pytest.fixture
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.getbasetemp() / "cache"
+
+
+def made(name: str = "whisper-nano", methods=(), seed: int = 0, **options) -> AudioClassifier:
+    torch.manual_seed(7)
+    return AudioClassifier(random_backbone(name), methods, CLASSES, seed=seed, **options)
+
+
+LORA = {"name": "lora", "sites": ["up", "down"], "rank": 2, "alpha": 2}
+CONFORMER = {"name": "adapter", "block": "conformer", "dim": 4, "kernel": 3}
+
+
+# --- waveforms ----------------------------------------------------------------------------------------------------
+
+
+def test_audio_is_decoded_once_for_each_content(tmp_path, monkeypatch):
+    r = np.random.default_rng(1)
+    one = write(tmp_path / "a.wav", r.uniform(-0.5, 0.5, 800))
+    copied = write(tmp_path / "b.wav", r.uniform(-0.5, 0.5, 800))
+    copied.write_bytes(one.read_bytes())
+    calls = []
+    real = waveforms.load_audio
+    monkeypatch.setattr(waveforms, "load_audio", lambda path, sr: calls.append(path) or real(path, sr))
+    clips = [Clip(one, ("high",)), Clip(copied, ("low",)), Clip(one, ("low",), start=0.01, end=0.03)]
+    first = Waves(clips[:1], RATE, tmp_path / "cache")
+    again = Waves(clips, RATE, tmp_path / "cache")
+    assert len(calls) == 1
+    np.testing.assert_array_equal(first[0], real(one, RATE))
+    np.testing.assert_array_equal(again[1], first[0])
+    np.testing.assert_array_equal(again[2], first[0][160:480])
+    Waves(clips[:1], 8000, tmp_path / "cache")
+    write(one, r.uniform(-0.5, 0.5, 400))
+    changed = Waves(clips[:1], RATE, tmp_path / "cache")
+    assert len(calls) == 3 and len(changed[0]) == 400
+
+
+def test_clips_are_cut_and_filled(tmp_path):
+    path = write(tmp_path / "a.wav", np.full(1000, 0.25))
+    assert len(Waves([Clip(path, ())], RATE, tmp_path, seconds=0.05)[0]) == 800
+    filled = Waves([Clip(path, ())], RATE, tmp_path, least=1200)[0]
+    assert len(filled) == 1200 and not filled[1000:].any()
+    batch, lengths = Waves([Clip(path, ()), Clip(path, (), end=0.01)], RATE, tmp_path).batch([1, 0])
+    assert lengths.tolist() == [160, 1000] and not batch[0, 160:].any() and batch[1].all()
+
+
+def test_broken_files_are_told_before_any_work(tmp_path):
+    good = write(tmp_path / "good.wav", np.zeros(100))
+    (tmp_path / "text.wav").write_text("no audio")
+    clips = [Clip(tmp_path / name, ()) for name in (good.name, "text.wav", "none.wav")]
+    with pytest.raises(RuntimeError, match=r"none\.wav.*2 of 3 files cannot be read"):
+        Waves(clips, RATE, tmp_path / "cache")
+
+
+def test_noise_has_the_ratio_that_was_drawn():
+    r = np.random.default_rng(0)
+    samples = np.sin(np.arange(40000) / 7).astype(np.float32)
+    for decibels in (10.0, 30.0):
+        noise = add_noise(samples, r, (decibels, decibels)) - samples
+        assert 10 * np.log10(np.mean(samples**2) / np.mean(noise**2)) == pytest.approx(decibels, abs=0.2)
+    drawn = [np.std(add_noise(samples, r) - samples) for _ in range(50)]
+    assert 0.0223 * 0.9 < min(drawn) < max(drawn) < 0.2236 * 1.1  # rms of the tone at 30 and at 10 dB
+
+
+def test_time_mask_silences_its_share_and_fades():
+    samples = np.ones(16000, np.float32)
+    for seed in range(10):
+        masked = mask_time(samples, np.random.default_rng(seed))
+        changed = np.flatnonzero(masked != 1)
+        assert 0.1 * 16000 - 2 <= len(changed) <= 0.15 * 16000
+        assert changed[-1] - changed[0] + 1 == len(changed)
+        assert (masked == 0).sum() == pytest.approx(len(changed) - 2 * 160, abs=2)
+        assert np.abs(np.diff(masked)).max() < 0.01
+    assert samples.all()
+
+
+def test_spec_augment_masks_one_band_and_one_stretch():
+    torch.manual_seed(0)
+    widths = set()
+    for _ in range(30):
+        masked = mask_spectrogram(torch.ones(1, 1, 128, 100), 24, 80)[0, 0] == 0
+        rows, columns = masked.all(1), masked.all(0)
+        assert torch.equal(masked, rows[:, None] | columns[None])
+        for line, most in ((rows, 24), (columns, 80)):
+            place = line.nonzero()[:, 0]
+            assert len(place) < most and (not len(place) or place[-1] - place[0] + 1 == len(place))
+        widths.add(int(columns.sum()))
+    assert len(widths) > 10
+    two = mask_spectrogram(torch.ones(2, 64, 50), 30, 1)
+    assert not torch.equal(two[0], two[1])
+
+
+@pytest.mark.parametrize("name", ["whisper-nano", "ast-tiny"])
+def test_spec_augment_reaches_what_the_encoder_hears(name):
+    model = made(name).eval()
+    sound = torch.randn(1, 8000) * 0.1
+    with torch.no_grad():
+        plain = model(sound)
+        with spec_augment(model.backbone.front, (60, 40)):
+            torch.manual_seed(0)
+            masked = model(sound)
+        assert not torch.allclose(plain, masked) and torch.equal(plain, model(sound))
+    with pytest.raises(ValueError, match="this backbone reads samples"):
+        with spec_augment(made("wav2vec2-tiny").backbone.front, (24, 80)):
+            pass
+
+
+# --- learning -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("methods", [(), LORA, [CONFORMER, {"name": "layer_norm", "sites": ["ffn", "final"]}]])
+def test_it_learns_tones(tones, cache, methods):
+    model = AudioClassifier("nano.en", methods, CLASSES, device="cpu")
+    recipe = replace(RECIPE, epochs=6, lr=1e-2, select="-valid_loss")
+    fitted = model.fit(tones.split("train"), tones.split("valid"), recipe, cache=cache)
+    assert fitted.history[-1]["loss"] < fitted.history[0]["loss"]
+    evaluation = model.evaluate(tones.split("test"), cache=cache)
+    assert evaluation.scores["accuracy"] == 1.0
+    assert evaluation.confusion.tolist() == [[3, 0], [0, 3]]
+    found = model.predict([clip.path for clip in tones.split("test").clips], cache=cache)
+    np.testing.assert_allclose(found.sum(1), 1, atol=1e-6)
+    assert [CLASSES[i] for i in found.argmax(1)] == [clip.labels[0] for clip in tones.split("test").clips]
+
+
+def test_only_what_is_declared_changes(tones, cache):
+    model = made(methods=[CONFORMER, {"name": "layer_norm", "sites": ["final"]}])
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.fit(tones.split("train"), tones.split("valid"), replace(RECIPE, epochs=1), cache=cache)
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved and all(name.startswith(("head.", "backbone.norm.")) or ".patches." in name for name in moved)
+    assert any("running_mean" in name for name in moved) and moved <= model.trained().keys()
+
+
+def test_s8_batches_and_single_clips_agree(tones, cache):
+    model = made(methods=LORA, head="conv", layers="weighted_conv")
+    torch.nn.init.normal_(model.backbone.blocks[0].ffn.lora["up"].B)
+    together = model.evaluate(tones, 24, cache).logits
+    alone = model.evaluate(tones, 1, cache).logits
+    np.testing.assert_allclose(together, alone, atol=1e-4)
+
+
+def test_w1_the_loss_is_of_logits(tones, cache):
+    model = made()
+    source = WaveSource(model, tones, cache)
+    task = ClassificationTask(source, tones.targets(), RECIPE, source, tones.targets())
+    waveforms, lengths, targets = batch = task.batch(0, 0)
+    wanted = F.cross_entropy(model(waveforms, lengths), targets.argmax(1))
+    torch.testing.assert_close(task.loss(model, batch), wanted)
+    assert not torch.allclose(model(waveforms, lengths).sum(1), torch.ones(len(targets)))
+
+
+def test_p10_the_best_epoch_is_kept_and_the_test_is_never_seen(tones, cache):
+    """P10: the reference kept a live reference to its weights, so its "best" was the last epoch."""
+    model = made(methods=LORA)
+    recipe = replace(RECIPE, epochs=6, lr=0.3, schedule="constant", select="-valid_loss")
+    fitted = model.fit(tones.split("train"), tones.split("valid"), recipe, cache=cache)
+    losses = [line["valid_loss"] for line in fitted.history]
+    assert fitted.epoch == int(np.argmin(losses)) + 1 < 6
+    valid = tones.split("valid")
+    loss = F.cross_entropy(
+        torch.from_numpy(model.evaluate(valid, cache=cache).logits), torch.tensor(valid.targets()).argmax(1)
+    )
+    assert float(loss) == pytest.approx(min(losses), rel=1e-4)
+
+
+def test_without_validation_a_part_of_training_is_held_out(tones, cache, monkeypatch):
+    seen = []
+    real = trainer.WaveSource
+    monkeypatch.setattr(trainer, "WaveSource", lambda m, d, *rest: seen.append(d) or real(m, d, *rest))
+    made().fit(replace(tones, clips=tones.clips * 2), None, replace(RECIPE, epochs=1), cache=cache)
+    train, valid = ({clip.key for clip in part.clips} for part in seen)
+    assert valid and not train & valid and len(train | valid) == len(tones)
+
+
+def test_a_frozen_encoder_is_heard_once_and_gives_the_same(tones, cache, monkeypatch):
+    found = {}
+    for kept in (True, False):
+        if not kept:
+            monkeypatch.setattr(shared_pass, "KEPT_BYTES", 0)
+        model = made(head="tl_tr_1_4", windows=False)
+        heard = []
+        model.backbone.register_forward_hook(lambda *_, heard=heard: heard.append(1))
+        model.fit(tones.split("train"), tones.split("valid"), RECIPE, cache=cache)
+        found[kept] = (len(heard), model.evaluate(tones.split("test"), cache=cache).logits)
+    assert found[True][0] == 3 and found[False][0] > 8
+    np.testing.assert_allclose(found[True][1], found[False][1], atol=1e-3)
+
+
+def test_states_are_not_kept_where_the_encoder_learns(tones, cache):
+    frozen, learns = made(), made(methods=LORA)
+    assert isinstance(kept_states(frozen, WaveSource(frozen, tones, cache), 8), KeptSource)
+    assert isinstance(kept_states(learns, WaveSource(learns, tones, cache), 8), WaveSource)
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(tones, cache, tmp_path):
+    recipe = replace(RECIPE, vary=True, spec_augment=(20, 10), schedule="constant")
+    train, valid = tones.split("train"), tones.split("valid")
+    whole, parted = made(methods=CONFORMER), made(methods=CONFORMER)
+    whole.fit(train, valid, recipe, tmp_path / "whole", cache)
+
+    def stop(*_):
+        if (tmp_path / "parted" / "history.jsonl").is_file():
+            raise KeyboardInterrupt
+
+    handle = parted.register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        parted.fit(train, valid, recipe, tmp_path / "parted", cache)
+    handle.remove()
+    resumed = made(methods=CONFORMER)
+    resumed.fit(train, valid, recipe, tmp_path / "parted", cache)
+    for name, tensor in whole.trained().items():
+        assert torch.equal(tensor, resumed.trained()[name]), name
+    with pytest.raises(ValueError, match="holds a run with"):
+        made(methods=LORA).fit(train, valid, recipe, tmp_path / "parted", cache)
+
+
+def test_class_weights_are_inverse_shares_of_sum_one():
+    targets = np.eye(3, dtype=np.float32)[[0] * 6 + [1] * 3 + [2]]
+    np.testing.assert_allclose(class_weights(targets).numpy(), np.array([1 / 6, 1 / 3, 1]) / 1.5, rtol=1e-6)
+
+
+def test_schedules_are_those_of_the_papers():
+    cosine = Recipe(epochs=10, schedule="cosine").scheduled(7)
+    assert [cosine(e, []) for e in (0, 5, 10)] == pytest.approx([1, 0.5, 0])
+    linear = Recipe(epochs=10, schedule="linear", warm_up_steps=14).scheduled(7)  # up over two epochs, then down
+    assert [linear(e, []) for e in (0, 1, 2, 6, 10)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+    plateau = Recipe(lr=5e-4, lr_min=5e-5, schedule="plateau").scheduled(7)
+    flat = [{"valid_loss": 1.0}] * 60
+    assert [plateau(n, flat[:n]) for n in (6, 7, 13, 60)] == pytest.approx([1, 0.5, 0.25, 0.1])
+    low = Recipe(lr=1e-5, lr_min=5e-5, schedule="plateau").scheduled(7)  # below its own floor: it never rises
+    assert [low(n, flat[:n]) for n in (6, 7, 60)] == [1, 1, 1]
+
+
+def test_several_labels_a_clip_are_decided_one_by_one(tones, cache):
+    both = replace(
+        tones, clips=tuple(replace(c, labels=CLASSES) if i % 5 == 0 else c for i, c in enumerate(tones.clips))
+    )
+    model = made()
+    recipe = replace(RECIPE, epochs=2, select="mAP")
+    fitted = model.fit(both.split("train"), both.split("valid"), recipe, cache=cache)
+    assert {"mAP", "AUC", "d_prime", "valid_loss"} <= fitted.history[-1].keys()
+    single = tones.split("test")  # whatever labels a part happens to have, the model decides classes one by one
+    assert model.kind == "multi_label" and model.evaluate(single, cache=cache).scores.keys() == {
+        "mAP",
+        "AUC",
+        "d_prime",
+    }
+    with pytest.raises(ValueError, match="there are no clips"):
+        model.evaluate(single.take([]))
+
+
+@pytest.mark.parametrize("select, several", [("accuracy", True), ("UAR", True), ("mAP", False), ("d_prime", False)])
+def test_a_score_that_the_data_do_not_have_chooses_no_epoch(tones, cache, select, several, monkeypatch):
+    monkeypatch.setattr(trainer, "WaveSource", None)  # it is told before anything is decoded
+    clips = tuple(replace(c, labels=CLASSES) if several and i == 0 else c for i, c in enumerate(tones.clips))
+    data = replace(tones, clips=clips)
+    with pytest.raises(ValueError, match=f"select = '{select}'"):
+        made().fit(data.split("train"), data.split("valid"), replace(RECIPE, select=select), cache=cache)
+
+
+# --- on disk -----------------------------------------------------------------------------------------------------
+
+
+EVERY_METHOD = [
+    (),
+    "bitfit",
+    LORA,
+    [CONFORMER, {"name": "layer_norm"}],
+    {"name": "prompt", "kind": "deep_prepend", "tokens": 3},
+    {"name": "prompt", "kind": "shallow", "tokens": 3},
+    {"name": "prefix", "tokens": 4},
+    {"name": "soft_moa", "experts": 2, "dim": 2},
+    {"name": "last_k", "k": 1},
+]
+
+
+@pytest.mark.parametrize("methods", EVERY_METHOD)
+def test_s2_all_that_was_trained_is_saved_and_nothing_frozen(methods, tmp_path):
+    """S2: the reference saved names with ``lora_`` only; head, prompts, adapters and layer weights were lost."""
+    model = made(methods=methods, head="conv", layers="weighted")
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.3)
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.fill_(0.2)
+    model.save(tmp_path / "m.safetensors")
+    other = AudioClassifier.load(tmp_path / "m.safetensors", made().backbone)
+    sound = torch.randn(2, 5000) * 0.1
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(sound), other(sound))
+    assert other.configuration() == model.configuration()
+    with safe_open(tmp_path / "m.safetensors", "pt") as file:
+        names = set(file.keys())
+    assert {name for name, p in model.named_parameters() if p.requires_grad} <= names
+    assert not names & {name for name, p in model.named_parameters() if not p.requires_grad}
+
+
+def test_a_checkpoint_says_what_it_belongs_to(tmp_path):
+    path = tmp_path / "m.safetensors"
+    made(methods=LORA).save(path)
+    with safe_open(path, "pt") as file:
+        known = json.loads(file.metadata()["configuration"])
+    assert known["classes"] == list(CLASSES) and known["methods"][0]["rank"] == 2
+    torch.manual_seed(99)
+    with pytest.warns(UserWarning, match="other frozen weights"):
+        AudioClassifier.load(path, random_backbone("whisper-nano"))
+    with pytest.raises(ValueError, match="does not fit wav2vec2-tiny"):
+        AudioClassifier.load(path, random_backbone("wav2vec2-tiny"))
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(RuntimeError, match="cannot be read"):
+        AudioClassifier.load(path, random_backbone("whisper-nano"))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "other"), [("wav2vec2-tiny", {"normalize": False}, {}), ("ast-tiny", {"frames": 96}, {})]
+)
+def test_what_the_front_end_was_told_is_saved(name, options, other, tmp_path):
+    backbone = load_backbone(f"random:{name}", "cpu", **options)
+    model = AudioClassifier(backbone, "bitfit", CLASSES).eval()
+    model.save(tmp_path / "m.safetensors")
+    again = AudioClassifier.load(tmp_path / "m.safetensors", device="cpu")
+    sound = torch.randn(1, 8000) * 0.03 + 0.1
+    with torch.no_grad():
+        torch.testing.assert_close(again(sound), model(sound))
+    assert options.items() <= again.configuration().items()
+    with pytest.raises(ValueError, match=f"load it with {next(iter(options))}="):
+        AudioClassifier.load(tmp_path / "m.safetensors", load_backbone(f"random:{name}", "cpu", **other))
+
+
+def test_merged_lora_is_saved_as_it_was_before(tmp_path, recwarn):
+    model = made(methods=[{"name": "last_k", "k": 1}, {"name": "lora", "rank": 2}]).eval()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)
+    names, sound = model.trained().keys(), torch.randn(1, 8000) * 0.1
+    merge(model.backbone)
+    with torch.no_grad():
+        wanted = model(sound)
+    model.save(tmp_path / "m.safetensors")
+    assert model.backbone.blocks[0].attn.lora["q"].merged
+    again = AudioClassifier.load(tmp_path / "m.safetensors", made().backbone)
+    assert again.trained().keys() == names and not [w for w in recwarn if "frozen weights" in str(w.message)]
+    with torch.no_grad():
+        torch.testing.assert_close(again(sound), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_an_embedded_backbone_is_found_by_its_name(tmp_path):
+    model = AudioClassifier("nano.en", LORA, CLASSES, device="cpu")
+    model.save(tmp_path / "m.safetensors")
+    sound = torch.randn(1, 8000) * 0.1
+    with torch.no_grad():
+        found = AudioClassifier.load(tmp_path / "m.safetensors", device="cpu")(sound)
+    torch.testing.assert_close(found, model.eval()(sound).detach())
+
+
+# --- wrong wishes -----------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_work_is_refused_before_any_work(tones, cache):
+    with pytest.raises(ValueError, match="names of its classes"):
+        AudioClassifier(random_backbone("whisper-nano"))
+    with pytest.raises(ValueError, match="0 special tokens"):
+        made(pooling="cls")
+    with pytest.raises(ValueError, match="no prompts"):
+        made(pooling="prompts", methods={"name": "prompt", "kind": "deep_append", "tokens": 2})
+    for seconds in (0, -0.5):
+        with pytest.raises(ValueError, match="seconds must be more than 0"):
+            made(seconds=seconds)
+    with pytest.raises(ValueError, match="must end in .safetensors"):
+        made().save(cache / "m.bin")
+    with pytest.raises(ValueError, match="site of lora"):
+        made(methods={"name": "lora", "sites": ["query"]})
+    with pytest.raises(ValueError, match="frames in time"):
+        made("ast-tiny", head="tl_tr")
+    with pytest.raises(ValueError, match="up to what"):
+        made(pad=True)
+    with pytest.raises(ValueError, match="reads samples"):
+        made("wav2vec2-tiny").fit(tones, tones, replace(RECIPE, spec_augment=(24, 80)), cache=cache)
+    with pytest.raises(ValueError, match="the data have classes"):
+        made().fit(replace(tones, classes=("high", "low", "mid")), tones, RECIPE, cache=cache)
+    lacking = tones.where(lambda clip: clip.labels == ("high",))
+    with pytest.raises(ValueError, match="class 'low' has nothing to train on"):
+        made().fit(lacking, tones, RECIPE, cache=cache)
+    for wrong in ({"optimizer": "sgd"}, {"schedule": "cos"}, {"select": "acc"}, {"epochs": 0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Recipe(**wrong)
+
+
+def test_a_clip_that_is_too_long_for_whisper_is_named(tmp_path):
+    path = write(tmp_path / "long.wav", np.zeros(31 * RATE))
+    with pytest.raises(ValueError, match=r"long.wav lasts 31.0 s.*set seconds"):
+        made().predict([path], cache=tmp_path)
+    assert made(seconds=30.0).predict([path], cache=tmp_path).shape == (1, 2)
+
+
+def test_no_files_have_no_probabilities():
+    assert made().predict([]).shape == (0, 2)
+
+
+def test_settings_go_by_the_names_that_they_have():
+    model = AudioClassifier(
+        random_backbone("ast-tiny"), method={"name": "lora", "rank": 2}, pooling="cls", head="linear", classes=CLASSES
+    )
+    assert model.configuration()["methods"][0]["rank"] == 2 and model.configuration()["pooling"] == "cls"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("options", [{}, {"head": "conv", "layers": "weighted_conv"}])
+def test_a_classifier_may_be_cast_as_a_whole(name, options):
+    model = made(name, LORA, **options).eval()
+    sound = torch.randn(2, 8000) * 0.1
+    with torch.no_grad():
+        wanted, found = model(sound), model.bfloat16()(sound)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), wanted, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("part, message", [((1.0, None), "from 1 s to its end"), ((0.0, 0.0), "from 0 s to 0 s")])
+def test_a_part_that_a_file_does_not_have_is_named(part, message, tmp_path):
+    path = write(tmp_path / "a.wav", np.full(1000, 0.25))
+    with pytest.raises(ValueError, match=rf"a\.wav lasts 0\.06 s and has no part {message}"):
+        Waves([Clip(path, (), start=part[0], end=part[1])], RATE, tmp_path)
+    with pytest.raises(ValueError, match="seconds must be more than 0"):
+        Waves([Clip(path, ())], RATE, tmp_path, seconds=0.0)

@@ -1,0 +1,194 @@
+"""Classifiers that read a model's own pass: trained on what its windows hold, and heard the same way everywhere."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import noise
+
+from whisper_at.adapt import AudioClassifier, shared_pass
+from whisper_at.adapt.backbones import whisper_backbone
+from whisper_at.adapt.shared_pass import heard, reader_of
+from whisper_at.adapt.trainer import HeardSource, Recipe, WaveSource
+from whisper_at.adapt.waveforms import Waves
+from whisper_at.data.clips import Clip, Dataset
+from whisper_at.tagging.listeners import Reader
+from whisper_at.train.extract import describe, extract
+from whisper_at.train.features import Features
+
+CLASSES = ("hiss", "hum", "beep")
+HEADS = [{}, {"layers": "weighted"}, {"head": "tl_tr"}]
+RECIPE = Recipe(epochs=2, batch_size=4, lr=1e-2, select="-valid_loss")
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory) -> Dataset:
+    folder = tmp_path_factory.mktemp("sounds")
+    clips = []
+    for i in range(12):
+        t = np.arange(round((1.0 + 0.35 * i) * 16000)) / 16000
+        wave = [noise(len(t) / 16000, i)[: len(t)], np.sin(300 * t), np.sign(np.sin(9000 * t))][i % 3] * 0.2
+        soundfile.write(folder / f"{i}.wav", wave, 16000)
+        clips.append(Clip(folder / f"{i}.wav", (CLASSES[i % 3],), "train" if i < 9 else "valid"))
+    return Dataset(tuple(clips), CLASSES)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def made(model, **options) -> AudioClassifier:
+    torch.manual_seed(5)
+    return AudioClassifier(whisper_backbone(model.encoder), options.pop("methods", ()), CLASSES, **options)
+
+
+def test_clips_are_heard_as_heads_hear_them(model_en, sounds, cache, tmp_path):
+    """By themselves in a window, and three times in recordings made of clips: the states of `whisper-at train`."""
+    model = made(model_en, head="tl_tr")
+    source = heard(model, Waves(sounds.clips, cache=cache), batch=3)
+    assert isinstance(source, HeardSource) and len(source.hearings) == 4
+    about = describe("random", model_en, "30+", dtype="float32")
+    assert not extract(sounds.clips, tmp_path / "f", model_en, about)
+    features = Features.open(tmp_path / "f")
+    numbers = features.hearings(features.find(sounds.clips))
+    for hearing, kept in zip(numbers, source.hearings):
+        for number, (values, mask) in zip(hearing.tolist(), kept):
+            wanted = torch.from_numpy(features.states(number).copy())
+            assert mask.all() and values[0].shape == wanted.shape
+            torch.testing.assert_close(values[0, :-1], wanted[:-1], atol=1e-4, rtol=1e-4)  # the last is after the norm
+
+    picked = [3, 0, 3]
+    values, mask = source.batch(picked)
+    assert mask.sum(1).tolist() == [source.hearings[0][i].values.shape[2] for i in picked]
+    alone, *companies = (kept[3].values[0] for kept in source.hearings)
+    found = set()
+    for i in range(40):
+        first, second = source.batch([3], np.random.default_rng(i))[0]
+        assert torch.equal(first, alone)
+        found |= {n for n, company in enumerate(companies) if torch.equal(second, company)}
+    assert found == {0, 1, 2}
+
+
+@pytest.mark.parametrize("options", HEADS)
+def test_files_are_told_alike_by_evaluate_and_transcribe(model_en, sounds, cache, options):
+    model = made(model_en, **options)
+    model.fit(sounds.split("train"), sounds.split("valid"), RECIPE, cache=cache)
+    assert model.windows
+    found = model.evaluate(sounds, cache=cache).logits
+    batched = model.evaluate(sounds, batch_size=1, cache=cache).logits
+    np.testing.assert_allclose(found, batched, atol=1e-4)
+    model_en.attached.clear()
+    model_en.attach("sounds", model)
+    assert isinstance(model_en.attached["sounds"], Reader)
+    for clip, wanted in zip(sounds.clips[::4], found[::4]):
+        result = model_en.transcribe(str(clip.path), language="en", temperature=0.0, sample_len=1, at_time_res=30)
+        (logits,) = result["sounds"]["logits"]
+        np.testing.assert_allclose(logits, wanted, atol=1e-3)
+    model_en.attached.clear()
+
+
+def test_training_hears_clips_both_ways_and_validation_in_all(model_en, sounds, cache, monkeypatch):
+    model, drawn, scored = made(model_en), [], []
+    batch = HeardSource.batch
+
+    def note(self, indices, random=None):
+        drawn.append(random is not None)
+        return batch(self, indices, random)
+
+    monkeypatch.setattr(HeardSource, "batch", note)
+    real = Recipe.scheduled
+    monkeypatch.setattr(Recipe, "scheduled", lambda self, steps: scored.append(steps) or real(self, steps))
+    fitted = model.fit(sounds.split("train"), sounds.split("valid"), RECIPE, cache=cache)
+    assert drawn == [True] * 6 and scored == [3]  # nine clips in batches of four, for two epochs
+    hearings = heard(model, Waves(sounds.split("valid").clips, cache=cache), 4).hearings
+    with torch.no_grad():
+        logits = torch.cat([model(*one) for hearing in hearings for one in hearing])
+    targets = torch.tensor(np.tile(sounds.split("valid").targets(), (4, 1))).argmax(1)
+    loss = float(torch.nn.functional.cross_entropy(logits, targets))
+    assert loss == pytest.approx(min(line["valid_loss"] for line in fitted.history), rel=1e-4)
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(model_en, sounds, cache, tmp_path):
+    train, valid = sounds.split("train"), sounds.split("valid")
+    recipe = replace(RECIPE, epochs=4, schedule="constant")
+    whole, parted = made(model_en), made(model_en)
+    whole.fit(train, valid, recipe, tmp_path / "whole", cache)
+    calls = []
+
+    class Stop(Exception):
+        pass
+
+    forward = parted.head.forward
+
+    def stop_late(*args):
+        calls.append(1)
+        if len(calls) == 12:
+            raise Stop
+        return forward(*args)
+
+    parted.head.forward = stop_late
+    with pytest.raises(Stop):
+        parted.fit(train, valid, recipe, tmp_path / "parted", cache)
+    again = made(model_en)
+    again.fit(train, valid, recipe, tmp_path / "parted", cache)
+    for name, tensor in whole.trained().items():
+        assert torch.equal(tensor, again.trained()[name])
+
+
+def test_others_hear_in_a_pass_of_their_own(model_en, sounds, cache, tmp_path, recwarn, monkeypatch):
+    assert not made(model_en, seconds=2.0).windows and made(model_en, seconds=2.0, windows=True).windows
+    for options in ({"methods": {"name": "lora", "rank": 4}}, {"layers": "weighted_conv"}, {"pooling": "mean_max"}):
+        assert not made(model_en, **options).windows
+        with pytest.raises(ValueError, match="windows is for a plain Whisper encoder"):
+            made(model_en, windows=True, **options)
+    with pytest.raises(ValueError, match="windows is for"):
+        made(model_en, windows=True, seconds=2.0, pad=True)
+    by_itself = made(model_en, windows=False)
+    assert reader_of(by_itself, model_en) is None
+    with torch.no_grad():
+        clip = torch.from_numpy(noise(2))[None]
+        wanted = by_itself.head.linear(by_itself.backbone(clip).states[-1].mean(1))
+        torch.testing.assert_close(by_itself(clip), wanted)
+
+    train, valid = sounds.split("train"), sounds.split("valid")
+    varied = made(model_en)
+    varied.fit(train, valid, replace(RECIPE, vary=True), cache=cache)
+    assert not varied.windows and not recwarn.list
+    monkeypatch.setattr(shared_pass, "KEPT_BYTES", 0)
+    large = made(model_en)
+    with pytest.warns(UserWarning, match="do not fit into memory"):
+        large.fit(train, valid, RECIPE, cache=cache)
+    assert not large.windows
+
+
+def test_how_it_hears_is_kept_in_its_file(model_en, sounds, cache, tmp_path):
+    backbone = whisper_backbone(model_en.encoder)
+    for windows in (True, False):
+        model = made(model_en, windows=windows)
+        model.save(tmp_path / "one.safetensors")
+        again = AudioClassifier.load(tmp_path / "one.safetensors", backbone)
+        assert again.windows is windows
+        wanted = model.evaluate(sounds.split("valid"), cache=cache).logits
+        np.testing.assert_array_equal(again.evaluate(sounds.split("valid"), cache=cache).logits, wanted)
+    model = made(model_en)
+    configuration = model.configuration()
+    del configuration["windows"]  # as files had it before there was the choice: trained on clips by themselves
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr(model, "configuration", lambda: configuration)
+    model.save(tmp_path / "old.safetensors")
+    monkeypatch.undo()
+    assert not AudioClassifier.load(tmp_path / "old.safetensors", backbone).windows
+
+
+def test_clips_twice_in_a_list_are_heard_once(model_en, sounds, cache):
+    model = made(model_en)
+    twice = Waves(sounds.clips[:2] * 2, cache=cache)
+    source = heard(model, twice, 4)
+    for kept in source.hearings:
+        assert kept[0] is kept[2] and kept[1] is kept[3]
+    assert len(WaveSource(model, replace(sounds, clips=sounds.clips[:2] * 2), cache).lengths) == 4

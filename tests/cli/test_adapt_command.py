@@ -1,0 +1,428 @@
+"""``whisper-at adapt``: configurations and what is wrong with them, fitting from a file, and comparisons."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import shutil
+import warnings
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from whisper_at.adapt import AudioClassifier
+from whisper_at.adapt.compare import compare, draw_trade, markdown, read_comparison
+from whisper_at.adapt.config import build, make_config, read_config
+from whisper_at.adapt.experiment import (
+    StepMemory,
+    folder_name,
+    prepare,
+    read_result,
+    run,
+    summary,
+    training_megabytes,
+    write_json,
+)
+from whisper_at.cli import adapt
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory) -> Path:
+    """Two classes in three parts."""
+    root, r = tmp_path_factory.mktemp("sounds"), np.random.default_rng(0)
+    for split, n in (("train", 6), ("valid", 3), ("test", 3)):
+        for label, hertz in (("high", 2500), ("low", 300)):
+            folder = root / split / label
+            folder.mkdir(parents=True)
+            for i in range(n):
+                samples = 0.3 * np.sin(2 * np.pi * hertz * r.uniform(0.8, 1.2) * np.arange(4000) / 16000)
+                with wave.open(str(folder / f"{i}.wav"), "wb") as file:
+                    file.setparams((1, 2, 16000, 4000, "NONE", ""))
+                    file.writeframes((samples * 32767).astype("<i2").tobytes())
+    return root
+
+
+@pytest.fixture
+def settings(sounds, tmp_path) -> dict:
+    return {
+        "dataset": "files",
+        "root": str(sounds),
+        "cache": str(tmp_path / "cache"),
+        "out": str(tmp_path / "out"),
+        "device": "cpu",
+        "recipe": {"epochs": 4, "batch_size": 4, "lr": 0.02},
+    }
+
+
+def flags(settings: dict) -> list[str]:
+    out = []
+    for name, value in settings.items():
+        for key, one in [(f"{name}.{k}", v) for k, v in value.items()] if isinstance(value, dict) else [(name, value)]:
+            out += ["--set", f"{key}={json.dumps(one)}"]
+    return out
+
+
+# --- configurations -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"backbon": "base"}, "there is no key 'backbon': did you mean 'backbone'"),
+        ({"recipe": {"learning_rate": 1}}, "there is no key 'recipe.learning_rate'"),
+        ({"recipe": {"epoch": 1}}, "did you mean 'recipe.epochs'"),
+        ({"recipe": {"lr": "fast"}}, "recipe.lr = 'fast' is not float"),
+        ({"recipe": {"betas": [0.9]}}, "recipe.betas"),
+        ({"frames": 1.5}, "frames = 1.5 is not int or none"),
+        ({"pad": 1}, "pad = 1 is not bool"),
+        ({"seeds": [1, "a"]}, "seeds = 'a' is not int"),
+        ({"pooling": "frame"}, "did you mean 'frames'"),
+        ({"protocol": "session"}, "did you mean 'sessions'"),
+        ({"dataset": "iemocapp"}, "did you mean 'iemocap'"),
+        ({"method": {"rank": 8}}, "a method is a name or a table with one"),
+        ({"seeds": []}, "seeds is empty"),
+        ({"recipe": "fast"}, "recipe = 'fast' is not a table"),
+        ({"reader": 5}, "reader = 5 is not dict"),
+        ({"method": 5}, "a method is a name or a table with one"),
+        ({"method": [["lora"]]}, "a method is a name or a table with one"),
+        ({"seconds": -1.0}, "seconds must be more than 0, not -1.0"),
+        ({"few_shot": 0}, "few_shot must be more than 0"),
+        ({"parts": 0}, "parts must be more than 0"),
+        ({"classes": 0}, "classes must be more than 0"),
+    ],
+)
+def test_wrong_settings_are_named(table, message):
+    with pytest.raises(ValueError, match=message):
+        make_config(table)
+
+
+def test_files_and_changes(tmp_path):
+    one, two = tmp_path / "one.toml", tmp_path / "two.toml"
+    one.write_text('method = "lora"\n[recipe]\nlr = 1\nepochs = 3\n')
+    two.write_text("frames = 100\n[recipe]\nepochs = 5\n")
+    config = read_config([str(one), str(two)], ["method.rank=4", "recipe.select=none", "out=somewhere", "seeds=[1, 2]"])
+    assert config.method == ({"name": "lora", "rank": 4},)
+    assert (config.recipe.lr, config.recipe.epochs, config.recipe.select) == (1.0, 5, None)
+    assert (config.frames, config.out, config.seeds) == (100, "somewhere", (1, 2))
+    with pytest.raises(ValueError, match="key=value"):
+        read_config(str(one), ["rank"])
+    two.write_text("frames = ")
+    with pytest.raises(ValueError, match=r"two.toml is no TOML"):
+        read_config(str(two))
+    with pytest.raises(FileNotFoundError, match="three.toml"):
+        read_config("three.toml")
+
+
+def test_p4_p12_values_have_types():
+    """P4, P12: flags of the reference were text, so ``False`` was true and a number never equalled a count."""
+    config = read_config(None, ["pad=false", "few_shot=8", "seeds=[10]", "few_shot_first=true"])
+    assert config.pad is False and config.few_shot == 8 and config.seeds == (10,) and config.few_shot_first is True
+
+
+def test_count_needs_no_weights(capsys):
+    args = ["count", "--config", str(RECIPES / "petl_ast" / "lora.toml"), "--set", "classes=31", "--set", "frames=400"]
+    assert adapt.main(args) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["trainable"] == 467_743 and found["patch"] == 12 * 4 * 768 * 12
+    with pytest.raises(ValueError, match="how many classes"):
+        adapt.main(args[:3])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"backbone": "wav2vec2", "frames": 400}, "frames is for AST"),
+        ({"backbone": "base", "frames": 400}, "frames is for AST"),
+        ({"backbone": "base", "normalize": True}, "normalize is for wav2vec 2.0"),
+        ({"backbone": "ast", "normalize": False}, "normalize is for wav2vec 2.0"),
+        ({"backbone": "wav2vec2", "recipe": {"spec_augment": [24, 80]}}, "this backbone reads samples"),
+        ({"backbone": "base", "pooling": "cls"}, "0 special tokens"),
+        ({"backbone": "base", "pooling": "prompts"}, "no prompts"),
+        ({"backbone": "ast", "pooling": "cls_dist", "method": {"name": "prompt"}}, "1 special tokens"),
+    ],
+)
+def test_what_does_not_suit_a_backbone_is_refused_without_its_weights(settings, message):
+    with pytest.raises(ValueError, match=message):
+        build(make_config(settings), ["a", "b"], count_only=True)
+
+
+def test_tokens_that_methods_add_can_be_pooled_without_weights():
+    for settings in (
+        {"backbone": "base", "pooling": "cls", "method": "cls_token"},
+        {"backbone": "base", "pooling": "prompts", "method": {"name": "prompt", "tokens": 2}},
+        {"backbone": "ast", "pooling": "cls_dist"},
+    ):
+        assert build(make_config(settings), ["a", "b"], count_only=True).count()["trainable"]
+
+
+# --- runs -----------------------------------------------------------------------------------------------------------
+
+
+def test_fit_evaluate_and_predict(settings, sounds, tmp_path, capsys):
+    method = ["--set", 'method={name="lora", rank=2, alpha=2}', "--set", "seeds=[0, 1]"]
+    assert adapt.main(["fit", "--quiet", *flags(settings), *method]) == 0
+    assert "accuracy: 100.00 ± 0.00 %" in capsys.readouterr().out
+    out = Path(settings["out"])
+    with open(out / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["seed"] for row in rows] == ["0", "1"] and rows[0]["patch"] == str(4 * 2 * 4 * 128)
+    assert json.loads((out / "summary.json").read_text())["accuracy"] == {"mean": 1.0, "std": 0.0}
+    assert (out / "confusion.png").read_bytes().startswith(b"\x89PNG")
+
+    model = str(out / "splits-seed0" / "classifier.safetensors")
+    data = ["--set", "dataset=files", "--set", f"root={sounds}", "--set", "device=cpu", "--set", f"cache={tmp_path}"]
+    assert adapt.main(["evaluate", "--model", model, "--split", "test", "--out", str(tmp_path / "e"), *data]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == 1.0
+    assert json.loads((tmp_path / "e" / "scores.json").read_text())["clips"] == 6
+    file = str(sounds / "test" / "low" / "0.wav")
+    assert adapt.main(["predict", "--model", model, file]) == 0
+    header, line = capsys.readouterr().out.splitlines()
+    assert header == "file,label,probability" and line.startswith(f"{file},low,")
+    assert adapt.main(["predict", "--all", "--model", model, file]) == 0
+    header, line = capsys.readouterr().out.splitlines()
+    assert header == "file,high,low" and sum(map(float, line.split(",")[1:])) == pytest.approx(1, abs=1e-3)
+
+
+def test_what_is_finished_is_not_done_again(settings, monkeypatch):
+    config = make_config(settings)
+    first = run(config)
+    monkeypatch.setattr(AudioClassifier, "fit", None)
+    assert run(config) == first
+    with pytest.raises(ValueError, match="a run with other settings"):
+        run(make_config(settings | {"pooling": "all"}))
+
+
+def copied(sounds: Path, to: Path) -> Path:
+    shutil.copytree(sounds, to)
+    return to
+
+
+def test_a_run_with_other_clips_to_test_is_another_run(settings, sounds, tmp_path):
+    root = copied(sounds, tmp_path / "copied")
+    config = make_config(settings | {"root": str(root), "recipe": settings["recipe"] | {"epochs": 1}})
+    run(config)
+    (root / "test" / "low" / "0.wav").rename(root / "test" / "high" / "9.wav")
+    with pytest.raises(ValueError, match="a run with other settings"):
+        run(config)
+
+
+def test_what_identifies_a_run(settings, sounds):
+    config = make_config(settings | {"recipe": settings["recipe"] | {"epochs": 1}})
+    run(config)
+    dataset, (division,) = prepare(config)
+    lines = [f"{part} {dataset.clips[i].key}" for part in ("train", "valid", "test") for i in getattr(division, part)]
+    known = json.loads((Path(settings["out"]) / "splits-seed0" / "result.json").read_text())["settings"]
+    assert known["clips"] == hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    assert known.keys() == {"config", "seed", "division", "clips"}
+
+
+def test_names_of_folders():
+    assert folder_name("without 03 08") == "without-03-08" and folder_name("a" * 80) == "a" * 80
+    long = [folder_name("without " + " ".join(f"speaker{i}" for i in range(n))) for n in (20, 21)]
+    assert long[0] != long[1] and all(len(name) == 89 and name.startswith("without-speaker0-") for name in long)
+
+
+def test_several_labels_are_decided_by_the_whole_data(settings, tmp_path, sounds, capsys):
+    """Folds whose clips happen to have one label each are scored as the others are."""
+    rows = ["path,labels,fold"]
+    for i, path in enumerate(sorted((sounds / "train").rglob("*.wav"))):
+        rows.append(f"{path},{'high;low' if i in (0, 6) else path.parent.name},{i % 3 + 1}")
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(rows) + "\n")
+    settings |= {"root": str(table), "protocol": "folds", "recipe": {"epochs": 1, "select": "mAP"}}
+    assert adapt.main(["fit", "--quiet", *flags(settings)]) == 0
+    assert "mAP: " in capsys.readouterr().out
+    kinds = {AudioClassifier.load(path, device="cpu").kind for path in Path(settings["out"]).rglob("*.safetensors")}
+    assert kinds == {"multi_label"}
+    with pytest.raises(ValueError, match="select = 'accuracy': these clips have several labels"):
+        prepare(make_config(settings | {"recipe": {}}))
+
+
+def test_random_weights_are_the_same_again(settings, sounds, capsys):
+    settings |= {"random": True, "backbone": "whisper-nano", "recipe": {"epochs": 1}}
+    run(make_config(settings))
+    model = Path(settings["out"]) / "splits-seed0" / "classifier.safetensors"
+    file = str(sounds / "test" / "low" / "0.wav")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert adapt.main(["predict", "--model", str(model), "--device", "cpu", file]) == 0
+    first = capsys.readouterr().out
+    args = ["predict", "--model", str(model), "--backbone", "random:whisper-nano", "--device", "cpu", file]
+    assert adapt.main(args) == 0 and capsys.readouterr().out == first
+    with pytest.raises(ValueError, match="does not fit random:whisper-tiny"):
+        adapt.main([*args[:4], "random:whisper-tiny", *args[5:]])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset": ""}, "a dataset and its root are needed"),
+        ({"root": "nowhere"}, "no such data: nowhere"),
+        ({"protocol": "leave_group_out"}, "have no speaker"),
+        ({"only": [1]}, "divisions 0 to 0"),
+        ({"method": "lorra"}, "no method is called 'lorra'"),
+        ({"method": {"name": "lora", "sites": ["value"]}}, "site of lora must be one of"),
+        ({"method": {"name": "lora", "ranks": 3}}, "lora has no setting 'ranks'"),
+        ({"pooling": "cls_dist"}, "0 special tokens"),
+        ({"head": "mlp"}, "head must be one of"),
+        ({"frames": 400}, "frames is for AST"),
+        ({"recipe": {"select": "mAP"}}, "select = 'mAP': these clips have one label each"),
+        ({"reader": {"folds": "x"}}, "has no option 'folds': did you mean 'fold'"),
+    ],
+)
+def test_wrong_wishes_are_refused_before_any_work(settings, changes, message):
+    with pytest.raises((ValueError, FileNotFoundError, RuntimeError), match=message):
+        run(make_config(settings | changes))
+    assert not Path(settings["out"]).exists()
+
+
+def test_broken_data_are_refused_before_any_work(settings, sounds, tmp_path):
+    root = copied(sounds, tmp_path / "copied")
+    config = make_config(settings | {"root": str(root)})
+    (root / "test" / "low" / "0.wav").write_text("no audio")
+    with pytest.raises(RuntimeError, match=r"0\.wav"):
+        run(config)
+    assert not Path(settings["out"]).exists()
+    shutil.rmtree(root / "test" / "low")
+    with pytest.warns(UserWarning, match="splits: class 'low' is not in the test"):
+        prepare(config)
+    shutil.move(root / "valid" / "low", tmp_path / "low")
+    with pytest.warns(UserWarning, match="splits: class 'low' is not in validation or in the test"):
+        prepare(config)
+    shutil.move(tmp_path / "low", root / "valid" / "low")
+    shutil.rmtree(root / "train" / "low")
+    with pytest.raises(ValueError, match="class 'low' is in validation, but not in training"):
+        prepare(config)
+
+
+# --- comparisons ------------------------------------------------------------------------------------------------------
+
+
+def comparison(tmp_path: Path, settings: dict) -> str:
+    path = tmp_path / "compare.toml"
+    path.write_text(
+        f"""
+out = {json.dumps(str(tmp_path / "table"))}
+seeds = [0, 1]
+[base]
+cache = {json.dumps(settings["cache"])}
+device = "cpu"
+[base.recipe]
+epochs = 2
+batch_size = 4
+[[dataset]]
+label = "tones"
+dataset = "files"
+root = {json.dumps(settings["root"])}
+score = "UAR"
+[[method]]
+label = "head only"
+method = []
+recipe = {{ lr = 0.02 }}
+[[method]]
+label = "LoRA"
+method = {{ name = "lora", rank = 2, alpha = 2 }}
+recipe = {{ lr = 0.01, epochs = 1 }}
+"""
+    )
+    return str(path)
+
+
+def test_compare(settings, tmp_path, capsys, monkeypatch):
+    path = comparison(tmp_path, settings)
+    cells = read_comparison(path)
+    assert [(c.dataset, c.method, c.score) for c in cells] == [("tones", "head only", "UAR"), ("tones", "LoRA", "UAR")]
+    assert [(c.config.recipe.epochs, c.config.recipe.lr) for c in cells] == [(2, 0.02), (1, 0.01)]
+    assert adapt.main(["compare", "--quiet", "--config", path]) == 0
+    out = tmp_path / "table"
+    with open(out / "table.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["runs"] for row in rows] == ["2", "2"]
+    assert int(rows[1]["trainable"]) - int(rows[0]["trainable"]) == int(rows[1]["patch"]) == 4096
+    assert (out / "table.md").read_text() in capsys.readouterr().out
+    assert (out / "table.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(AudioClassifier, "fit", None)  # nothing is left to do
+    assert len(compare(cells, out)) == 2
+
+
+def test_an_infinite_d_prime_leaves_json_that_everybody_reads(tmp_path):
+    """Of a perfect ranking."""
+
+    def strange(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    scores = {"AUC": 1.0, "d_prime": math.inf}
+    write_json(tmp_path / "result.json", {"seed": 0, **scores, "settings": {"lr": 1.0}})
+    assert json.loads((tmp_path / "result.json").read_text(), parse_constant=strange)["d_prime"] is None
+    row, settings = read_result(tmp_path)
+    assert row.keys() == {"seed", "AUC", "d_prime"} and math.isnan(row["d_prime"]) and settings == {"lr": 1.0}
+    write_json(tmp_path / "summary.json", summary([row, row]))
+    found = json.loads((tmp_path / "summary.json").read_text(), parse_constant=strange)
+    assert found == {"AUC": {"mean": 1.0, "std": 0.0}, "d_prime": {"mean": None, "std": None}}
+
+
+def test_table_of_a_comparison():
+    row = {"dataset": "a", "score": "UAR", "std": 1.0, "runs": 2, "seconds_per_run": 3.0, "memory_mb": 1, "frozen": 9}
+    rows = [
+        row | {"method": "x", "mean": 50.0, "patch": 0, "trainable": 10},
+        row | {"method": "y", "mean": 60.0, "patch": 5, "trainable": 15},
+        row
+        | {
+            "dataset": "b",
+            "method": "y",
+            "mean": 70.0,
+            "patch": 5,
+            "trainable": 2015,
+            "seconds_per_run": 5.0,
+            "memory_mb": 9,
+        },
+    ]
+    assert markdown(rows) == [
+        "| method | patch | trainable | a, UAR % | b, UAR % | s a run | MB |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+        "| x | 0 | 10 | 50.0 ± 1.0 |  | 3.0 | 1 |",
+        "| y | 5 | 15–2,015 | **60.0 ± 1.0** | **70.0 ± 1.0** | 4.0 | 9 |",
+    ]
+    assert len(draw_trade(rows).axes) == 2
+
+
+def test_memory_of_training_is_counted():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Sigmoid())
+    with StepMemory(model) as memory:
+        for batch in (5, 1000, 7):
+            model(torch.randn(batch, 4)).sum().backward()
+        with torch.no_grad():
+            model(torch.randn(5000, 4))
+    assert memory.bytes == 1000 * (4 + 8) * 4  # what came in and what the sigmoid gave; the weights are not counted
+    large = torch.nn.Linear(1000, 1000, bias=False)
+    assert training_megabytes(large, 10**6) == 4 * 4.0 + 1.0
+    assert training_megabytes(large.requires_grad_(False), 10**6) == 4.0 + 1.0
+
+
+def test_wrong_comparisons_are_refused(settings, tmp_path):
+    path = Path(comparison(tmp_path, settings))
+    text = path.read_text()
+    for changed, message in (
+        (text.replace('score = "UAR"', 'score = "uar"'), "score 'uar' of tones"),
+        (text.replace('"LoRA"', '"head only"'), "the same labels"),
+        (text.replace("[base]", "[all]").replace("[base.", "[all."), "no key 'all'"),
+        (text.replace("epochs = 1", "epoch = 1"), "did you mean 'recipe.epochs'"),
+        (text[: text.index("[[method]]")], r"needs at least one \[\[method\]\]"),
+    ):
+        path.write_text(changed)
+        with pytest.raises(ValueError, match=message):
+            read_comparison(str(path))
+
+
+def test_wrong_arguments_exit_with_2(capsys):
+    for argv in ([], ["fitt"], ["compare"], ["predict", "a.wav"]):
+        with pytest.raises(SystemExit) as error:
+            adapt.main(argv)
+        assert error.value.code == 2

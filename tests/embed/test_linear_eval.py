@@ -1,0 +1,356 @@
+"""Two-pass linear evaluation: the scaler, classifiers fitted together, divisions, crops, caches, pictures."""
+
+from __future__ import annotations
+
+import csv
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import noise
+from sklearn.preprocessing import StandardScaler
+
+from whisper_at.adapt.waveforms import Waves
+from whisper_at.cli import lineareval
+from whisper_at.data.clips import Clip, Dataset, read_folders
+from whisper_at.embed import linear_eval as lineareval_module
+from whisper_at.embed.fusion import load_fusion
+from whisper_at.embed.linear_eval import CHOSEN, Row, best_pair, cropped, divisions, embed_clips, evaluate_layers
+from whisper_at.embed.plots import as_markdown, summarize
+from whisper_at.embed.probes import Parts, ProbeSettings, Scaler, fit_probes, score
+
+QUICK = ProbeSettings(lr=0.01, epochs=12, patience=4, batch=16)
+
+
+# --- the second pass ------------------------------------------------------------------------------------------
+
+
+def test_f5_every_batch_counts():
+    """F5: the statistics of batches are those of all rows; the reference forgot its first batch."""
+    random = np.random.default_rng(0)
+    values = np.concatenate([random.normal(5, 1, (7, 3)), random.normal(-2, 4, (30, 3)), random.normal(0, 1, (1, 3))])
+    scaler = Scaler()
+    for part in np.split(values, [7, 20, 37]):
+        scaler.update(part)
+    np.testing.assert_allclose(scaler.mean, values.mean(0))
+    np.testing.assert_allclose(scaler.std, values.std(0))
+    assert scaler.count == 38
+    values[:, 1] = 3.0
+    scaled = Scaler().update(values)(values)
+    np.testing.assert_allclose(scaled, StandardScaler().fit_transform(values), atol=1e-6)
+
+
+def problem(widths, classes=3, n=(40, 20, 30), seed=0):
+    """Representations of these widths from which the class can be told, and targets."""
+    random = np.random.default_rng(seed)
+    labels = [random.integers(0, classes, size) for size in n]
+    means = [random.normal(0, 1, (classes, width)) for width in widths]
+    made = [
+        Parts(*(mean[of].astype(np.float32) * 3 + random.normal(0, 1, (len(of), len(mean[0]))) for of in labels))
+        for mean in means
+    ]
+    return [Parts(*(x.astype(np.float32) for x in one)) for one in made], Parts(
+        *(np.eye(classes, dtype=np.float32)[of] for of in labels)
+    )
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_classifiers_fitted_together_are_those_fitted_alone(multi_label):
+    representations, targets = problem([8, 4, 8, 4, 8])
+    if multi_label:
+        targets = Parts(*(np.maximum(t, np.roll(t, 1, axis=1) * (np.arange(len(t)) % 2)[:, None]) for t in targets))
+    together = fit_probes(representations, targets, QUICK, 42, multi_label)
+    for one, found in zip(representations, together):
+        alone = fit_probes([one], targets, QUICK, 42, multi_label)[0]
+        assert alone.epoch == found.epoch and alone.valid == found.valid
+        np.testing.assert_allclose(found.test_logits, alone.test_logits, atol=1e-5)
+    assert score(together[0].test_logits, targets.test, multi_label) > 0.9
+
+
+def test_a_classifier_is_one_linear_map_fitted_by_adam():
+    """Against a plain loop: nn.Linear's range, CE / C, L2 of 1e-8, last of equally good epochs, patience."""
+    representations, targets = problem([6], classes=4, n=(33, 12, 9))
+    settings = ProbeSettings(lr=0.02, epochs=40, patience=5, batch=10)
+    found = fit_probes(representations, targets, settings, 7)[0]
+
+    scaler = StandardScaler().fit(representations[0].train)
+    train, valid, test = (torch.tensor(scaler.transform(x), dtype=torch.float32) for x in representations[0])
+    draw = torch.Generator().manual_seed(7)
+    weight, bias = ((torch.rand(n, 4, generator=draw) * 2 - 1) / 6**0.5 for n in (6, 1))
+    weight.requires_grad_(), bias.requires_grad_()
+    optimizer = torch.optim.Adam([weight, bias], lr=0.02, weight_decay=1e-8)
+    truth = torch.from_numpy(targets.train).argmax(1)
+    best, waited = (-1.0, 0, None), 0
+    for epoch in range(1, 41):
+        for chosen in torch.randperm(33, generator=draw).split(10):
+            loss = torch.nn.functional.cross_entropy(train[chosen] @ weight + bias, truth[chosen]) / 4
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            accuracy = score((valid @ weight + bias).numpy(), targets.valid, False)
+            waited += 1
+            if accuracy >= best[0]:
+                best, waited = (accuracy, epoch, (test @ weight + bias).numpy()), 0
+        if waited >= 5:
+            break
+    assert (found.valid, found.epoch) == best[:2]
+    np.testing.assert_allclose(found.test_logits, best[2], atol=1e-4)
+
+
+def test_f6_the_scaler_sees_training_alone():
+    """F6: what validates has no part in the scaler."""
+    representations, targets = problem([5])
+    first = fit_probes(representations, targets, QUICK, 1)[0]
+    moved = representations[0]._replace(valid=representations[0].valid[:1].repeat(20, 0) * 1e4)
+    settings = ProbeSettings(lr=0.01, epochs=1, batch=16)
+    one = fit_probes(representations, targets, settings, 1)[0]
+    other = fit_probes([moved], targets, settings, 1)[0]
+    np.testing.assert_array_equal(one.test_logits, other.test_logits)
+    assert first.epoch > 1
+    with pytest.raises(ValueError, match="no clips for valid"):
+        fit_probes(representations, targets._replace(valid=targets.valid[:0]), QUICK, 1)
+
+
+# --- the first pass -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_fusion("whisper-nano", "all", "random", device="cpu")
+
+
+@pytest.fixture
+def tones(tmp_path):
+    """Two classes that any network can tell: 0.5 s of a low and of a high tone, 12 each, in three folds."""
+    for i in range(24):
+        folder = tmp_path / "tones" / ("low" if i % 2 else "high")
+        folder.mkdir(parents=True, exist_ok=True)
+        time = np.arange(8000) / 16000
+        samples = np.sin(2 * np.pi * (200 if i % 2 else 3000) * time + i) * 0.3 + noise(0.5, i) * 0.1
+        with wave.open(str(folder / f"{i // 2 % 3}-{i:02d}.wav"), "wb") as file:
+            file.setparams((1, 2, 16000, 0, "NONE", ""))
+            file.writeframes((samples * 32767).astype("<i2").tobytes())
+    return tmp_path / "tones"
+
+
+def test_layers_and_fusions_of_folds(tones, model, tmp_path):
+    dataset = read_folders(tones, fold=r"^(\d)-")
+    options = {"fusions": [[2, 0, 2], [0, 1, 2]], "seeds": (42, 43), "settings": QUICK}
+    rows = evaluate_layers(model, dataset, 0.5, cache=tmp_path / "c", audio_cache=tmp_path / "a", **options)
+    by_probe: dict[str, list[Row]] = {}
+    for row in rows:
+        by_probe.setdefault(row.probe, []).append(row)
+    pairs = {"pair 0+1", "fusion 0+2", "pair 1+2"}
+    assert set(by_probe) == {"layer 0", "layer 1", "layer 2", "fusion 0+1+2", CHOSEN} | pairs
+    assert all(len(of) == 2 * 3 for of in by_probe.values())
+    assert by_probe["fusion 0+1+2"][0].parameters == (3 * 32 + 1) * 2
+    assert summarize(rows)["layer 2"].mean == 100.0
+    for row in by_probe[CHOSEN]:
+        same = [r for name in pairs for r in by_probe[name] if (r.seed, r.division) == (row.seed, row.division)]
+        assert len(same) == 3 and row._replace(probe=same[0].probe) in [r._replace(probe=same[0].probe) for r in same]
+        assert row.valid == max(r.valid for r in same)
+    with pytest.raises(ValueError, match="names layer 7"):
+        evaluate_layers(model, dataset, 0.5, fusions=[[7]], cache=tmp_path / "c", audio_cache=tmp_path / "a")
+
+
+def test_embeddings_are_kept_and_made_again_when_something_changed(tones, model, tmp_path, monkeypatch):
+    waves = Waves(read_folders(tones).clips, cache=tmp_path / "a")
+    first = embed_clips(model, waves, 0.5, tmp_path / "c", batch=5)
+    assert [first.layers[i].shape for i in model.layers] == [(24, 32)] * 3
+    direct = model.encode_layers([torch.from_numpy(waves[3])])
+    for layer, vector in zip(model.layers, direct):
+        np.testing.assert_allclose(first.layers[layer][3], vector[0], atol=1e-5)
+
+    def refuse(*_):
+        raise AssertionError("embedded again")
+
+    monkeypatch.setattr(type(model), "encode_layers", refuse)
+    again = embed_clips(model, waves, 0.5, tmp_path / "c")
+    assert all(np.array_equal(first.layers[i], again.layers[i]) for i in model.layers)
+    for other in (0.4, 0.6):
+        with pytest.raises(AssertionError):
+            embed_clips(model, waves, other, tmp_path / "c")
+    with pytest.raises(AssertionError):
+        embed_clips(load_fusion("whisper-nano", "all", "random", device="cpu", seed=1), waves, 0.5, tmp_path / "c")
+
+
+def test_f6_crops_change_with_the_seed():
+    """F6: crops of training are drawn anew for each seed; those of the test part are from the start."""
+    samples = np.arange(100.0)
+    assert np.array_equal(cropped(samples, 30, None), samples[:30])
+    drawn = {cropped(samples, 30, [seed, 5])[0] for seed in range(20)}
+    assert len(drawn) > 10 and max(drawn) <= 70
+    assert np.array_equal(cropped(samples, 30, [3, 5]), cropped(samples, 30, [3, 5]))
+    assert np.array_equal(cropped(samples[:10], 12, [1, 2]), np.append(samples[:10], [0, 0]))
+
+
+def test_f6_evaluation_embeds_crops_of_each_seed(tones, model, tmp_path, monkeypatch):
+    """F6: with clips longer than the unit, one pass from the start and one for each seed; else one pass."""
+    asked = []
+    plain = embed_clips
+
+    def spy(*args, seed=None, **options):
+        asked.append(seed)
+        return plain(*args, seed=seed, **options)
+
+    monkeypatch.setattr(lineareval_module, "embed_clips", spy)
+    dataset = read_folders(tones, fold=r"^(\d)-")
+    options = {"seeds": (1, 2), "settings": QUICK, "cache": tmp_path / "c", "audio_cache": tmp_path / "a"}
+    evaluate_layers(model, dataset, 0.3, **options)
+    assert asked == [None, 1, 2]
+    asked.clear()
+    evaluate_layers(model, dataset, 0.5, **options)
+    assert asked == [None]
+
+
+def made(n=60, splits=("",), folds=("",), groups=True) -> Dataset:
+    clips = [
+        Clip(
+            Path(f"{i}.wav"),
+            (str(i % 3),),
+            splits[i % len(splits)],
+            folds[i % len(folds)],
+            f"g{i // 2}" if groups else "",
+        )
+        for i in range(n)
+    ]
+    return Dataset(tuple(clips), ("0", "1", "2"))
+
+
+@pytest.mark.parametrize(
+    "dataset, count",
+    [
+        (made(splits=("train", "train", "train", "test", "valid")), 1),
+        (made(splits=("train", "train", "train", "test")), 1),
+        (made(folds=("1", "2", "3", "4"), groups=False), 4),
+        (made(), 5),
+    ],
+)
+def test_f6_divisions_hold_out_before_anything_is_fitted(dataset, count):
+    """F6: train, valid and test have no clip in common, and validation comes from training alone."""
+    found = divisions(dataset, 42)
+    assert len(found) == count
+    for division in found:
+        parts = [set(part.tolist()) for part in division[1:]]
+        assert all(parts) and not (parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2])
+        splits = {dataset.clips[i].split for i in parts[1]}
+        assert splits == ({"valid"} if any(c.split == "valid" for c in dataset.clips) else splits - {"test"})
+        if count == 5:
+            of = [{dataset.clips[i].group for i in part} for part in parts]
+            assert not of[0] & of[1] and not of[0] & of[2]
+    assert {tuple(d.test) for d in divisions(dataset, 43)} == {tuple(d.test) for d in found}
+    tiny = Dataset(made(3, splits=("train", "train", "test")).clips, ("0", "1", "2"))
+    with pytest.raises(ValueError, match="too few"):
+        divisions(tiny, 1)
+
+
+# --- tables, pictures, the command ---------------------------------------------------------------------------------
+
+
+def test_summary_is_over_seeds_of_means_over_divisions():
+    values = {42: (0.5, 0.7), 43: (0.6, 0.8), 44: (0.7, 0.9)}
+    rows = [
+        Row("layer 0", (0,), s, f"fold {i}", 0.5, v, 1, 9) for s, both in values.items() for i, v in enumerate(both)
+    ]
+    found = summarize(rows)["layer 0"]
+    assert found.mean == pytest.approx(70.0)
+    assert found.half == pytest.approx(4.302653 * 10 / 3**0.5, rel=1e-5)  # t of 2 degrees of freedom
+    assert "| esc10 | nano | 70.0 ± 24.8 |" in as_markdown({("esc10", "nano"): rows})
+
+
+def test_the_best_pair_of_all_tasks():
+    """Every task counts the same, however many divisions it has; tests, single layers and larger fusions do not."""
+
+    def row(layers, valid, test=0.0, probe="pair"):
+        return Row(probe, layers, 42, "fold 1", valid, test, 1, 10)
+
+    few = [row((0, 1), 0.5), row((0, 2), 0.6, test=0.1), row((1,), 0.9), row((0, 1, 2), 0.9)]
+    many = [row((0, 1), 0.61, test=1.0)] * 9 + [row((0, 2), 0.6)] * 9 + [row((0, 1), 0.99, probe=CHOSEN)] * 9
+    layers, valid = best_pair([few, many])
+    assert layers == (0, 2) and valid == pytest.approx(0.6)
+    assert best_pair([[row((3,), 0.5)]]) is None
+    table = as_markdown({("a", "nano"): few, ("b", "nano"): many})
+    assert table.endswith("\n\nBest pair of nano on validation, over all tasks: --layers 0,2 (60.0 %)\n")
+
+
+CONFIG = """
+seeds = [42, 43]
+[probe]
+lr = 0.01
+epochs = 8
+[[task]]
+dataset = "files"
+name = "tones"
+root = "{root}"
+seconds = 0.5
+[task.options]
+fold = '^(\\d)-'
+[[network]]
+backbone = "whisper-nano"
+weights = "random"
+name = "nano"
+fusions = [[0, 2]]
+[network.lr]
+tones = 0.02
+[[network]]
+backbone = "whisper-nano"
+weights = "random"
+name = "other"
+layers = [0, 2]
+"""
+
+
+def test_command_evaluates_draws_and_goes_on(tones, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    config = tmp_path / "config.toml"
+    config.write_text(f'audio_cache = "{tmp_path / "a"}"\ndevice = "cpu"\n' + CONFIG.format(root=tones))
+    out = tmp_path / "out"
+    run = ["--config", str(config), "--out", str(out)]
+    assert lineareval.main([*run, "--network", "nano"]) == 0
+    assert "tones, nano" in capsys.readouterr().err
+    assert lineareval.main(run) == 0
+    captured = capsys.readouterr()
+    assert "tones, nano" not in captured.err and "tones, other" in captured.err  # the first cell was kept
+    assert captured.out == (out / "scores.md").read_text()
+    with open(out / "scores.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["network"] for row in rows} == {"nano", "other"}
+    assert {row["layers"] for row in rows if row["probe"] == "fusion 0+2"} == {"0+2"}
+    assert len([row for row in rows if row["network"] == "nano" and row["probe"] == "layer 1"]) == 2 * 3
+    assert (out / "tones.png").read_bytes().startswith(b"\x89PNG")
+    evaluated = []
+
+    def evaluate(*_, settings, **__):
+        evaluated.append(settings.lr)
+        return [Row("layer 0", (0,), 42, "fold 1", 0.5, 0.5, 1, 66)]
+
+    monkeypatch.setattr(lineareval, "evaluate_layers", evaluate)
+    config.write_text(config.read_text().replace("epochs = 8", "epochs = 9"))
+    lineareval.main(run)
+    assert evaluated == [0.02, 0.01]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (("[[task]]", "[[tasks]]"), "has no [[task]]"),
+        (('name = "tones"', 'nam = "tones"'), "there is no 'nam'"),
+        (('name = "other"', 'name = "nano"'), "two networks are called 'nano'"),
+        (("seconds = 0.5", ""), "no length is published"),
+        (('dataset = "files"', 'dataset = "esc51"'), "no task 'esc51': did you mean 'esc50'?"),
+        (('dataset = "files"', ""), "missing 1 required"),
+        (("epochs = 8", "epochs = "), "is not TOML"),
+    ],
+)
+def test_wrong_configurations_say_so(tones, tmp_path, capsys, change, message):
+    config = tmp_path / "config.toml"
+    config.write_text(CONFIG.format(root=tones).replace(*change))
+    with pytest.raises(SystemExit) as stopped:
+        lineareval.main(["--config", str(config)])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and message in error
+    with pytest.raises(SystemExit):
+        lineareval.main(["--config", str(tmp_path / "none.toml")])

@@ -1,0 +1,218 @@
+"""VGGish and CNN14: front ends against NumPy, layers against closed formulas, published layouts."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import scipy.signal
+import torch
+from conftest import noise
+
+from whisper_at.checkpoints import save_safetensors
+from whisper_at.embed.cnn14 import load_cnn14
+from whisper_at.embed.frontends import (
+    cnn14_log_mel,
+    htk_filters,
+    slaney_filters,
+    vggish_examples,
+    vggish_log_mel,
+)
+from whisper_at.embed.fusion import load_network
+from whisper_at.embed.vggish import load_vggish
+
+
+def triangle(x: float, left: float, centre: float, right: float) -> float:
+    if left < x <= centre:
+        return (x - left) / (centre - left)
+    return (right - x) / (right - centre) if centre < x < right else 0.0
+
+
+def test_htk_filters_against_their_definition():
+    def mel(hertz):
+        return 2595 * math.log10(1 + hertz / 700)  # the same scale in another unit: triangles do not change
+
+    edges = [mel(125) + (mel(7500) - mel(125)) * i / 65 for i in range(66)]
+    expected = [[triangle(mel(k * 31.25), *edges[b : b + 3]) for b in range(64)] for k in range(257)]
+    np.testing.assert_allclose(htk_filters(), expected, atol=1e-3)  # 2595 / ln(10) is 1126.99, not 1127
+    assert not htk_filters()[0].any()
+
+
+def test_slaney_filters_against_their_definition():
+    def mel(hertz):
+        return hertz * 3 / 200 if hertz < 1000 else 15 + 27 * math.log(hertz / 1000) / math.log(6.4)
+
+    def hertz(mel):
+        return mel * 200 / 3 if mel < 15 else 1000 * 6.4 ** ((mel - 15) / 27)
+
+    edges = [hertz(mel(50) + (mel(8000) - mel(50)) * i / 65) for i in range(66)]
+    expected = [
+        [triangle(k * 31.25, *edges[b : b + 3]) * 2 / (edges[b + 2] - edges[b]) for b in range(64)] for k in range(257)
+    ]
+    np.testing.assert_allclose(slaney_filters(), expected, atol=1e-12)
+
+
+def test_filters_against_transformers():
+    audio_utils = pytest.importorskip("transformers.audio_utils")
+    sizes = {"num_frequency_bins": 257, "num_mel_filters": 64, "sampling_rate": 16000}
+    slaney = audio_utils.mel_filter_bank(
+        **sizes, min_frequency=50.0, max_frequency=8000.0, norm="slaney", mel_scale="slaney"
+    )
+    np.testing.assert_allclose(slaney_filters(), slaney, atol=1e-9)
+    htk = audio_utils.mel_filter_bank(
+        **sizes, min_frequency=125.0, max_frequency=7500.0, mel_scale="htk", triangularize_in_mel_space=True
+    )
+    np.testing.assert_allclose(htk_filters(), htk, atol=1e-3)
+
+
+def test_vggish_front_end_against_numpy():
+    samples = noise(1.3)
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)
+    count = 1 + (len(samples) - 400) // 160
+    expected = np.empty((count, 64))
+    for i in range(count):
+        frame = samples[i * 160 : i * 160 + 400].astype(float) * window
+        expected[i] = np.log(np.abs(np.fft.rfft(frame, 512)) @ htk_filters() + 0.01)
+    found = vggish_log_mel(torch.from_numpy(samples))
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+
+
+def test_cnn14_front_end_against_scipy():
+    samples = noise(1.3, 1)
+    mirrored = np.pad(samples.astype(float), 256, mode="reflect")
+    window = scipy.signal.get_window("hann", 512, fftbins=True)
+    count = 1 + len(samples) // 160
+    spectra = np.array([np.fft.rfft(mirrored[i * 160 : i * 160 + 512] * window) for i in range(count)])
+    power = np.abs(spectra) ** 2 @ slaney_filters()
+    found = cnn14_log_mel(torch.from_numpy(samples))
+    assert found.shape == (count, 64)
+    expected = 10 * np.log10(np.maximum(power, 1e-10))
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)  # in dB, of values near -20
+    np.testing.assert_allclose(10 ** (found.numpy() / 10), power, rtol=1e-5, atol=1e-5)
+    exact = cnn14_log_mel(torch.from_numpy(samples.astype(float)))
+    np.testing.assert_allclose(exact.numpy(), expected, atol=1e-5)
+
+
+def test_silence_has_the_floors():
+    assert torch.allclose(vggish_log_mel(torch.zeros(1600)), torch.tensor(math.log(0.01)))
+    assert torch.allclose(cnn14_log_mel(torch.zeros(1600)), torch.tensor(-100.0))
+
+
+@pytest.mark.parametrize("samples, examples", [(1, 1), (15600, 1), (15360 + 15599, 1), (15360 + 15600, 2), (80000, 5)])
+def test_vggish_examples_drop_what_is_left(samples, examples):
+    waveform = torch.from_numpy(noise(samples / 16000))[:samples]
+    found = vggish_examples(waveform)
+    assert found.shape == (examples, 1, 96, 64)
+    if examples > 1:
+        torch.testing.assert_close(found[1, 0], vggish_log_mel(waveform)[96:192])
+
+
+def test_vggish_convolution_and_flattening_against_formulas():
+    """The fully connected stack reads (time, frequency, channel), as the published weights were trained."""
+    model = load_network("vggish", "random")
+    x = torch.rand(1, 1, 96, 64)
+    first = model.features[0]
+    with torch.no_grad():
+        maps = model.maps(x, [1, 14])
+        expected = scipy.signal.correlate2d(x[0, 0].numpy(), first.weight[5, 0].numpy(), "same") + first.bias[5].item()
+        np.testing.assert_allclose(maps[1][0, 5].numpy(), np.maximum(expected, 0), atol=1e-5)
+
+        t, f, c = 4, 2, 77
+        model.embeddings[0].weight.zero_()
+        model.embeddings[0].bias.zero_()
+        model.embeddings[0].weight[3, (t * 4 + f) * 512 + c] = 1.0
+        picked = model.maps(x, [14, 17])
+        pooled = picked[14][0, c, 2 * t : 2 * t + 2, 2 * f : 2 * f + 2].max()
+        assert picked[17][0, 3] == pooled
+        assert not picked[17][0, :3].any()
+
+
+def test_cnn14_block_against_formulas():
+    model = load_network("cnn14", "random")
+    x = torch.randn(1, 1, 32, 64)
+    with torch.no_grad():
+        model.bn0.running_mean[:] = torch.randn(64)
+        model.bn0.running_var[:] = torch.rand(64) + 0.5
+        found = model.maps(x, [0])[0]
+    normed = (x[0, 0] - model.bn0.running_mean) / (model.bn0.running_var + 1e-5).sqrt()
+    block, scale = model.conv_block1, 1 / math.sqrt(1 + 1e-5)  # fresh BatchNorm: mean 0, variance 1
+    hidden = [
+        np.maximum(scipy.signal.correlate2d(normed.numpy(), kernel[0].numpy(), "same") * scale, 0)
+        for kernel in block.conv1.weight.detach()
+    ]
+    kernels = block.conv2.weight.detach()[9].numpy()
+    second = np.maximum(sum(scipy.signal.correlate2d(h, k, "same") for h, k in zip(hidden, kernels)) * scale, 0)
+    pooled = second.reshape(16, 2, 32, 2).mean((1, 3))
+    np.testing.assert_allclose(found[0, 9].numpy(), pooled, atol=1e-5)
+
+
+def test_cnn14_published_embedding_and_tags():
+    model = load_network("cnn14", "random")
+    x = torch.randn(2, 1, 64, 64)
+    with torch.no_grad():
+        last = model.maps(x, [5])[5].mean(3)
+        hidden = torch.relu((last.mean(2) + last.amax(2)) @ model.fc1.weight.T + model.fc1.bias)
+        torch.testing.assert_close(model.published_embedding(x), hidden)
+        torch.testing.assert_close(model.tagged(x), hidden @ model.fc_audioset.weight.T + model.fc_audioset.bias)
+
+
+@pytest.mark.parametrize("layout", ["taylor.pth", "tcvrick.pth", "ours.safetensors"])
+def test_vggish_layouts_load_by_name(tmp_path, layout):
+    model = load_network("vggish", "random", seed=4)
+    state = model.state_dict()
+    assert {"features.0.weight", "features.13.bias", "embeddings.0.weight", "embeddings.4.bias"} <= state.keys()
+    assert len(state) == 18 and state["embeddings.0.weight"].shape == (4096, 12288)
+    path = tmp_path / layout
+    if layout.startswith("ours"):
+        save_safetensors(state, path)
+    elif layout.startswith("taylor"):
+        torch.save(state | {"pproc.pca_means": torch.zeros(128, 1)}, path)
+    else:
+        torch.save({name.replace("embeddings", "fc"): tensor for name, tensor in state.items()}, path)
+    loaded = load_vggish(path).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+
+def test_cnn14_layout_loads_by_name(tmp_path):
+    model = load_network("cnn14", "random", seed=4)
+    state = model.state_dict()
+    assert {"bn0.running_var", "conv_block1.conv1.weight", "conv_block6.bn2.bias", "fc1.weight"} <= state.keys()
+    assert state["fc_audioset.weight"].shape == (527, 2048)
+    front = {
+        "spectrogram_extractor.stft.conv_real.weight": torch.zeros(257, 1, 512),
+        "spectrogram_extractor.stft.conv_imag.weight": torch.zeros(257, 1, 512),
+        "logmel_extractor.melW": torch.from_numpy(slaney_filters()).float(),
+    }
+    path = tmp_path / "Cnn14_16k.pth"
+    torch.save({"iteration": 5, "model": state | front}, path)
+    loaded = load_cnn14(path).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+    torch.save({"model": state | front | {"logmel_extractor.melW": torch.zeros(513, 64)}}, path)
+    with pytest.raises(ValueError, match="CNN14 for 32 kHz"):
+        load_cnn14(path)
+    torch.save({"model": state | front | {"logmel_extractor.melW": torch.zeros(257, 64)}}, path)
+    with pytest.raises(ValueError, match="another filter bank"):
+        load_cnn14(path)
+
+
+def test_wrong_files_say_so(tmp_path):
+    path = tmp_path / "wrong.pth"
+    with pytest.raises(FileNotFoundError, match="no such file of VGGish's weights"):
+        load_vggish(path)
+    torch.save({"encoder.weight": torch.zeros(3)}, path)
+    with pytest.raises(ValueError, match="is not VGGish: .* published at"):
+        load_vggish(path)
+    with pytest.raises(ValueError, match="is not CNN14: .* published at"):
+        load_cnn14(path)
+    torch.save([1, 2], path)
+    with pytest.raises(ValueError, match="no tensors by name"):
+        load_cnn14(path)
+    path.write_text("not found")
+    with pytest.raises(RuntimeError, match="text file"):
+        load_cnn14(path)
+    torch.save(np.random.default_rng(0), path)
+    with pytest.raises(RuntimeError, match="refused"):
+        load_vggish(path)

@@ -1,0 +1,374 @@
+"""The HTTP server: OpenAI's routes by OpenAI's own client, what else sounds, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import soundfile
+import torch
+from conftest import ROOT, noise
+from fastapi.testclient import TestClient
+
+import whisper_at
+from whisper_at import cli
+from whisper_at.serve import Limits, create_app
+from whisper_at.tagging.heads import make_head
+from whisper_at.tagging.listeners import Classes
+
+SAMPLE = ROOT / "sample" / "street.ogg"
+TRANSCRIPTIONS = "/v1/audio/transcriptions"
+
+
+def own_head(classes=("bell", "horn")):
+    torch.manual_seed(3)
+    head = make_head("mean_mlp", n_layer=2, rep_dim=64, label_dim=len(classes))
+    head.classes = Classes(tuple(classes), temperature=2.0, thresholds=(0.1,) * len(classes))
+    return head
+
+
+@pytest.fixture
+def clip(tmp_path):
+    path = tmp_path / "some noise.wav"
+    soundfile.write(path, noise(5), 16000)
+    return path
+
+
+@pytest.fixture
+def post(model_en):
+    """Post a file and fields to a server of a random model with its head and one of its own."""
+    model_en.attach("mine", own_head())
+    client = TestClient(create_app(model_en, "random", sample_len=12), raise_server_exceptions=False)
+
+    def post(path, route=TRANSCRIPTIONS, **fields):
+        fields = {name.replace("granularities", "granularities[]"): value for name, value in fields.items()}
+        with open(path, "rb") as file:
+            return client.post(route, data={"temperature": 1.0, **fields}, files={"file": (path.name, file)})
+
+    post.client, post.model = client, model_en
+    return post
+
+
+def refusal(answer, status=400) -> str:
+    assert answer.status_code == status
+    error = answer.json()["error"]
+    assert error["type"] == ("server_error" if status >= 500 else "invalid_request_error")
+    assert set(error) == {"message", "type", "param", "code"}
+    return error["message"]
+
+
+# --- what comes back ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def served():
+    """A server of nano.en in a process of its own, started by the command."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "whisper_at", "serve", "--model", "nano.en", "--device", "cpu", "--quiet"]
+    process = subprocess.Popen([*command, "--port", str(port)], stderr=subprocess.PIPE, text=True)
+    address = f"http://127.0.0.1:{port}"
+    for _ in range(600):
+        try:
+            assert json.load(urllib.request.urlopen(f"{address}/health"))["status"] == "ok"
+            break
+        except OSError:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.2)
+    yield address
+    process.terminate()
+    process.wait(20)
+
+
+def test_openais_client(served):
+    """The official client, in the formats it knows, against `transcribe` itself."""
+    import openai
+
+    client = openai.OpenAI(base_url=f"{served}/v1", api_key="none")
+    assert [model.id for model in client.models.list()] == ["nano.en"]
+
+    def ask(**options):
+        with SAMPLE.open("rb") as file:
+            return client.audio.transcriptions.create(file=file, model="whisper-1", **options)
+
+    told = ask(response_format="verbose_json", timestamp_granularities=["word", "segment"])
+    assert told.language == "english" and told.duration == pytest.approx(56, abs=0.1)
+    assert "open the door" in told.text and len(told.segments) >= 5
+    assert {"rain", "door."} <= {word.word for word in told.words}
+    assert all(0 <= word.start <= word.end <= 56 for word in told.words)
+    assert "open the door" in ask().text and "open the door" in ask(response_format="text")
+    assert re.match(r"1\n00:00:0\d,\d{3} --> 00:00:0\d,\d{3}\nThe rain", ask(response_format="srt"))
+    assert ask(response_format="vtt").startswith("WEBVTT\n\n")
+    sounds = ask(response_format="verbose_json", extra_body={"at_time_res": "4", "include_classes": "Speech; Rain"})
+    assert {event["name"] for event in sounds.events} == {"Speech", "Rain"}
+    with pytest.raises(openai.NotFoundError, match="'large-v9' is not served here; 'nano.en' is"):
+        client.audio.transcriptions.create(file=SAMPLE, model="large-v9")
+    with pytest.raises(openai.BadRequestError, match="English only"):
+        client.audio.translations.create(file=SAMPLE, model="whisper-1")
+
+
+def test_the_text_is_that_of_transcribe(post, clip):
+    """At temperature 1 a text is drawn: the same seed draws the same."""
+    torch.manual_seed(0)
+    expected = post.model.transcribe(str(clip), temperature=1.0, sample_len=12, at_time_res=None)
+    torch.manual_seed(0)
+    assert post(clip).json() == {"text": expected["text"].strip()}
+    torch.manual_seed(0)
+    told = post(clip, response_format="verbose_json").json()
+    assert (told["text"], told["language"], told["task"]) == (expected["text"].strip(), "english", "transcribe")
+    assert told["duration"] == 5.0 and "audio_tag" not in told and "words" not in told
+    assert [segment["tokens"] for segment in told["segments"]] == [s["tokens"] for s in expected["segments"]]
+    torch.manual_seed(0)
+    assert post(clip, response_format="text").text == expected["text"].strip() + "\n"
+
+
+def test_own_heads_are_told_by_their_names(post, clip):
+    torch.manual_seed(0)
+    expected = post.model.transcribe(str(clip), temperature=1.0, sample_len=12, at_time_res=[0.4, 2])
+    torch.manual_seed(0)
+    told = post(clip, response_format="verbose_json", at_time_res="0.4,2", top_k=2, p_threshold=-9).json()
+    assert told["at_time_res"] == [0.4, 2] and told["mine"]["classes"] == ["bell", "horn"]
+    found = [[tag["logit"] for tag in row["tags"] if tag["name"] == "bell"] for row in told["mine"]["rows"]["2.0"]]
+    assert found == [[pytest.approx(float(row[0]), abs=1e-4)] for row in expected["mine"]["logits"][2.0]]
+    assert len(told["audio_tag"]["0.4"]) == 13 and all(len(row["tags"]) <= 2 for row in told["audio_tag"]["0.4"])
+    assert {"mine"} < {event["head"] for event in told["events"]}
+    only = post(clip, response_format="verbose_json", include_classes="Dog; /m/04rlf", p_threshold=-9).json()
+    assert only["at_time_res"] == 10.0
+    assert {tag["name"] for row in only["audio_tag"] for tag in row["tags"]} == {"Dog", "Music"}
+    models = post.client.get("/v1/models").json()["data"]
+    assert models[0]["id"] == "random" and models[0]["heads"]["mine"] == ["bell", "horn"]
+    assert len(models[0]["heads"]["audio_tag"]) == 527
+
+
+def test_captions_show_sounds_if_asked(post, clip):
+    with_them = post(clip, response_format="srt", sound_captions="true", p_threshold=-3)
+    assert "[" in with_them.text and "bell" in with_them.text
+    plain = post(clip, response_format="vtt")
+    assert "[" not in plain.text and plain.headers["content-type"].startswith("text/vtt")
+
+
+def test_words(post, clip):
+    told = post(clip, response_format="verbose_json", timestamp_granularities=["word"]).json()
+    assert "segments" not in told and told["words"]
+    assert all(word["word"] == word["word"].strip() and word["start"] <= word["end"] for word in told["words"])
+
+
+def test_languages_and_translation(model_multilingual, clip):
+    app = create_app(model_multilingual, "random", sample_len=4)
+    client = TestClient(app)
+
+    def told(route, **fields):
+        with clip.open("rb") as file:
+            fields |= {"temperature": 1.0, "response_format": "verbose_json"}
+            return client.post(f"/v1/audio/{route}", data=fields, files={"file": file}).json()
+
+    assert told("transcriptions", language="German")["language"] == "german"
+    assert told("transcriptions", language="ca")["language"] == "catalan"
+    assert told("translations", language="de")["task"] == "translate"
+    assert told("transcriptions")["language"] in whisper_at.tokenizer.LANGUAGES.values()
+
+
+def test_the_page(post):
+    """It brings all that it shows: nothing is fetched from elsewhere, and it may not be."""
+    answer = post.client.get("/")
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert not re.findall(r"(?:src|href)=\"(?!data:)|https?://|@import|innerHTML", answer.text)
+
+
+# --- what is refused ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fields, says",
+    [
+        ({"response_format": "mp3"}, "response_format: "),
+        ({"temperature": "warm"}, "temperature: "),
+        ({"temperature": 3}, "temperature: "),
+        ({"temperature": "nan"}, "temperature: "),
+        ({"language": "Elvish"}, "Whisper knows no 'Elvish'"),
+        ({"language": "de"}, "knows English only, not german"),
+        ({"at_time_res": "0.5", "response_format": "verbose_json"}, "at_time_res: .*0.4"),
+        ({"at_time_res": "often", "response_format": "verbose_json"}, "at_time_res: .*'often'"),
+        ({"at_time_res": "2"}, "response_format=verbose_json, not json"),
+        ({"sound_captions": "true"}, "srt and vtt show them"),
+        ({"timestamp_granularities": "word"}, "response_format=verbose_json"),
+        ({"timestamp_granularities": "letter"}, "timestamp_granularities"),
+        ({"include_classes": "Doog", "response_format": "verbose_json"}, "Doog.*did you mean"),
+        ({"p_threshold": "nan"}, "p_threshold: "),
+        ({"top_k": 0}, "top_k: "),
+        ({"stream": "true"}, "stream: "),
+    ],
+)
+def test_what_cannot_be_done_is_refused_unheard(post, clip, fields, says, monkeypatch):
+    monkeypatch.setattr(post.model, "transcribe", lambda *_, **__: pytest.fail("it was heard"), raising=False)
+    assert re.search(says, refusal(post(clip, **fields)))
+
+
+def test_bad_files(post, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    for name, content in {
+        "empty.wav": b"",
+        "text.mp3": b"no sound " * 99,
+        "list.m3u8": b"#EXTM3U\nhttp://x/y.ts\n",
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        message = refusal(post(tmp_path / name))
+        assert message.startswith(f"Failed to load audio: {name}: ") and "temporary" not in message
+    assert not list((tmp_path / "temporary").iterdir())
+    assert "file: " in refusal(post.client.post(TRANSCRIPTIONS, data={}))
+    assert "file: " in refusal(post.client.post(TRANSCRIPTIONS, data={"file": "a name"}))
+    assert "file: " in refusal(post.client.post(TRANSCRIPTIONS, json={"file": 1}))
+    assert refusal(post.client.get("/v1/nothing"), 404) == "Not Found"
+
+
+def test_a_truncated_file_gives_what_it_holds(post, clip, tmp_path):
+    (tmp_path / "half.wav").write_bytes(clip.read_bytes()[:80044])
+    assert post(tmp_path / "half.wav", response_format="verbose_json").json()["duration"] == 2.5
+
+
+def test_a_model_without_heads(model_en, clip):
+    model_en.head = None
+    client = TestClient(create_app(model_en, "random", sample_len=4))
+    fields = {"response_format": "verbose_json", "at_time_res": "10"}
+    with clip.open("rb") as file:
+        assert "cannot tag sounds" in refusal(client.post(TRANSCRIPTIONS, data=fields, files={"file": file}))
+    assert client.get("/v1/models").json()["data"][0]["heads"] == {}
+
+
+def test_too_much(model_en, clip):
+    client = TestClient(create_app(model_en, "random", Limits(megabytes=0.1, minutes=0.05)))
+    small = clip.with_name("small.ogg")
+    soundfile.write(small, noise(4), 16000)
+
+    def ask(path, **options):
+        with path.open("rb") as file:
+            return client.post(TRANSCRIPTIONS, files={"file": file}, **options)
+
+    assert refusal(ask(clip), 413) == "requests are of 0.1 MB at most"
+    body = iter([b"--b\r\n", b'Content-Disposition: form-data; name="file"; filename="f"\r\n\r\n', *[b"x" * 50000] * 9])
+    headers = {"content-type": "multipart/form-data; boundary=b"}  # and no length
+    assert refusal(client.post(TRANSCRIPTIONS, content=body, headers=headers), 413) == "requests are of 0.1 MB at most"
+    assert refusal(ask(small), 413) == "small.ogg is longer than 0.05 minutes"
+
+
+def test_a_failure_of_the_model(post, clip, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("something secret")
+
+    monkeypatch.setattr(post.model, "transcribe", fail, raising=False)
+    assert refusal(post(clip), 500) == "the server failed (RuntimeError); its log says where"
+    monkeypatch.undo()
+    assert post(clip).status_code == 200  # and goes on
+
+
+def test_one_after_the_other_and_not_too_many(model_en, clip):
+    """Recordings take turns; when too many wait, the next is told to come again."""
+    hearing, go = [], threading.Event()
+
+    class Slow:
+        is_multilingual, head, attached = False, None, {}
+
+        def transcribe(self, path, **_):
+            hearing.append(path)
+            assert len(hearing) == 1 and go.wait(30)
+            hearing.remove(path)
+            return {"text": "heard", "segments": [], "language": "en"}
+
+    with TestClient(create_app(Slow(), "slow", Limits(waiting=2))) as client:  # type: ignore[arg-type]
+
+        def ask(_):
+            with clip.open("rb") as file:
+                return client.post(TRANSCRIPTIONS, files={"file": file})
+
+        with ThreadPoolExecutor(3) as pool:
+            answers = [pool.submit(ask, i) for i in range(3)]
+            deadline = time.time() + 30
+            while client.get("/health").json()["recordings"] < 3 and time.time() < deadline:
+                time.sleep(0.05)
+            late = ask(3)
+            assert refusal(late, 503).startswith("too many") and late.headers["retry-after"]
+            go.set()
+            assert [answer.result().json() for answer in answers] == [{"text": "heard"}] * 3
+        assert client.get("/health").json()["recordings"] == 0
+
+
+def test_who_has_gone_is_not_waited_upon(model_en, clip, monkeypatch):
+    monkeypatch.setattr(model_en, "transcribe", lambda *_, **__: pytest.fail("it was heard"), raising=False)
+    head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
+    messages = [
+        {"type": "http.request", "body": head + clip.read_bytes() + b"\r\n--b--\r\n", "more_body": False},
+        {"type": "http.disconnect"},
+    ]
+    sent = []
+
+    async def receive():
+        return messages.pop(0) if messages else {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"content-type", b"multipart/form-data; boundary=b")]
+    scope = {"type": "http", "method": "POST", "path": TRANSCRIPTIONS, "headers": headers, "query_string": b""}
+    asyncio.run(create_app(model_en, "random")(scope, receive, send))
+    assert sent[0]["status"] == 499
+
+
+# --- the command --------------------------------------------------------------------------------------------
+
+
+def test_arguments(capsys):
+    for arguments, says in {
+        ("--model", "nano.en", "--batch_size", "0"): "--batch_size must be at least 1",
+        ("--model", "nano.en", "--threads", "-1"): "--threads must be at least 1",
+        (): "--model",
+    }.items():
+        with pytest.raises(SystemExit):
+            cli.main(["serve", *arguments])
+        assert says in capsys.readouterr().err
+    assert cli.main(["serve", "--model", "no-such-model"]) == 1
+    assert "no-such-model" in capsys.readouterr().err
+
+
+def test_arguments_reach_model_and_server(monkeypatch, tmp_path):
+    asked = {}
+    serve_cli = importlib.import_module("whisper_at.cli.serve")
+    monkeypatch.setattr(serve_cli, "load_model", lambda name, **options: asked.update(model=name, **options))
+    monkeypatch.setattr(serve_cli, "create_app", lambda _, name, limits, **options: (name, limits, options))
+    monkeypatch.setattr(serve_cli.uvicorn, "run", lambda app, **options: asked.update(app=app, **options))
+    (tmp_path / "mine.pt").touch()
+    model = str(tmp_path / "mine.pt")
+    arguments = (
+        "--device cpu --compute_type int8 --head auto --head b.safetensors --batch_size 4 --beam_size 5 --port 9"
+    )
+    limits = "--max_megabytes 5 --max_minutes 1 --max_waiting 0 --host 0.0.0.0"
+    assert cli.main(["serve", "--model", model, *arguments.split(), *limits.split()]) == 0
+    assert asked["model"] == model and asked["head"] == ["auto", "b.safetensors"] and asked["compute_type"] == "int8"
+    assert asked["app"] == ("mine.pt", Limits(5, 1, 0), {"batch_size": 4, "beam_size": 5})
+    assert (asked["host"], asked["port"]) == ("0.0.0.0", 9)
+
+
+def test_a_port_that_is_taken(served):
+    port = served.rsplit(":", 1)[1]
+    command = [sys.executable, "-m", "whisper_at", "serve", "--model", "nano.en", "--port", port, "--device", "cpu"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode != 0 and "address already in use" in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_what_is_missing_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "whisper_at.cli.serve", raising=False)
+    assert cli.main(["serve", "--model", "nano.en"]) == 1
+    assert "whisper-at[serve]" in capsys.readouterr().err

@@ -1,0 +1,89 @@
+"""``whisper-at serve``: an HTTP server with OpenAI's routes for transcription, which also tells what else sounds."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import uvicorn
+
+from ..model import COMPUTE_TYPES, load_model
+from ..serve.app import Limits, create_app
+
+EXAMPLES = """\
+examples:
+  whisper-at serve --model small                        then open http://127.0.0.1:8000
+  whisper-at serve --model base --head auto --head birds.safetensors
+  curl http://127.0.0.1:8000/v1/audio/transcriptions \\
+        -F file=@street.ogg -F response_format=verbose_json -F at_time_res=2
+
+Programs for OpenAI's API need its address alone: OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none").
+Whoever reaches the address may use it: there are no users and no passwords."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    limits = Limits()
+    parser = argparse.ArgumentParser(
+        prog="whisper-at serve",
+        description="Serve a Whisper and its heads by HTTP: OpenAI's routes for transcription, and a page.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", required=True, help="a name, file, folder or hub id")
+    model.add_argument("--model_dir", metavar="DIR", help="where models are kept (~/.cache/whisper)")
+    model.add_argument("--device", help="PyTorch device to compute on; by default a GPU if there is one")
+    model.add_argument("--compute_type", choices=COMPUTE_TYPES, help="precision by name")
+    help = "tagging head, if not the one published for the model (auto); repeat it for several, also of your own sounds"
+    model.add_argument("--head", metavar="FILE|NAME", action="append", help=help)
+    model.add_argument("--at_low_compute", action="store_true", help="take the small published head")
+    model.add_argument("--threads", type=int, metavar="N", help="CPU threads; by default PyTorch decides")
+    decoding = parser.add_argument_group("decoding")
+    help = "windows of a recording decoded at once, cut where it is quiet"
+    decoding.add_argument("--batch_size", type=int, metavar="N", help=help)
+    decoding.add_argument("--beam_size", type=int, metavar="N", help="beams at temperature 0 (default: none)")
+    server = parser.add_argument_group("server")
+    help = "address to listen at (%(default)s: this machine alone)"
+    server.add_argument("--host", default="127.0.0.1", help=help)
+    server.add_argument("--port", type=int, default=8000, help="(%(default)s)")
+    help = "largest request in MB (%(default)g)"
+    server.add_argument("--max_megabytes", type=float, default=limits.megabytes, metavar="N", help=help)
+    help = "longest recording in minutes (%(default)g)"
+    server.add_argument("--max_minutes", type=float, default=limits.minutes, metavar="N", help=help)
+    help = "recordings that may wait while one is heard (%(default)s)"
+    server.add_argument("--max_waiting", type=int, default=limits.waiting, metavar="N", help=help)
+    server.add_argument("--quiet", action="store_true", help="say only what is wrong")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serve until interrupted."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    for name in ("threads", "batch_size", "beam_size"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1, not {getattr(args, name)}")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    model = load_model(
+        args.model,
+        device=args.device,
+        download_root=args.model_dir,
+        at_low_compute=args.at_low_compute,
+        head=args.head or "auto",
+        compute_type=args.compute_type,
+    )
+    options = {name: getattr(args, name) for name in ("batch_size", "beam_size") if getattr(args, name) is not None}
+    name = Path(args.model).name if os.path.exists(args.model) else args.model
+    app = create_app(model, name, Limits(args.max_megabytes, args.max_minutes, args.max_waiting), **options)
+    uvicorn.run(app, host=args.host, port=args.port, log_level="warning" if args.quiet else "info")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Inference of the decoder and encoder on CPUs and GPUs, with openai-whisper's numbers."""

@@ -1,0 +1,1 @@
+"""What sounds, from pooled encoder states: heads, class sets, rows on the clock of the file, events, captions."""

@@ -1,0 +1,205 @@
+"""Heads: from pooled states of the frozen encoder, ``(batch, layers, steps, dim)``, to class logits.
+
+TL-TR and its 512-wide variant are Whisper-AT's (Gong et al., Interspeech 2023), with the official
+parameter names, so that released weights load; the others are the baselines of the same paper. All
+are built of openai-whisper's own attention block and always compute in float32.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor, nn
+from whisper.model import ResidualAttentionBlock
+
+from ..engine.onednn import quicken
+from .listeners import Classes
+
+N_CLASSES = 527
+PREFIX = "at_model."
+"""What official checkpoints put before each parameter's name."""
+
+
+def _linear(width: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, out))
+
+
+def _refuse_heads(mode: str, width: int, *heads: str) -> None:
+    for number in heads:
+        if int(number) < 1 or width % int(number):
+            raise ValueError(f"mode {mode}: {number} attention heads do not divide the width of {width}")
+
+
+def _mean_after(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
+    """``block(x).mean(dim=1)``, the last product of the block after the mean: it is linear, and a third of the work."""
+    x = x + block.attn(block.attn_ln(x))[0]
+    wide = block.mlp[1](block.mlp[0](block.mlp_ln(x)))
+    return x.mean(dim=1) + block.mlp[2](wide.mean(dim=1))
+
+
+class TLTR(nn.Module):
+    """Time- and layer-wise transformer: attention over steps in each layer, then over layers.
+
+    With ``R`` of shape ``(batch, layers, steps, dim)``: an optional projection to ``width``; one
+    attention block over the steps of each layer, shared by all layers; mean over steps; one block
+    over the layers; mean over layers; LayerNorm and a linear map. There is no positional term, so
+    any number of steps will do. Spec section 1.2.
+
+    Parameters
+    ----------
+    label_dim : number of classes
+    n_layer : layers of the encoder (nothing depends on it; kept to describe the head)
+    rep_dim : width of the encoder
+    mode : ``tl_tr_<time heads>_<layer heads>`` or ``tl_down_tr_<width>_<time heads>_<layer heads>``;
+        ``lw_`` for ``tl_`` as in training scripts
+    """
+
+    def __init__(self, label_dim: int = N_CLASSES, *, n_layer: int, rep_dim: int, mode: str = "tl_tr_1_8"):
+        super().__init__()
+        match = re.fullmatch(r"(?:tl|lw)_(?:down_tr_(\d+)|tr)_(\d+)_(\d+)", mode)
+        if match is None:
+            raise ValueError(f"not a TL-TR mode: {mode!r}; for example tl_tr_1_8 or tl_down_tr_512_1_8")
+        down, time_heads, layer_heads = match.groups()
+        width = int(down) if down else rep_dim
+        _refuse_heads(mode, width, time_heads, layer_heads)
+        self.label_dim, self.n_layer, self.rep_dim, self.mode = label_dim, n_layer, rep_dim, mode
+        self.classes: Classes | None = None  # AudioSet's
+        if down:
+            self.down_layer = _linear(rep_dim, width)
+        self.time_tr = ResidualAttentionBlock(width, int(time_heads))
+        self.layer_tr = ResidualAttentionBlock(width, int(layer_heads))
+        self.mlp_layer = _linear(width, label_dim)
+        quicken(self)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Logits ``(batch, classes)`` of pooled states ``(batch, layers, steps, dim)``."""
+        batch, layers = states.shape[:2]
+        x = states.float().flatten(0, 1)
+        if hasattr(self, "down_layer"):
+            x = self.down_layer(x)
+        x = _mean_after(self.time_tr, x).view(batch, layers, -1)
+        return self.mlp_layer(_mean_after(self.layer_tr, x))
+
+
+class LayerPoolHead(nn.Module):
+    """The paper's baselines: pool the layers first, then a linear map or one attention block over time.
+
+    ``mean_*``, ``last_*`` and ``wa_*`` take the mean of the layers, the last one, or their learned
+    weighted average ``sum(u * x) / sum(u)`` with ``u`` starting at ``1 / layers``; ``*_mlp`` averages
+    time and classifies, ``*_tr_<heads>`` puts an attention block before that average, and
+    ``*_down_tr_<width>_<heads>`` a projection before the block. Spec section 3.4.
+    """
+
+    def __init__(self, label_dim: int = N_CLASSES, *, n_layer: int, rep_dim: int, mode: str):
+        super().__init__()
+        match = re.fullmatch(r"(mean|last|wa)_(?:mlp|(?:down_tr_(\d+)|tr)_(\d+))", mode)
+        if match is None:
+            raise ValueError(f"not a baseline's mode: {mode!r}; for example mean_mlp, last_tr_8, wa_down_tr_512_8")
+        self.pooling, down, heads = match.groups()
+        width = int(down) if down else rep_dim
+        _refuse_heads(mode, width, *([heads] if heads else []))
+        self.label_dim, self.n_layer, self.rep_dim, self.mode = label_dim, n_layer, rep_dim, mode
+        self.classes: Classes | None = None  # AudioSet's
+        if self.pooling == "wa":
+            self.layer_weight = nn.Parameter(torch.full((n_layer,), 1 / n_layer))
+        if down:
+            self.down_layer = _linear(rep_dim, width)
+        if heads:
+            self.time_tr = ResidualAttentionBlock(width, int(heads))
+        self.mlp_layer = _linear(width, label_dim)
+        quicken(self)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Logits ``(batch, classes)`` of pooled states ``(batch, layers, steps, dim)``."""
+        x = states.float()
+        if self.pooling == "mean":
+            x = x.mean(dim=1)
+        elif self.pooling == "last":
+            x = x[:, -1]
+        else:
+            x = torch.einsum("blsd,l->bsd", x, self.layer_weight) / self.layer_weight.sum()
+        if hasattr(self, "down_layer"):
+            x = self.down_layer(x)
+        if hasattr(self, "time_tr"):
+            return self.mlp_layer(_mean_after(self.time_tr, x))
+        return self.mlp_layer(x.mean(dim=1))
+
+
+Head = TLTR | LayerPoolHead
+
+
+def make_head(mode: str, *, n_layer: int, rep_dim: int, label_dim: int = N_CLASSES) -> Head:
+    """A freshly initialised head by the name of its mode.
+
+    Raises
+    ------
+    ValueError
+        If no head has that mode, or its head count does not divide its width.
+    """
+    kind = TLTR if mode.startswith(("tl_", "lw_")) else LayerPoolHead
+    return kind(label_dim, n_layer=n_layer, rep_dim=rep_dim, mode=mode)
+
+
+def infer_mode(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> str:
+    """The mode of a head from its metadata or, for official files, from its parameter names and shapes.
+
+    Raises
+    ------
+    ValueError
+        If the parameters are not those of a head.
+    """
+    if metadata and "mode" in metadata:
+        return metadata["mode"]
+    if not {"time_tr.attn.query.weight", "layer_tr.attn.query.weight", "mlp_layer.1.weight"} <= tensors.keys():
+        raise ValueError(
+            f"these {len(tensors)} parameters are not a TL-TR head's (34 named {PREFIX}time_tr.*, "
+            f"{PREFIX}layer_tr.*, {PREFIX}mlp_layer.*, or 38 with {PREFIX}down_layer.*)"
+        )
+    if "down_layer.1.weight" in tensors:
+        return f"tl_down_tr_{tensors['down_layer.1.weight'].shape[0]}_1_8"
+    return "tl_tr_1_8"
+
+
+def build_head(tensors: dict[str, Tensor], metadata: dict[str, str] | None, *, n_layer: int, rep_dim: int) -> Head:
+    """The head whose parameters these are, checked against an encoder of ``n_layer`` x ``rep_dim``.
+
+    Sizes and mode come from the parameters themselves (spec section 1.3), what the outputs mean from the metadata.
+
+    Raises
+    ------
+    ValueError
+        If they are not a head's, are incomplete, or belong to an encoder of another width or depth.
+    """
+    mode = infer_mode(tensors, metadata)
+    first = tensors.get("down_layer.0.weight", tensors.get("mlp_layer.0.weight"))
+    classes = tensors.get("mlp_layer.1.weight")
+    if first is None or classes is None:
+        raise ValueError("these parameters are not a head's: mlp_layer is missing")
+    if first.shape[0] != rep_dim:
+        raise ValueError(
+            f"this head was made for encoders of width {first.shape[0]}, but this Whisper's has width {rep_dim}"
+        )
+    trained_layers = len(tensors["layer_weight"]) if "layer_weight" in tensors else None
+    trained_layers = int((metadata or {}).get("n_layer", trained_layers or n_layer))
+    if trained_layers != n_layer:
+        raise ValueError(
+            f"this head was made for encoders of {trained_layers} layers, but this Whisper's has {n_layer}"
+        )
+    head = make_head(mode, n_layer=n_layer, rep_dim=rep_dim, label_dim=classes.shape[0])
+    wanted = {name: tuple(p.shape) for name, p in head.state_dict().items()}
+    given = {name: tuple(p.shape) for name, p in tensors.items()}
+    wrong = sorted(n for n in wanted.keys() | given.keys() if wanted.get(n) != given.get(n))
+    if wrong:
+        name = wrong[0]
+        raise ValueError(
+            f"not a {mode} head of width {rep_dim}: parameter {name} is {given.get(name, 'missing')}, "
+            f"expected {wanted.get(name, 'none of that name')} ({len(wrong)} such)"
+        )
+    head.load_state_dict(tensors)
+    head.classes = Classes.from_metadata(metadata or {})
+    if head.classes is not None and len(head.classes.names) != head.label_dim:
+        raise ValueError(
+            f"this head has {head.label_dim} outputs, but its metadata name {len(head.classes.names)} classes"
+        )
+    return head.float().eval().requires_grad_(False)
