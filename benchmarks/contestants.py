@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -70,7 +71,7 @@ Transcribe = Callable[[np.ndarray, Work, int], Decodings]
 def clips(audio: np.ndarray) -> list[float]:
     """Starts and ends of windows of 30 s: 0, 30, 30, 60, …"""
     edges = [*np.arange(0, len(audio) / RATE, WINDOW).tolist(), len(audio) / RATE]
-    return [edge for pair in zip(edges, edges[1:]) for edge in pair]
+    return [edge for pair in itertools.pairwise(edges) for edge in pair]
 
 
 def default_head(size: str) -> str:
@@ -320,7 +321,7 @@ def work_on(connection: Connection, peer: str, compute: str, setting: Setting) -
     if not answer(load):
         return
     while (order := connection.recv()) is not None:
-        answer(lambda: turn(*order))  # noqa: B023 (it is called at once)
+        answer(lambda: turn(*order))
 
 
 class Worker:

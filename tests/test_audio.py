@@ -45,7 +45,8 @@ def convert(source: str, target: str) -> None:
 def test_every_public_name_of_upstream_is_here():
     names = {name for name in vars(upstream) if not name.startswith("_")}
     assert names <= set(vars(audio))
-    assert audio.SAMPLE_RATE == 16000 and audio.mel_filters is upstream.mel_filters
+    assert audio.SAMPLE_RATE == 16000
+    assert audio.mel_filters is upstream.mel_filters
 
 
 @pytest.mark.parametrize("name", ["load_audio", "log_mel_spectrogram", "pad_or_trim"])
@@ -57,7 +58,7 @@ def test_signatures_are_upstreams(name):
     assert shape(getattr(audio, name)) == shape(getattr(upstream, name))
 
 
-@pytest.mark.parametrize("rate, channels", [(16000, 1), (44100, 2), (8000, 1), (48000, 3)])
+@pytest.mark.parametrize(("rate", "channels"), [(16000, 1), (44100, 2), (8000, 1), (48000, 3)])
 @pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "ogg", "m4a"])
 def test_same_samples_as_upstream(in_tmp, ffmpeg_on_path, rate, channels, suffix):
     soundfile.write("source.wav", tone(1.3, rate, channels), rate)
@@ -66,7 +67,8 @@ def test_same_samples_as_upstream(in_tmp, ffmpeg_on_path, rate, channels, suffix
     for sr in (16000, 22050):
         expected = upstream.load_audio(name, sr)
         actual = audio.load_audio(name, sr)
-        assert actual.dtype == np.float32 and actual.shape == expected.shape
+        assert actual.dtype == np.float32
+        assert actual.shape == expected.shape
         np.testing.assert_array_equal(actual, expected)
         assert actual.flags.writeable
 
@@ -137,7 +139,7 @@ def test_a_playlist_cannot_reach_the_network(in_tmp, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name, content",
+    ("name", "content"),
     [
         ("empty.wav", b""),
         ("text.wav", b"not a sound at all\n" * 20),
@@ -152,7 +154,9 @@ def test_what_cannot_be_decoded_says_so_in_one_line(in_tmp, name, content):
         audio.load_audio(name)
     message = str(caught.value)
     assert message.startswith(f"Failed to load audio: {name}: ")
-    assert "\n" not in message and len(message) < 200 and "libavcodec" not in message
+    assert "\n" not in message
+    assert len(message) < 200
+    assert "libavcodec" not in message
 
 
 def test_a_directory_is_not_audio(in_tmp):
@@ -177,7 +181,7 @@ def test_many_complaints_do_not_block_and_only_the_last_is_told(in_tmp, monkeypa
         audio.load_audio("a.wav")
 
 
-@pytest.mark.parametrize("suffix, shortest", [("wav", 2.3), ("flac", 1.5), ("mp3", 2.2), ("aac", 2.2)])
+@pytest.mark.parametrize(("suffix", "shortest"), [("wav", 2.3), ("flac", 1.5), ("mp3", 2.2), ("aac", 2.2)])
 def test_a_truncated_file_gives_what_it_holds(in_tmp, suffix, shortest):
     soundfile.write("source.wav", tone(4), 16000)
     convert("source.wav", f"whole.{suffix}")
@@ -211,7 +215,8 @@ def test_a_stream_that_is_dropped_ends_its_ffmpeg(in_tmp, monkeypatch):
     blocks = audio.stream_audio("long.wav", seconds=0.1)
     next(blocks)
     blocks.close()
-    assert len(processes) == 1 and processes[0].poll() is not None
+    assert len(processes) == 1
+    assert processes[0].poll() is not None
 
 
 def test_blocks_must_have_a_length():
@@ -235,10 +240,11 @@ def test_paths_as_objects(in_tmp):
     assert torch.equal(audio.log_mel_spectrogram(Path("a.wav")), expected)
 
 
-@pytest.mark.parametrize("name, seconds", [("speech.flac", 16), ("sounds.ogg", 40), ("street.ogg", 56)])
+@pytest.mark.parametrize(("name", "seconds"), [("speech.flac", 16), ("sounds.ogg", 40), ("street.ogg", 56)])
 def test_samples_are_whole_and_do_not_clip(name, seconds):
     path = Path(__file__).parent.parent / "sample" / name
     sound = audio.load_audio(path)
     assert len(sound) == seconds * 16000
-    assert 0.1 < np.abs(sound).max() < 0.95 and abs(sound.mean()) < 0.002
+    assert 0.1 < np.abs(sound).max() < 0.95
+    assert abs(sound.mean()) < 0.002
     assert path.stat().st_size < 500_000

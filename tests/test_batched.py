@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 
 import numpy as np
@@ -33,8 +34,9 @@ def with_pauses(seconds: float, pauses: list[tuple[float, float]]) -> np.ndarray
 def test_cuts_lie_in_pauses_and_cover_everything():
     pauses = [(12.0, 13.0), (23.0, 23.8), (27.0, 27.2), (44.2, 44.9), (66.0, 69.0)]
     windows = quiet_cuts(LogMel(with_pauses(100, pauses)), 0, 10000)
-    assert [w.seek for w in windows][0] == 0 and windows[-1].end == 10000
-    assert all(a.end == b.seek for a, b in zip(windows, windows[1:]))
+    assert next(w.seek for w in windows) == 0
+    assert windows[-1].end == 10000
+    assert all(a.end == b.seek for a, b in itertools.pairwise(windows))
     assert all(0 < w.size <= 3000 for w in windows)
     ends = [w.end / 100 for w in windows[:-1]]
     assert 23.0 <= ends[0] <= 23.8  # the longest quiet place of the last ten seconds, not the latest
@@ -47,7 +49,8 @@ def test_cuts_of_any_length(frames):
     mel = LogMel(noise(frames / 100))
     windows = quiet_cuts(mel, 0, frames)
     assert sum(w.size for w in windows) == frames
-    assert all(0 < w.size <= 3000 for w in windows) and all(a.end == b.seek for a, b in zip(windows, windows[1:]))
+    assert all(0 < w.size <= 3000 for w in windows)
+    assert all(a.end == b.seek for a, b in itertools.pairwise(windows))
     if frames > 3000:
         assert all(w.size >= 2000 for w in windows[:-1])
 
@@ -66,7 +69,8 @@ def test_batches_equal_single_windows(model_multilingual, batch_size, extra):
     audio = noise(75, seed=8)
     alone = model_multilingual.transcribe(audio, batch_size=1, **options)
     found = model_multilingual.transcribe(audio, batch_size=batch_size, **options)
-    assert found["text"] == alone["text"] and found["language"] == alone["language"]
+    assert found["text"] == alone["text"]
+    assert found["language"] == alone["language"]
     assert [s["tokens"] for s in found["segments"]] == [s["tokens"] for s in alone["segments"]]
     assert [(s["start"], s["end"]) for s in found["segments"]] == [(s["start"], s["end"]) for s in alone["segments"]]
     for res in (0.4, 10):
@@ -80,7 +84,8 @@ def test_same_keys_as_one_after_the_other(model_en):
     assert batch.keys() == plain.keys()
     assert batch["segments"][0].keys() == plain["segments"][0].keys()
     assert [s["id"] for s in batch["segments"]] == list(range(len(batch["segments"])))
-    assert batch["duration"] == plain["duration"] and batch["audio_tag"].shape == plain["audio_tag"].shape
+    assert batch["duration"] == plain["duration"]
+    assert batch["audio_tag"].shape == plain["audio_tag"].shape
 
 
 def test_a_cut_segment_is_heard_again(model_en, monkeypatch):
@@ -120,11 +125,13 @@ def test_many_recordings_share_batches_and_bad_ones_are_reported(model_en, tmp_p
     results = {id(audio): result for audio, result in found}
     kinds = [type(results[id(audio)]) for audio in recordings]
     assert kinds == [dict, RuntimeError, dict, FileNotFoundError, dict, dict]
-    assert sizes[0] == 3 and sum(sizes) == 4
+    assert sizes[0] == 3
+    assert sum(sizes) == 4
     for audio in (recordings[0], recordings[2], recordings[5]):
         alone = model_en.transcribe(audio, batch_size=1, **OPTIONS)
         assert results[id(audio)]["text"] == alone["text"]
-    assert results[id(recordings[4])]["text"] == "" and results[id(recordings[4])]["segments"] == []
+    assert results[id(recordings[4])]["text"] == ""
+    assert results[id(recordings[4])]["segments"] == []
 
 
 def test_a_result_that_cannot_be_finished_is_reported(model_en, monkeypatch):
@@ -161,15 +168,18 @@ def test_pauses_before_words_do_not_depend_on_the_batch(model_en, monkeypatch):
         model_en.transcribe(noise(90), batch_size=batch_size, word_timestamps=True, at_time_res=None, **OPTIONS)
         by_batch.append(spoken)
     starts = sorted(spoken)
-    assert by_batch[0] == by_batch[1] and len(starts) > 6
-    assert spoken[starts[0]] == 0 and spoken[starts[1]] == starts[0] + 7
+    assert by_batch[0] == by_batch[1]
+    assert len(starts) > 6
+    assert spoken[starts[0]] == 0
+    assert spoken[starts[1]] == starts[0] + 7
     assert all(last <= start for start, last in spoken.items())
 
 
 def test_none_is_a_bad_recording_and_not_the_end(model_en):
     audio = noise(2)
     found = list(transcribe_many(model_en, [audio, None, audio], batch_size=2, **OPTIONS))
-    assert len(found) == 3 and [isinstance(result, Exception) for given, result in found if given is None] == [True]
+    assert len(found) == 3
+    assert [isinstance(result, Exception) for given, result in found if given is None] == [True]
     assert all("text" in result for given, result in found if given is not None)
 
 
@@ -200,7 +210,8 @@ def test_less_memory_means_smaller_batches(model_en, monkeypatch):
     monkeypatch.setattr(batched, "_listen", listen)
     with pytest.warns(UserWarning, match="batches of 2 windows"):
         result = model_en.transcribe(noise(70), batch_size=4, **OPTIONS)
-    assert sizes[:3] == [3, 2, 1] and result["audio_tag_coverage"].min() == 1
+    assert sizes[:3] == [3, 2, 1]
+    assert result["audio_tag_coverage"].min() == 1
 
 
 def test_nothing_of_a_batch_that_was_too_much_is_kept(model_en, monkeypatch):
@@ -219,7 +230,9 @@ def test_nothing_of_a_batch_that_was_too_much_is_kept(model_en, monkeypatch):
     monkeypatch.setattr(batched, "hear", hear)
     with pytest.warns(UserWarning, match="batches of 1 windows"):
         model_en.transcribe(noise(70), batch_size=4, **OPTIONS)
-    assert len(alive) >= 5 and set(alive) == {0} and not model_en._decoder.steps
+    assert len(alive) >= 5
+    assert set(alive) == {0}
+    assert not model_en._decoder.steps
 
 
 def test_too_much_even_alone_is_reported(model_en, monkeypatch):

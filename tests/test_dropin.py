@@ -24,7 +24,8 @@ def public(module) -> set[str]:
 
 def test_every_public_name():
     assert public(whisper) - public(whisper_at) == set()
-    assert callable(whisper_at.transcribe) and callable(whisper_at.decode)
+    assert callable(whisper_at.transcribe)
+    assert callable(whisper_at.decode)
     assert isinstance(whisper_at.__version__, str)
 
 

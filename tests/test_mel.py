@@ -91,11 +91,12 @@ def test_a_sample_that_is_not_a_number_spoils_all_as_upstream():
     sound = noise(3)
     sound[20000] = np.nan
     with LogMel(sound, block_frames=BLOCK) as spectrogram:
-        assert everything(spectrogram).isnan().all() and whole(sound).isnan().all()
+        assert everything(spectrogram).isnan().all()
+        assert whole(sound).isnan().all()
 
 
 @pytest.mark.parametrize(
-    "start, end",
+    ("start", "end"),
     [(0, 3000), (17, 18), (250, 99999), (3400, 3500), (5000, 6000), (9, 9), (9, 3), (-100, 2900), (-5, -1)],
 )
 @pytest.mark.parametrize("in_memory", [1 << 20, 1000])
@@ -103,7 +104,8 @@ def test_a_window_is_a_slice(start, end, in_memory):
     sound = noise(4.2, 5)
     with LogMel(sound, in_memory=in_memory) as spectrogram:
         first = spectrogram.window(start, end)
-        assert first.dtype == torch.float32 and first.is_contiguous()
+        assert first.dtype == torch.float32
+        assert first.is_contiguous()
         assert torch.equal(first, whole(sound)[:, start:end])
         first.zero_()
         assert torch.equal(spectrogram.window(start, end), whole(sound)[:, start:end])
@@ -197,7 +199,7 @@ def test_closed_by_transcribe(files, model_en):
     assert [file.closed for file in files] == [True, True]
 
 
-@pytest.mark.parametrize("in_memory, on_disk", [(10_000_000, False), (1000, True)])
+@pytest.mark.parametrize(("in_memory", "on_disk"), [(10_000_000, False), (1000, True)])
 def test_on_disk_only_past_what_memory_may_hold(files, in_memory, on_disk):
     with LogMel(noise(3), in_memory=in_memory):
         assert files[0]._rolled is on_disk
@@ -241,7 +243,8 @@ def test_a_full_disk_is_one_clear_error(files, monkeypatch, tmp_path, room):
         "cannot store the mel spectrogram on disk: No space left on device; make room, or name another folder in TMPDIR"
     )
     assert files[0].closed
-    assert len(processes) == 1 and processes[0].poll() is not None
+    assert len(processes) == 1
+    assert processes[0].poll() is not None
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
@@ -267,7 +270,8 @@ def test_pooled_states_are_dropped_once_rows_are_made(model_en, monkeypatch):
     monkeypatch.setattr(TagRows, "flush", watch)
     result = model_en.transcribe(noise(200), at_time_res=[0.4, 10, 60], temperature=0.0, sample_len=4)
     assert len(result["audio_tag"][0.4]) == 500
-    assert len(age) > 7 and max(age) < 3000
+    assert len(age) > 7
+    assert max(age) < 3000
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="getrusage")

@@ -37,7 +37,8 @@ def test_pooled_states_are_the_blocks_outputs(model_en):
     """Spec 1.1: every block before ``ln_post``, without the convolution's output, mean over 20 positions."""
     mel = mels(1)
     features, states = model_en.encode(mel)
-    assert states.shape == (1, 2, 75, 64) and states.dtype == torch.float32
+    assert states.shape == (1, 2, 75, 64)
+    assert states.dtype == torch.float32
     with torch.no_grad():
         last = features  # ln_post of the last block's output
         x = torch.nn.functional.gelu(model_en.encoder.conv1(mel))
@@ -101,7 +102,8 @@ def test_half_keeps_the_head(model_en):
 
 def test_copies_and_device_moves_take_the_head_along(model_en):
     twin = copy.deepcopy(model_en)
-    assert twin.head is not model_en.head and twin.head.mode == "tl_tr_1_8"
+    assert twin.head is not model_en.head
+    assert twin.head.mode == "tl_tr_1_8"
     assert next(copy.deepcopy(model_en).to("meta").head.parameters()).device.type == "meta"
 
 
@@ -202,7 +204,8 @@ def test_a_gpu_in_half_precision_keeps_every_matrix_so(half_checkpoint):
     model.compute_type = "float16"
     names = _matrices(model)
     both = {name for name, p in model.named_parameters() if p.ndim == 2 and "positional_embedding" not in name}
-    assert names == both and any(name.startswith("encoder") for name in names)
+    assert names == both
+    assert any(name.startswith("encoder") for name in names)
     tokens = torch.randint(0, 50000, (1, 30), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = model(mels(1), tokens)

@@ -93,7 +93,8 @@ def test_empty_and_sub_second_audio(samples, upstream_en, model_en):
     result = both(upstream_en, model_en, noise(1)[:samples], at_time_res=0.4, temperature=0.0, sample_len=8)
     assert len(result["audio_tag"]) == math.ceil(samples // 160 / 40)
     if samples >= 320:  # one encoder position, the least that can be heard
-        assert not result["audio_tag"].isnan().any() and result["audio_tag_coverage"].min() == 1
+        assert not result["audio_tag"].isnan().any()
+        assert result["audio_tag_coverage"].min() == 1
 
 
 def test_path_array_and_tensor(upstream_en, model_en, tmp_path):
@@ -237,7 +238,8 @@ def test_several_resolutions_from_one_pass(model_en):
         alone = model_en.transcribe(audio, at_time_res=res, temperature=0.0, sample_len=12)
         assert alone["at_time_res"] == res
         assert alone["audio_tag"].shape == (math.ceil(47.3 / res - 1e-9), 527)
-        assert alone["audio_tag"].dtype == torch.float32 and alone["audio_tag"].device.type == "cpu"
+        assert alone["audio_tag"].dtype == torch.float32
+        assert alone["audio_tag"].device.type == "cpu"
         torch.testing.assert_close(alone["audio_tag"], together["audio_tag"][res], atol=1e-4, rtol=1e-4)
     assert len(passes) == n * (1 + len(wanted))
 
@@ -260,7 +262,8 @@ def test_on_the_grid_tags_equal_the_published_pipeline(model_en):
 def test_default_resolution_and_switching_off(model_en):
     audio = noise(12)
     result = model_en.transcribe(audio, temperature=0.0, sample_len=4)
-    assert result["at_time_res"] == 10 and result["audio_tag"].shape == (2, 527)
+    assert result["at_time_res"] == 10
+    assert result["audio_tag"].shape == (2, 527)
     assert model_en.transcribe(audio, temperature=0.0, sample_len=4, at_time_res=None).keys() == {
         "text",
         "segments",
@@ -361,7 +364,8 @@ def test_windows_without_speech_are_tagged(model_en):
     """D9: a loop that tags after the no-speech test loses the windows where tagging matters most."""
     options = dict(temperature=0.0, sample_len=8, no_speech_threshold=0.0, logprob_threshold=1.0)
     result = model_en.transcribe(noise(65), **options)
-    assert result["segments"] == [] and not result["audio_tag"].isnan().any()
+    assert result["segments"] == []
+    assert not result["audio_tag"].isnan().any()
 
 
 def test_clips_leave_gaps(model_en):
@@ -380,7 +384,8 @@ def test_no_autograd_graph(model_en):
     for parameter in model_en.parameters():
         parameter.requires_grad_(True)
     result = model_en.transcribe(noise(35), temperature=0.0, sample_len=8)
-    assert result["audio_tag"].grad_fn is None and not result["audio_tag"].requires_grad
+    assert result["audio_tag"].grad_fn is None
+    assert not result["audio_tag"].requires_grad
     assert model_en.encode(torch.zeros(1, 80, 3000))[1].grad_fn is None
 
 
@@ -401,7 +406,7 @@ FALLBACK = dict(temperature=(0.0, 0.4, 0.8), compression_ratio_threshold=0.01)
 
 
 @pytest.mark.parametrize(
-    "options, per_window",
+    ("options", "per_window"),
     [
         (dict(temperature=0.0), 1),
         (dict(temperature=0.0, beam_size=3), 1),
@@ -419,7 +424,7 @@ def test_one_pass_per_window(model_en, options, per_window):
     assert len(passes) == per_window * windows_heard(result)
 
 
-@pytest.mark.parametrize("seconds, clips, extra", [(12, "0", 1), (40, "0", 0), (40, "0,20", 1), (40, "2,40", 1)])
+@pytest.mark.parametrize(("seconds", "clips", "extra"), [(12, "0", 1), (40, "0", 0), (40, "0,20", 1), (40, "2,40", 1)])
 def test_language_detection_shares_a_full_first_window(model_multilingual, seconds, clips, extra):
     """Spec 5.6: below 30 s detection hears other padding, so it needs a pass of its own."""
     passes = count_passes(model_multilingual)
@@ -439,7 +444,8 @@ def test_reused_features_time_words_alike(model_en, upstream_en):
 def test_clip_past_the_end_stops_there(model_en):
     """Upstream never returns when a clip ends after the audio and nothing is heard there."""
     result = model_en.transcribe(noise(4), clip_timestamps="0,100", temperature=0.0, sample_len=8)
-    assert result["duration"] == 4 and len(result["audio_tag"]) == 1
+    assert result["duration"] == 4
+    assert len(result["audio_tag"]) == 1
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -452,5 +458,6 @@ def test_attention_head_by_head_is_upstreams_without_fused_kernels(model_en, ups
     found, states = model_en.encode(mel)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
     with torch.no_grad():
-        assert torch.equal(model_en.embed_audio(mel), found) and states.shape == (batch, 2, 75, 64)
+        assert torch.equal(model_en.embed_audio(mel), found)
+        assert states.shape == (batch, 2, 75, 64)
     assert not any("qkv_attention" in vars(block.attn) for block in model_en.encoder.blocks)  # nothing is left of it

@@ -120,7 +120,8 @@ def test_tags_change_json_only(tmp_path, result):
 def test_json_rows(tmp_path):
     get_writer("json", str(tmp_path), top_k=2)(tagged(speech()), "a.wav")
     content = strict((tmp_path / "a.json").read_text())
-    assert content["duration"] == 24.95 and content["at_time_res"] == 10.0
+    assert content["duration"] == 24.95
+    assert content["at_time_res"] == 10.0
     assert content["audio_tag_coverage"] == [1.0, 0.0, 0.5]
     assert [(r["start"], r["end"], r["coverage"]) for r in content["audio_tag"]] == [
         (0.0, 10.0, 1.0),
@@ -183,7 +184,8 @@ def test_names_follow_the_language_but_the_class_does_not(monkeypatch):
 def test_an_extra_key_never_breaks_json():
     result = tagged(speech(), 1, scores=torch.tensor([1.0, NOT_A_NUMBER]), nested={1: (float("inf"), None, True)})
     content = strict(json.dumps(plain_result(result), allow_nan=False))
-    assert content["scores"] == [1.0, None] and content["nested"] == {"1": [None, None, True]}
+    assert content["scores"] == [1.0, None]
+    assert content["nested"] == {"1": [None, None, True]}
 
 
 @settings(max_examples=30, deadline=None)

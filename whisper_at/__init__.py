@@ -6,7 +6,7 @@ signatures and the same transcripts; a model with a head adds what sounds, from 
 
 from importlib import import_module
 
-from whisper import *  # noqa: F401,F403
+from whisper import *
 from whisper import DecodingOptions, DecodingResult, ModelDimensions, Whisper, pad_or_trim
 
 from .audio import load_audio, log_mel_spectrogram

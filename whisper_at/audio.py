@@ -19,7 +19,7 @@ import ffmpeg
 import numpy as np
 import torch
 import whisper.audio as _whisper_audio
-from whisper.audio import *  # noqa: F403 - the whole public face of whisper.audio
+from whisper.audio import *
 from whisper.audio import SAMPLE_RATE
 
 PIECE_BYTES = 1 << 20  # read from the pipe at once: 33 s at 16 kHz

@@ -117,7 +117,8 @@ class _Recording:
 
 class _Job(NamedTuple):
     """A window to be heard. ``before``: no later window of its recording starts earlier; None for a rest, whose sounds
-    are known already. ``last_speech``: where the last word before a rest ends, in seconds."""
+    are known already. ``last_speech``: where the last word before a rest ends, in seconds.
+    """
 
     recording: _Recording
     window: Window

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 import whisper.decoding as _upstream
 from torch import Tensor
-from whisper.decoding import *  # noqa: F401,F403
+from whisper.decoding import *
 from whisper.decoding import BeamSearchDecoder, DecodingOptions, DecodingResult, GreedyDecoder, Inference
 from whisper.model import Whisper
 from whisper.tokenizer import Tokenizer, get_tokenizer

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.overrides import TorchFunctionMode
-from whisper.model import *  # noqa: F401,F403
+from whisper.model import *
 from whisper.model import ModelDimensions, Whisper
 
 from . import checkpoints
@@ -398,7 +398,8 @@ def _open_draft(path: Path, source: str | None, model: WhisperAT, model_name: st
 
 def _matrices(model: WhisperAT) -> set[str]:
     """Names of the matrices that may stay in half precision: a reduced model computes with copies of its own, and
-    a GPU in half precision anyway."""
+    a GPU in half precision anyway.
+    """
     half = model.compute_type == "float16"
     parts: list[nn.Module] = [model.decoder] if half or model.compute_type in ("bfloat16", "int8") else []
     parts += [model.encoder] if half or (parts and has_bfloat16()) else []

@@ -1,3 +1,3 @@
 """`whisper.timing` of the installed openai-whisper, under this package's name."""
 
-from whisper.timing import *  # noqa: F401,F403
+from whisper.timing import *

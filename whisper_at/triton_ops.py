@@ -1,3 +1,3 @@
 """`whisper.triton_ops` of the installed openai-whisper, under this package's name."""
 
-from whisper.triton_ops import *  # noqa: F401,F403
+from whisper.triton_ops import *

@@ -1,5 +1,5 @@
 """`whisper.utils` of the installed openai-whisper, under this package's name; `get_writer` also takes tags."""
 
-from whisper.utils import *  # noqa: F401,F403
+from whisper.utils import *
 
-from .writers import get_writer  # noqa: F401
+from .writers import get_writer

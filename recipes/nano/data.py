@@ -146,7 +146,8 @@ def _synthesise(job: tuple[int, int, int, bool]) -> tuple[list[Utterance], list[
 
 def make_pools(fsdd: Path, esc10: Path, cache: Path, seed: int = 0, processes: int = 2) -> Pools:
     """Reads the recordings, synthesises speech, and keeps everything in `cache`, what is held out
-    in `held_out.pkl` beside it; later calls only read."""
+    in `held_out.pkl` beside it; later calls only read.
+    """
     if cache.exists():
         return read_pools(cache)
     pools = Pools()

@@ -132,10 +132,10 @@ class Espeak:
                 share = len(spoken_words[i - 1]) / (len(spoken_words[i - 1]) + len(spoken_words[i]))
                 onsets[i] = int(onsets[i - 1] + share * (end - onsets[i - 1]))
         onsets[0] = max(onsets[0], first)
-        if any(b <= a for a, b in zip(onsets, onsets[1:] + [last])):
+        if any(b <= a for a, b in zip(onsets, [*onsets[1:], last])):
             return None
         spans = []
-        for a, b in zip(onsets, onsets[1:] + [last]):
+        for a, b in zip(onsets, [*onsets[1:], last]):
             low, high = speech_bounds(audio[a:b], 30.0)  # a comma leaves silence inside the word's event
             spans.append((a + low - first, a + max(high, low + 160) - first))
         if sign:
@@ -145,7 +145,8 @@ class Espeak:
 
     def random_voice(self, r: random.Random, held_out: bool = False) -> tuple[str, int, int]:
         """(voice, words per minute, pitch 0–99): a plain voice every other time, else one of the training variants or
-        of the held-out ones."""
+        of the held-out ones.
+        """
         if r.random() < 0.5:
             return r.choice(PLAIN), r.randrange(130, 190), r.randrange(40, 60)
         variants = sorted(HELD_OUT_VARIANTS) if held_out else [v for v in VARIANTS if v not in HELD_OUT_VARIANTS]

@@ -110,7 +110,7 @@ def _grammatical(r: random.Random) -> str:
             f"{r.choice(['she', 'he'])} {r.choice(['told', 'asked', 'gave'])} {r.choice(OBJECT_PEOPLE)} {r.choice(['about', 'for'])} {_noun_phrase(r)}."
         ),
         lambda: (
-            f"{r.choice(['I', 'you', 'we', 'they'])} {r.choice(['want', 'like', 'need', 'have'])} to {r.choice(GO + ['eat', 'sleep', 'work', 'play', 'read', 'sing'])}{where}{tail}."
+            f"{r.choice(['I', 'you', 'we', 'they'])} {r.choice(['want', 'like', 'need', 'have'])} to {r.choice([*GO, 'eat', 'sleep', 'work', 'play', 'read', 'sing'])}{where}{tail}."
         ),
         lambda: (
             f"the {r.choice(WEATHER)} is {r.choice(['very ', '', 'so '])}{r.choice(['cold', 'warm', 'strong', 'beautiful', 'blue'])} {r.choice(TIMES[:3])}."
@@ -125,7 +125,7 @@ def _grammatical(r: random.Random) -> str:
             f"{_subject(r)} {r.choice(PAST)} {_noun_phrase(r)} {r.choice(['because', 'when', 'while', 'before', 'after', 'but'])} {r.choice(PEOPLE)} {r.choice(PAST)} {_noun_phrase(r)}."
         ),
         lambda: (
-            f"{r.choice(PEOPLE[:2] + PEOPLE[4:])} {r.choice(MODALS)} {r.choice(GO + ['wait', 'stay', 'work', 'play', 'sing'])}{where or ' here'}{tail}."
+            f"{r.choice(PEOPLE[:2] + PEOPLE[4:])} {r.choice(MODALS)} {r.choice([*GO, 'wait', 'stay', 'work', 'play', 'sing'])}{where or ' here'}{tail}."
         ),
     ]
     return r.choice(forms)()

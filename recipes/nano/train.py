@@ -25,7 +25,8 @@ WEIGHTS = {"timed": 1.0, "plain": 0.5, "guide": 0.8, "frames": 0.7}
 
 def losses(model: Nano, batch: dict[str, Tensor], listening: bool) -> dict[str, Tensor]:
     """The losses of a batch, each a mean: frame labels and, unless `listening`, tokens with and without timestamps
-    and guided attention."""
+    and guided attention.
+    """
     v = model.vocabulary
     with torch.set_grad_enabled(not batch["frozen"]):
         features = model.encode(batch["mel"], batch["offset"])

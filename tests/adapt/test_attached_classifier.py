@@ -45,8 +45,10 @@ def test_a_head_on_the_plain_encoder_needs_no_pass(model_en, options):
     model_en.attach("mood", made)
     assert isinstance(model_en.attached["mood"], Reader)
     result = model_en.transcribe(audio, **SETTINGS)
-    assert len(passes) == 2 * once and result["segments"] == without["segments"]
-    assert result["mood"]["classes"] == list(MOODS) and result["mood"]["kind"] == "single_label"
+    assert len(passes) == 2 * once
+    assert result["segments"] == without["segments"]
+    assert result["mood"]["classes"] == list(MOODS)
+    assert result["mood"]["kind"] == "single_label"
 
     # row 3 by hand: hidden states of the window, its frames from 6 to 8 s
     mel = whisper_at.pad_or_trim(whisper_at.log_mel_spectrogram(audio, padding=480000)[:, :2000], 3000)[None]
@@ -74,7 +76,8 @@ def test_a_reader_takes_states_to_where_its_head_is(model_en):
     wanted = reader(states)
     made.double()
     torch.testing.assert_close(reader(states).float(), wanted)
-    assert made.to("meta") and reader(states.to("meta")).device.type == "meta"
+    assert made.to("meta")
+    assert reader(states.to("meta")).device.type == "meta"
 
 
 @pytest.mark.parametrize("options", OWN_PASS)
@@ -83,7 +86,8 @@ def test_what_changes_the_encoder_hears_in_a_pass_of_its_own(model_en, options):
     audio = noise(9)
     without = model_en.transcribe(audio, **SETTINGS)
     model_en.attach("mood", made)
-    assert model_en.attached["mood"] is made and isinstance(made, Listener)
+    assert model_en.attached["mood"] is made
+    assert isinstance(made, Listener)
     result = model_en.transcribe(audio, **SETTINGS)
     assert (result["text"], result["segments"]) == (without["text"], without["segments"])
     assert torch.equal(result["audio_tag"], without["audio_tag"])
@@ -93,7 +97,8 @@ def test_what_changes_the_encoder_hears_in_a_pass_of_its_own(model_en, options):
     assert result["mood"]["segments"].shape == (len(result["segments"]), 3)
     likely = [(row, MOODS[i]) for row, i in (expected.softmax(-1) > 0.5).nonzero().tolist()]
     events = whisper_at.find_events(result, hysteresis=0, head="mood")
-    assert likely and {event["name"] for event in events} == {name for _, name in likely}
+    assert likely
+    assert {event["name"] for event in events} == {name for _, name in likely}
     for row, name in likely:
         assert any(e["name"] == name and e["start"] <= 2 * row and e["end"] >= min(2 * row + 2, 9) for e in events)
 
@@ -120,8 +125,10 @@ def test_a_fitted_file_attaches_by_its_name(tmp_path):
     loaded = whisper_at.load_model("nano.en", device="cpu", head=["auto", tmp_path / "mood.safetensors"])
     audio = noise(6)
     result = loaded.transcribe(audio, at_time_res=2)
-    assert result["text"] == nano.transcribe(audio)["text"] and result["audio_tag"].shape == (3, 527)
-    assert result["mood"]["kind"] == "multi_label" and result["mood"]["logits"].shape == (3, 3)
+    assert result["text"] == nano.transcribe(audio)["text"]
+    assert result["audio_tag"].shape == (3, 527)
+    assert result["mood"]["kind"] == "multi_label"
+    assert result["mood"]["logits"].shape == (3, 3)
     nano.attach("mood", tmp_path / "mood.safetensors")
     torch.testing.assert_close(nano.transcribe(audio, at_time_res=2)["mood"]["logits"], result["mood"]["logits"])
 

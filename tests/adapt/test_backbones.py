@@ -72,7 +72,8 @@ def test_speech_backbones_give_what_transformers_gives(name):
     for mine, other in zip(ours.states[:-1], theirs.hidden_states[:-1]):
         torch.testing.assert_close(mine, other, rtol=0, atol=1e-5)
     torch.testing.assert_close(ours.states[-1], theirs.last_hidden_state, rtol=0, atol=1e-5)
-    assert len(ours.states) == len(theirs.hidden_states) == 4 and ours.special == 0
+    assert len(ours.states) == len(theirs.hidden_states) == 4
+    assert ours.special == 0
 
 
 def test_padded_speech_is_masked_as_transformers_masks_it():
@@ -118,7 +119,8 @@ def test_ast_gives_what_transformers_gives(frames):
         ours = transformers_backbone(model, "ast")(waveforms)
     torch.testing.assert_close(ours.states[-1], theirs.last_hidden_state, rtol=0, atol=1e-4)
     torch.testing.assert_close(ours.states[1], theirs.hidden_states[1], rtol=0, atol=1e-4)
-    assert ours.special == 2 and ours.mask.all()
+    assert ours.special == 2
+    assert ours.mask.all()
 
 
 def test_whisper_gives_what_openai_whisper_gives(upstream_en):
@@ -126,7 +128,8 @@ def test_whisper_gives_what_openai_whisper_gives(upstream_en):
     with torch.no_grad():
         theirs = upstream_en.encoder(whisper.log_mel_spectrogram(waveforms))
         ours = whisper_backbone(upstream_en.encoder)(waveforms)
-    assert len(ours.states) == 3 and ours.special == 0
+    assert len(ours.states) == 3
+    assert ours.special == 0
     torch.testing.assert_close(ours.states[-1], theirs, rtol=0, atol=1e-5)
 
 
@@ -200,7 +203,8 @@ def test_s10_normalisation_follows_the_preprocessor_of_the_model(tmp_path):
     assert load_backbone(tmp_path, "cpu").front.normalize  # transformers' default
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_normalize": False}))
     raw = load_backbone(tmp_path, "cpu")
-    assert not raw.front.normalize and load_backbone(tmp_path, "cpu", normalize=True).front.normalize
+    assert not raw.front.normalize
+    assert load_backbone(tmp_path, "cpu", normalize=True).front.normalize
     torch.testing.assert_close(raw(clip).states[-1], model(clip).last_hidden_state, rtol=0, atol=1e-5)
 
 
@@ -347,7 +351,8 @@ def test_the_embedded_whisper_loads_by_name_and_is_the_models_encoder():
     with torch.no_grad():
         theirs = model.encoder(whisper.log_mel_spectrogram(waveforms))
     torch.testing.assert_close(backbone(waveforms).states[-1], theirs, rtol=0, atol=1e-4)
-    assert backbone.family == "whisper" and backbone.name == "nano.en"
+    assert backbone.family == "whisper"
+    assert backbone.name == "nano.en"
 
 
 def test_a_checkpoint_file_loads(checkpoint, upstream_en):
@@ -395,9 +400,13 @@ def test_what_is_adapted_leaves_the_whisper_that_it_shares_weights_with_alone():
 
 
 @pytest.mark.parametrize(
-    "name, samples, message",
-    [("whisper-nano", 200, "at least 201"), ("whisper-nano", 30 * 16000 + 160, "30"), ("ast-tiny", 399, "at least 400")]
-    + [("hubert-tiny", 399, "at least 400")],
+    ("name", "samples", "message"),
+    [
+        ("whisper-nano", 200, "at least 201"),
+        ("whisper-nano", 30 * 16000 + 160, "30"),
+        ("ast-tiny", 399, "at least 400"),
+        ("hubert-tiny", 399, "at least 400"),
+    ],
 )
 def test_clips_that_cannot_be_heard_are_refused(name, samples, message):
     with pytest.raises(ValueError, match=message):

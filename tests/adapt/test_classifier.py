@@ -82,16 +82,20 @@ def test_audio_is_decoded_once_for_each_content(tmp_path, monkeypatch):
     Waves(clips[:1], 8000, tmp_path / "cache")
     write(one, r.uniform(-0.5, 0.5, 400))
     changed = Waves(clips[:1], RATE, tmp_path / "cache")
-    assert len(calls) == 3 and len(changed[0]) == 400
+    assert len(calls) == 3
+    assert len(changed[0]) == 400
 
 
 def test_clips_are_cut_and_filled(tmp_path):
     path = write(tmp_path / "a.wav", np.full(1000, 0.25))
     assert len(Waves([Clip(path, ())], RATE, tmp_path, seconds=0.05)[0]) == 800
     filled = Waves([Clip(path, ())], RATE, tmp_path, least=1200)[0]
-    assert len(filled) == 1200 and not filled[1000:].any()
+    assert len(filled) == 1200
+    assert not filled[1000:].any()
     batch, lengths = Waves([Clip(path, ()), Clip(path, (), end=0.01)], RATE, tmp_path).batch([1, 0])
-    assert lengths.tolist() == [160, 1000] and not batch[0, 160:].any() and batch[1].all()
+    assert lengths.tolist() == [160, 1000]
+    assert not batch[0, 160:].any()
+    assert batch[1].all()
 
 
 def test_broken_files_are_told_before_any_work(tmp_path):
@@ -133,7 +137,8 @@ def test_spec_augment_masks_one_band_and_one_stretch():
         assert torch.equal(masked, rows[:, None] | columns[None])
         for line, most in ((rows, 24), (columns, 80)):
             place = line.nonzero()[:, 0]
-            assert len(place) < most and (not len(place) or place[-1] - place[0] + 1 == len(place))
+            assert len(place) < most
+            assert not len(place) or place[-1] - place[0] + 1 == len(place)
         widths.add(int(columns.sum()))
     assert len(widths) > 10
     two = mask_spectrogram(torch.ones(2, 64, 50), 30, 1)
@@ -149,7 +154,8 @@ def test_spec_augment_reaches_what_the_encoder_hears(name):
         with spec_augment(model.backbone.front, (60, 40)):
             torch.manual_seed(0)
             masked = model(sound)
-        assert not torch.allclose(plain, masked) and torch.equal(plain, model(sound))
+        assert not torch.allclose(plain, masked)
+        assert torch.equal(plain, model(sound))
     with pytest.raises(ValueError, match="this backbone reads samples"):
         with spec_augment(made("wav2vec2-tiny").backbone.front, (24, 80)):
             pass
@@ -177,8 +183,10 @@ def test_only_what_is_declared_changes(tones, cache):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.fit(tones.split("train"), tones.split("valid"), replace(RECIPE, epochs=1), cache=cache)
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert moved and all(name.startswith(("head.", "backbone.norm.")) or ".patches." in name for name in moved)
-    assert any("running_mean" in name for name in moved) and moved <= model.trained().keys()
+    assert moved
+    assert all(name.startswith(("head.", "backbone.norm.")) or ".patches." in name for name in moved)
+    assert any("running_mean" in name for name in moved)
+    assert moved <= model.trained().keys()
 
 
 def test_s8_batches_and_single_clips_agree(tones, cache):
@@ -219,7 +227,9 @@ def test_without_validation_a_part_of_training_is_held_out(tones, cache, monkeyp
     monkeypatch.setattr(trainer, "WaveSource", lambda m, d, *rest: seen.append(d) or real(m, d, *rest))
     made().fit(replace(tones, clips=tones.clips * 2), None, replace(RECIPE, epochs=1), cache=cache)
     train, valid = ({clip.key for clip in part.clips} for part in seen)
-    assert valid and not train & valid and len(train | valid) == len(tones)
+    assert valid
+    assert not train & valid
+    assert len(train | valid) == len(tones)
 
 
 def test_a_frozen_encoder_is_heard_once_and_gives_the_same(tones, cache, monkeypatch):
@@ -232,7 +242,8 @@ def test_a_frozen_encoder_is_heard_once_and_gives_the_same(tones, cache, monkeyp
         model.backbone.register_forward_hook(lambda *_, heard=heard: heard.append(1))
         model.fit(tones.split("train"), tones.split("valid"), RECIPE, cache=cache)
         found[kept] = (len(heard), model.evaluate(tones.split("test"), cache=cache).logits)
-    assert found[True][0] == 3 and found[False][0] > 8
+    assert found[True][0] == 3
+    assert found[False][0] > 8
     np.testing.assert_allclose(found[True][1], found[False][1], atol=1e-3)
 
 
@@ -290,7 +301,8 @@ def test_several_labels_a_clip_are_decided_one_by_one(tones, cache):
     fitted = model.fit(both.split("train"), both.split("valid"), recipe, cache=cache)
     assert {"mAP", "AUC", "d_prime", "valid_loss"} <= fitted.history[-1].keys()
     single = tones.split("test")  # whatever labels a part happens to have, the model decides classes one by one
-    assert model.kind == "multi_label" and model.evaluate(single, cache=cache).scores.keys() == {
+    assert model.kind == "multi_label"
+    assert model.evaluate(single, cache=cache).scores.keys() == {
         "mAP",
         "AUC",
         "d_prime",
@@ -299,7 +311,7 @@ def test_several_labels_a_clip_are_decided_one_by_one(tones, cache):
         model.evaluate(single.take([]))
 
 
-@pytest.mark.parametrize("select, several", [("accuracy", True), ("UAR", True), ("mAP", False), ("d_prime", False)])
+@pytest.mark.parametrize(("select", "several"), [("accuracy", True), ("UAR", True), ("mAP", False), ("d_prime", False)])
 def test_a_score_that_the_data_do_not_have_chooses_no_epoch(tones, cache, select, several, monkeypatch):
     monkeypatch.setattr(trainer, "WaveSource", None)  # it is told before anything is decoded
     clips = tuple(replace(c, labels=CLASSES) if several and i == 0 else c for i, c in enumerate(tones.clips))
@@ -351,7 +363,8 @@ def test_a_checkpoint_says_what_it_belongs_to(tmp_path):
     made(methods=LORA).save(path)
     with safe_open(path, "pt") as file:
         known = json.loads(file.metadata()["configuration"])
-    assert known["classes"] == list(CLASSES) and known["methods"][0]["rank"] == 2
+    assert known["classes"] == list(CLASSES)
+    assert known["methods"][0]["rank"] == 2
     torch.manual_seed(99)
     with pytest.warns(UserWarning, match="other frozen weights"):
         AudioClassifier.load(path, random_backbone("whisper-nano"))
@@ -390,7 +403,8 @@ def test_merged_lora_is_saved_as_it_was_before(tmp_path, recwarn):
     model.save(tmp_path / "m.safetensors")
     assert model.backbone.blocks[0].attn.lora["q"].merged
     again = AudioClassifier.load(tmp_path / "m.safetensors", made().backbone)
-    assert again.trained().keys() == names and not [w for w in recwarn if "frozen weights" in str(w.message)]
+    assert again.trained().keys() == names
+    assert not [w for w in recwarn if "frozen weights" in str(w.message)]
     with torch.no_grad():
         torch.testing.assert_close(again(sound), wanted, rtol=1e-4, atol=1e-4)
 
@@ -452,7 +466,8 @@ def test_settings_go_by_the_names_that_they_have():
     model = AudioClassifier(
         random_backbone("ast-tiny"), method={"name": "lora", "rank": 2}, pooling="cls", head="linear", classes=CLASSES
     )
-    assert model.configuration()["methods"][0]["rank"] == 2 and model.configuration()["pooling"] == "cls"
+    assert model.configuration()["methods"][0]["rank"] == 2
+    assert model.configuration()["pooling"] == "cls"
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -466,7 +481,7 @@ def test_a_classifier_may_be_cast_as_a_whole(name, options):
     torch.testing.assert_close(found.float(), wanted, rtol=0.1, atol=0.1)
 
 
-@pytest.mark.parametrize("part, message", [((1.0, None), "from 1 s to its end"), ((0.0, 0.0), "from 0 s to 0 s")])
+@pytest.mark.parametrize(("part", "message"), [((1.0, None), "from 1 s to its end"), ((0.0, 0.0), "from 0 s to 0 s")])
 def test_a_part_that_a_file_does_not_have_is_named(part, message, tmp_path):
     path = write(tmp_path / "a.wav", np.full(1000, 0.25))
     with pytest.raises(ValueError, match=rf"a\.wav lasts 0\.06 s and has no part {message}"):

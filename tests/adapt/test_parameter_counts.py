@@ -57,7 +57,7 @@ AST = [  # table of section 1.3, C = 31, T = 400
 ]
 
 
-@pytest.mark.parametrize("methods, wanted", AST, ids=[f"{m[0]['name']}-{n}" for m, n in AST])
+@pytest.mark.parametrize(("methods", "wanted"), AST, ids=[f"{m[0]['name']}-{n}" for m, n in AST])
 def test_petl_ast(methods, wanted):
     """The Conformer's LayerNorm counts, and here it has a gradient (defect P5)."""
     assert count("ast", methods, 31, frames=400)["trainable"] == wanted
@@ -121,7 +121,7 @@ def whispar(bottleneck: int = 16, prompts: int = 2, blocks=None):
     ]
 
 
-@pytest.mark.parametrize("classes, wanted", [(6, 225_990), (7, 226_503), (152, 300_888)])
+@pytest.mark.parametrize(("classes", "wanted"), [(6, 225_990), (7, 226_503), (152, 300_888)])
 def test_whispar(classes, wanted):
     counts = count("whisper-base", whispar(), classes)
     assert counts["trainable"] == wanted
@@ -161,7 +161,7 @@ def test_norms_that_another_method_trains_are_of_that_method(other):
         assert found["patch_and_norms"] - alone == {"bitfit": 9, "last_k": 3 * 4, "full": 0}[other["name"]] * 384
 
 
-@pytest.mark.parametrize("name, mels", [("large-v2", 80), ("large", 128), ("large-v3", 128), ("turbo", 128)])
+@pytest.mark.parametrize(("name", "mels"), [("large-v2", 80), ("large", 128), ("large-v3", 128), ("turbo", 128)])
 def test_the_largest_whispers_count_without_weights(name, mels):
     """openai-whisper's encoder has 636.8 million parameters, and 635.0 million with 80 mel channels."""
     backbone = sized_backbone(name)

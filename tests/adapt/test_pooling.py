@@ -168,7 +168,8 @@ def test_reduced_states_can_be_kept_instead_of_hidden_ones():
     head = make_adapt_head("conv", width=WIDTH, depth=DEPTH, classes=3, layers="weighted_conv")
     long, short = hidden([9, 4]), hidden([3], seed=5)
     kept = concatenate([head.reduce(long), head.reduce(short)])
-    assert isinstance(kept, Reduced) and kept.values.shape == (3, DEPTH + 1, 9, WIDTH)
+    assert isinstance(kept, Reduced)
+    assert kept.values.shape == (3, DEPTH + 1, 9, WIDTH)
     with torch.no_grad():
         found = head.eval()(*kept)
     torch.testing.assert_close(found, torch.cat([logits(head, long), logits(head, short)]))

@@ -32,8 +32,11 @@ def test_presets_can_be_read(path):
 def test_no_preset_is_missing():
     names = {path.stem for path in FILES if path.parent.name == "petl_ast"}
     assert names == set(
-        "linear full bitfit lora bottleneck_adapter conformer_adapter shallow_prompt deep_prompt prefix".split()
-        + ["dense_moa", "soft_moa"]
+        [
+            *"linear full bitfit lora bottleneck_adapter conformer_adapter shallow_prompt deep_prompt prefix".split(),
+            "dense_moa",
+            "soft_moa",
+        ]
     )
     ser = {path.stem for path in FILES if path.parent.name == "peft_ser"}
     assert ser == RELEASED.keys() | set("finetune adapter adapter_l embedding_prompt lora combined".split())
@@ -112,7 +115,8 @@ def test_variants_of_petl_ast(name):
     assert found == within + REST
     assert f"../{base}.toml" in (RECIPES / "petl_ast" / "variants" / f"{name}.toml").read_text()
     assert config.reported in ({}, {"trainable_31_classes_400_frames": found})
-    assert config.recipe.epochs == 50 and config.seeds == (10,)
+    assert config.recipe.epochs == 50
+    assert config.seeds == (10,)
 
 
 def test_no_two_variants_are_the_same():
@@ -121,7 +125,7 @@ def test_no_two_variants_are_the_same():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("block, size", [("bottleneck", BOTTLENECK), ("conformer", CONFORMER_8)])
+@pytest.mark.parametrize(("block", "size"), [("bottleneck", BOTTLENECK), ("conformer", CONFORMER_8)])
 def test_variants_of_wav2vec2(block, size, layout):
     _, found = of_variant(f"wav2vec2/{block}_adapter", f"wav2vec2_{block}_{layout}", 4)
     assert found == (2 if layout.startswith("houlsby") else 1) * L * size + 4 * (D + 1)
@@ -168,7 +172,8 @@ def test_released_presets_match_what_is_loaded():
     for name, released in RELEASED.items():
         config = read_config(RECIPES / "peft_ser" / f"{name}.toml")
         assert (config.backbone, config.normalize, config.seconds) == (released.backbone, released.normalize, 10.0)
-        assert config.layers == "weighted_conv" and config.method[0]["rank"] == 16
+        assert config.layers == "weighted_conv"
+        assert config.method[0]["rank"] == 16
 
 
 @pytest.mark.parametrize(("classes", "task"), [(6, "cog"), (7, "emotions"), (152, "birdclef2022")])
@@ -180,7 +185,8 @@ def test_counts_of_whispar(classes, task):
 def test_method_and_data_are_put_together():
     config = read_config([str(RECIPES / "petl_ast" / name) for name in ("lora.toml", "data/esc50.toml")])
     assert (config.frames, config.recipe.lr, config.recipe.spec_augment) == (500, 5e-3, (24, 80))
-    assert config.method[0]["name"] == "lora" and config.protocol == "folds"
+    assert config.method[0]["name"] == "lora"
+    assert config.protocol == "folds"
 
 
 @pytest.mark.parametrize("data", sorted((RECIPES / "petl_ast" / "data").glob("*.toml")), ids=lambda path: path.stem)
@@ -196,7 +202,8 @@ def test_every_method_goes_with_every_dataset(data):
 
 def test_the_comparison_can_be_read():
     cells = read_comparison(str(RECIPES / "adapt" / "compare_nano.toml"))
-    assert len({cell.dataset for cell in cells}) == 3 and len({cell.method for cell in cells}) >= 10
+    assert len({cell.dataset for cell in cells}) == 3
+    assert len({cell.method for cell in cells}) >= 10
     assert all(len(cell.config.seeds) >= 2 and cell.config.backbone == "nano.en" for cell in cells)
     for cell in cells[: len({cell.method for cell in cells})]:
         assert build(cell.config, ["a", "b"], count_only=True).count()["trainable"] > 0

@@ -51,7 +51,8 @@ def test_clips_are_heard_as_heads_hear_them(model_en, sounds, cache, tmp_path):
     """By themselves in a window, and three times in recordings made of clips: the states of `whisper-at train`."""
     model = made(model_en, head="tl_tr")
     source = heard(model, Waves(sounds.clips, cache=cache), batch=3)
-    assert isinstance(source, HeardSource) and len(source.hearings) == 4
+    assert isinstance(source, HeardSource)
+    assert len(source.hearings) == 4
     about = describe("random", model_en, "30+", dtype="float32")
     assert not extract(sounds.clips, tmp_path / "f", model_en, about)
     features = Features.open(tmp_path / "f")
@@ -59,7 +60,8 @@ def test_clips_are_heard_as_heads_hear_them(model_en, sounds, cache, tmp_path):
     for hearing, kept in zip(numbers, source.hearings):
         for number, (values, mask) in zip(hearing.tolist(), kept):
             wanted = torch.from_numpy(features.states(number).copy())
-            assert mask.all() and values[0].shape == wanted.shape
+            assert mask.all()
+            assert values[0].shape == wanted.shape
             torch.testing.assert_close(values[0, :-1], wanted[:-1], atol=1e-4, rtol=1e-4)  # the last is after the norm
 
     picked = [3, 0, 3]
@@ -104,7 +106,8 @@ def test_training_hears_clips_both_ways_and_validation_in_all(model_en, sounds, 
     real = Recipe.scheduled
     monkeypatch.setattr(Recipe, "scheduled", lambda self, steps: scored.append(steps) or real(self, steps))
     fitted = model.fit(sounds.split("train"), sounds.split("valid"), RECIPE, cache=cache)
-    assert drawn == [True] * 6 and scored == [3]  # nine clips in batches of four, for two epochs
+    assert drawn == [True] * 6
+    assert scored == [3]
     hearings = heard(model, Waves(sounds.split("valid").clips, cache=cache), 4).hearings
     with torch.no_grad():
         logits = torch.cat([model(*one) for hearing in hearings for one in hearing])
@@ -141,7 +144,8 @@ def test_a_stopped_run_goes_on_to_the_same_weights(model_en, sounds, cache, tmp_
 
 
 def test_others_hear_in_a_pass_of_their_own(model_en, sounds, cache, tmp_path, recwarn, monkeypatch):
-    assert not made(model_en, seconds=2.0).windows and made(model_en, seconds=2.0, windows=True).windows
+    assert not made(model_en, seconds=2.0).windows
+    assert made(model_en, seconds=2.0, windows=True).windows
     for options in ({"methods": {"name": "lora", "rank": 4}}, {"layers": "weighted_conv"}, {"pooling": "mean_max"}):
         assert not made(model_en, **options).windows
         with pytest.raises(ValueError, match="windows is for a plain Whisper encoder"):
@@ -158,7 +162,8 @@ def test_others_hear_in_a_pass_of_their_own(model_en, sounds, cache, tmp_path, r
     train, valid = sounds.split("train"), sounds.split("valid")
     varied = made(model_en)
     varied.fit(train, valid, replace(RECIPE, vary=True), cache=cache)
-    assert not varied.windows and not recwarn.list
+    assert not varied.windows
+    assert not recwarn.list
     monkeypatch.setattr(shared_pass, "KEPT_BYTES", 0)
     large = made(model_en)
     with pytest.warns(UserWarning, match="do not fit into memory"):
@@ -190,5 +195,6 @@ def test_clips_twice_in_a_list_are_heard_once(model_en, sounds, cache):
     twice = Waves(sounds.clips[:2] * 2, cache=cache)
     source = heard(model, twice, 4)
     for kept in source.hearings:
-        assert kept[0] is kept[2] and kept[1] is kept[3]
+        assert kept[0] is kept[2]
+        assert kept[1] is kept[3]
     assert len(WaveSource(model, replace(sounds, clips=sounds.clips[:2] * 2), cache).lengths) == 4

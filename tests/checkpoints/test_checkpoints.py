@@ -122,7 +122,8 @@ def refused(urls, path, **kwargs) -> str:
         download(urls, path, progress=False, **kwargs)
     assert not path.exists()
     message = str(error.value)
-    assert str(path) in message and "pretrained_models/README.md" in message
+    assert str(path) in message
+    assert "pretrained_models/README.md" in message
     for url in [urls] if isinstance(urls, str) else urls:
         assert url in message
     return message
@@ -202,7 +203,8 @@ def test_a_range_that_was_not_asked_for_is_refused(server, tmp_path):
 
 def test_a_wrong_hash_is_refused_and_its_bytes_dropped_D20(server, tmp_path):
     message = refused(f"{server.url}/plain/f.bin", tmp_path / "f.bin", sha256="0" * 64)
-    assert sha256(DATA) in message and "0" * 64 in message
+    assert sha256(DATA) in message
+    assert "0" * 64 in message
     assert files_in(tmp_path) == []
 
 
@@ -228,7 +230,9 @@ def test_mirrors_are_tried_in_order(server, tmp_path):
 def test_all_failures_are_told_in_one_error(server, tmp_path):
     closed = "http://127.0.0.1:1/f.bin"
     message = refused([closed, f"{server.url}/plain/absent", "nonsense"], tmp_path / "f.bin")
-    assert "refused" in message and "404" in message and "unknown url type" in message
+    assert "refused" in message
+    assert "404" in message
+    assert "unknown url type" in message
     assert files_in(tmp_path) == []
 
 
@@ -290,7 +294,8 @@ def test_a_name_is_downloaded_once(published, tmp_path):
     assert find_whisper("tiny").read_bytes() == DATA
     assert len(published.log) == 1
     elsewhere = find_whisper("tiny", str(tmp_path / "mine"))
-    assert elsewhere == tmp_path / "mine" / "tiny.pt" and len(published.log) == 2
+    assert elsewhere == tmp_path / "mine" / "tiny.pt"
+    assert len(published.log) == 2
 
 
 def test_the_folder_is_openai_whispers(published, tmp_path, monkeypatch):
@@ -314,13 +319,14 @@ def test_a_server_with_another_file_is_refused_D20(published, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, nearest",
+    ("name", "nearest"),
     [("small_en", "small.en"), ("Tiny", "tiny"), ("large-v4", "large-v3"), ("turbo3", "turbo")],
 )
 def test_a_misspelt_name_gets_a_suggestion(name, nearest):
     with pytest.raises(RuntimeError, match=f"did you mean '{re.escape(nearest)}'") as error:
         find_whisper(name)
-    assert repr(name) in str(error.value) and "nano.en" in str(error.value)
+    assert repr(name) in str(error.value)
+    assert "nano.en" in str(error.value)
 
 
 def test_paths(tmp_path, monkeypatch):
@@ -351,7 +357,8 @@ def test_opening_a_whisper_by_path_D19(tmp_path, suffix, in_memory):
     assert ModelDimensions(**dims) == ModelDimensions(**DIMS)
     assert tensors.keys() == state.keys()
     for key in state:
-        assert tensors[key].dtype == state[key].dtype and torch.equal(tensors[key], state[key])
+        assert tensors[key].dtype == state[key].dtype
+        assert torch.equal(tensors[key], state[key])
 
 
 class Malicious:
@@ -370,7 +377,7 @@ def torch_bytes(content, tmp_path, **kwargs) -> bytes:
 @pytest.mark.parametrize("opener", [open_whisper, open_head])
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize(
-    "data, says",
+    ("data", "says"),
     [
         (b"", "is empty"),
         (b"\n<!DOCTYPE html>\n<html>expired</html>", "web page"),
@@ -412,7 +419,7 @@ def test_programs_in_pickles_never_run_D20(tmp_path, opener, kind):
 
 
 @pytest.mark.parametrize(
-    "content, says",
+    ("content", "says"),
     [
         ({"model_state_dict": {"a": torch.ones(1)}}, "dims without n_mels"),
         ({"dims": {**DIMS, "n_mels": None}, "model_state_dict": {"a": torch.ones(1)}}, "dims without n_mels"),
@@ -445,7 +452,7 @@ def test_a_missing_file_is_a_missing_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "size, low, n_keys, n_parameters",
+    ("size", "low", "n_keys", "n_parameters"),
     [
         ("tiny", False, 34, 3_751_823),
         ("base", False, 34, 6_575_119),
@@ -464,7 +471,8 @@ def test_head_shapes_are_the_published_ones(size, low, n_keys, n_parameters):
     width = 512 if low else d
     assert len(shapes) == n_keys
     assert total == n_parameters == 24 * width**2 + 553 * width + 527 + low * (2 * d + 512 * d + 512)
-    assert shapes["time_tr.attn.key.weight"] == (width, width) and "time_tr.attn.key.bias" not in shapes
+    assert shapes["time_tr.attn.key.weight"] == (width, width)
+    assert "time_tr.attn.key.bias" not in shapes
 
 
 def test_the_table_of_heads():
@@ -485,7 +493,8 @@ def test_the_table_of_heads():
     differing = "tiny base small small_low medium medium_low large-v2 large-v2_low"
     assert with_mirror == set(differing.split())
     shares = [url.split("/")[4] for head in HEADS.values() for url in head.urls]
-    assert len(shares) == len(set(shares)) == 24 and {len(share) for share in shares} == {15}
+    assert len(shares) == len(set(shares)) == 24
+    assert {len(share) for share in shares} == {15}
 
 
 def test_head_names():
@@ -505,7 +514,7 @@ def test_low_compute_heads_that_do_not_exist_are_refused_first_D21(name, server)
 
 
 @pytest.mark.parametrize(
-    "name, says",
+    ("name", "says"),
     [
         ("smal", "did you mean 'small'"),
         ("large", "that of 'large-v2'"),
@@ -553,7 +562,8 @@ def test_a_heads_first_hash_is_recorded_and_then_required_D20(server, small_head
     path.write_bytes(kept + b"\0")
     with pytest.raises(RuntimeError, match="not the file that was first loaded") as error:
         find_head("tiny", str(small_head))
-    assert sha256(kept) in str(error.value) and "tiny_ori.pth.sha256" in str(error.value)
+    assert sha256(kept) in str(error.value)
+    assert "tiny_ori.pth.sha256" in str(error.value)
 
     # a later download, too, must be the recorded file
     path.unlink()
@@ -566,7 +576,8 @@ def test_a_heads_first_hash_is_recorded_and_then_required_D20(server, small_head
 def test_a_head_put_there_by_hand_is_checked_and_recorded(server, small_head):
     (small_head / "tiny_ori.pth").write_bytes(server.files["tiny_ori.pth"])
     find_head("tiny", str(small_head))
-    assert files_in(small_head) == ["tiny_ori.pth", "tiny_ori.pth.sha256"] and server.log == []
+    assert files_in(small_head) == ["tiny_ori.pth", "tiny_ori.pth.sha256"]
+    assert server.log == []
 
 
 def test_a_page_kept_by_an_earlier_program_is_replaced_D20(server, small_head):
@@ -616,7 +627,7 @@ def test_a_merged_checkpoint_gives_its_head_only(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content, says",
+    ("content", "says"),
     [
         (
             {"dims": DIMS, "model_state_dict": {"decoder.token_embedding.weight": torch.ones(1)}},
@@ -648,7 +659,8 @@ def test_saving_is_whole_or_not_at_all(tmp_path):
     before = path.read_bytes()
     with pytest.raises(Exception, match="str"):
         save_safetensors({"a": shared}, path, {"k": 1})
-    assert path.read_bytes() == before and files_in(tmp_path) == ["x.safetensors"]
+    assert path.read_bytes() == before
+    assert files_in(tmp_path) == ["x.safetensors"]
 
 
 # --- documentation ---

@@ -55,7 +55,8 @@ def header(path: Path) -> dict:
 def assert_same(source: Path, target: Path, dtype: torch.dtype | None = None) -> None:
     dims, state = open_whisper(source)
     got_dims, got = open_whisper(target)
-    assert got_dims == dims and got.keys() == state.keys()
+    assert got_dims == dims
+    assert got.keys() == state.keys()
     for key, tensor in state.items():
         wanted = tensor.to(dtype or tensor.dtype)
         assert got[key].dtype == wanted.dtype and torch.equal(got[key], wanted), key
@@ -121,7 +122,8 @@ def test_a_file_of_ours_again_and_onto_itself(checkpoint, here):
     before = header(here / "a.safetensors")
     convert("a.safetensors", "a.safetensors", "float16")
     assert_same(checkpoint, here / "a.safetensors")
-    assert header(here / "a.safetensors") == before and os.listdir() == ["a.safetensors"]
+    assert header(here / "a.safetensors") == before
+    assert os.listdir() == ["a.safetensors"]
 
 
 def test_damaged_alignment_heads_in_metadata_are_refused(checkpoint, here):
@@ -143,12 +145,13 @@ def failure(capsys, *args: str, status: int = 1) -> str:
     except SystemExit as exit:
         assert exit.code == status
     output = capsys.readouterr()
-    assert output.out == "" and (status == 2 or output.err.count("\n") == 1)
+    assert output.out == ""
+    assert status == 2 or output.err.count("\n") == 1
     return output.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
-    "args, says",
+    ("args", "says"),
     [
         (("absent.pt", "x.safetensors"), "Model 'absent.pt' not found"),
         (("smal", "x.safetensors"), "did you mean 'small'"),
@@ -163,8 +166,10 @@ def test_refusals_are_one_line_and_leave_nothing(here, capsys, args, says):
     (here / "folder.safetensors").mkdir()
     (here / "text.pt").write_text("nothing")
     line = failure(capsys, *args)
-    assert line.startswith("whisper-at convert: error: ") and says in line
-    assert sorted(os.listdir()) == ["folder.safetensors", "text.pt"] and not os.listdir("folder.safetensors")
+    assert line.startswith("whisper-at convert: error: ")
+    assert says in line
+    assert sorted(os.listdir()) == ["folder.safetensors", "text.pt"]
+    assert not os.listdir("folder.safetensors")
 
 
 @pytest.mark.parametrize("args", [(), ("nano.en",), ("a", "b", "c"), ("nano.en", "x.safetensors", "--dtype", "int8")])
@@ -200,7 +205,8 @@ def test_an_interrupted_write_leaves_the_old_file(checkpoint, here, capsys, monk
 
     monkeypatch.setattr(files, "save_file", full)
     assert "No space left" in failure(capsys, str(checkpoint), "x.safetensors")
-    assert os.listdir() == ["x.safetensors"] and (here / "x.safetensors").read_bytes() == b"old"
+    assert os.listdir() == ["x.safetensors"]
+    assert (here / "x.safetensors").read_bytes() == b"old"
 
 
 # --- beside `whisper-at AUDIO` ---
@@ -249,4 +255,5 @@ def test_help(capsys, monkeypatch):
     for args, says in ((["convert", "--help"], "TARGET.safetensors"), (["--help"], "whisper-at convert")):
         with pytest.raises(SystemExit) as exit:
             cli.main(args)
-        assert exit.value.code == 0 and says in capsys.readouterr().out
+        assert exit.value.code == 0
+        assert says in capsys.readouterr().out

@@ -129,7 +129,7 @@ def folder(model, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("n_mels, n_vocab, text_layers, shard", [(80, 51865, 2, "1GB"), (128, 51866, 1, "1MB")])
+@pytest.mark.parametrize(("n_mels", "n_vocab", "text_layers", "shard"), [(80, 51865, 2, "1GB"), (128, 51866, 1, "1MB")])
 def test_logits_are_those_of_transformers(tmp_path, n_mels, n_vocab, text_layers, shard, dtype):
     transformers = pytest.importorskip("transformers")
     config = transformers.WhisperConfig(
@@ -158,7 +158,8 @@ def test_logits_are_those_of_transformers(tmp_path, n_mels, n_vocab, text_layers
         got = ours(mel, tokens)
     assert wanted.std() > 0.5
     torch.testing.assert_close(got, wanted, atol=1e-4, rtol=0)
-    assert ours.is_multilingual and ours.num_languages == n_vocab - 51766
+    assert ours.is_multilingual
+    assert ours.num_languages == n_vocab - 51766
     assert open_whisper(tmp_path)[1]["encoder.conv1.weight"].dtype == getattr(torch, dtype)
 
 
@@ -182,7 +183,8 @@ def test_the_same_tensors_give_the_same_logits(model, expected, tmp_path, prefix
 def test_distilled_decoders_and_128_mels(tmp_path):
     model = tiny(51866, 128, text_layers=1)
     loaded = load(write(tmp_path / "m", model))
-    assert loaded.dims == model.dims and loaded.dims.n_text_layer < loaded.dims.n_audio_layer
+    assert loaded.dims == model.dims
+    assert loaded.dims.n_text_layer < loaded.dims.n_audio_layer
     assert torch.equal(logits(loaded, 128), logits(model, 128))
 
 
@@ -225,7 +227,7 @@ def test_the_shapes_of_a_whisper(dims):
 # --- vocabularies ---
 
 
-@pytest.mark.parametrize("known, rows", [(51864, 51865), (51865, 51904), (51866, 51968)])
+@pytest.mark.parametrize(("known", "rows"), [(51864, 51865), (51865, 51904), (51866, 51968)])
 def test_a_padded_vocabulary_is_trimmed_aloud(tmp_path, known, rows):
     model = tiny(known)
     tensors = their_tensors(model)
@@ -238,10 +240,11 @@ def test_a_padded_vocabulary_is_trimmed_aloud(tmp_path, known, rows):
     with pytest.warns(UserWarning, match=f"the last {rows - known} of {rows} tokens are empty") as caught:
         loaded = load(tmp_path / "m")
     assert [w.filename for w in caught] == [__file__]
-    assert loaded.dims.n_vocab == known and torch.equal(logits(loaded), logits(model))
+    assert loaded.dims.n_vocab == known
+    assert torch.equal(logits(loaded), logits(model))
 
 
-@pytest.mark.parametrize("rows, says", [(51867, "1 more than large-v3, so tokens were"), (40000, "not Whisper's")])
+@pytest.mark.parametrize(("rows", "says"), [(51867, "1 more than large-v3, so tokens were"), (40000, "not Whisper's")])
 def test_another_vocabulary_is_refused_with_its_reason(model, tmp_path, rows, says):
     tensors = their_tensors(model)
     tensors["model.decoder.embed_tokens.weight"] = torch.randn(rows, 16)
@@ -322,12 +325,13 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("spoil, says", BAD.values(), ids=BAD)
+@pytest.mark.parametrize(("spoil", "says"), BAD.values(), ids=BAD)
 def test_a_bad_folder_is_refused_in_one_line(model, folder, spoil, says):
     spoil(folder, model)
     with pytest.raises(RuntimeError, match=says) as error:
         load(folder)
-    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_adapters_and_single_files_are_told_the_way_out(folder):
@@ -344,7 +348,8 @@ def test_adapters_and_single_files_are_told_the_way_out(folder):
 def test_alignment_heads_of_the_generation_config(model, tmp_path):
     folder = write(tmp_path / "m", model, generation={"alignment_heads": [[0, 3], [1, 0], [1, 2]]})
     heads = load(folder).alignment_heads.to_dense()
-    assert heads.nonzero().tolist() == [[0, 3], [1, 0], [1, 2]] and heads.shape == (TEXT_LAYERS, 4)
+    assert heads.nonzero().tolist() == [[0, 3], [1, 0], [1, 2]]
+    assert heads.shape == (TEXT_LAYERS, 4)
 
 
 @pytest.mark.parametrize(
@@ -354,7 +359,8 @@ def test_alignment_heads_of_the_generation_config(model, tmp_path):
 def test_without_usable_alignment_heads_the_upper_half_is_taken(model, tmp_path, generation):
     """Distilled models come with their teacher's list, whose layers they do not have."""
     heads = load(write(tmp_path / "m", model, generation=generation)).alignment_heads.to_dense()
-    assert torch.equal(heads, model.alignment_heads.to_dense()) and heads.sum() == 4
+    assert torch.equal(heads, model.alignment_heads.to_dense())
+    assert heads.sum() == 4
 
 
 @pytest.mark.parametrize("heads", ["text", [1, 2], [[1]], [[0, -1]], [[0, 0.5]], {"0": 1}])
@@ -372,7 +378,9 @@ def test_official_alignment_heads_as_lists_and_back(tmp_path):
         pairs = list_alignment_heads(dump, dims)
         (tmp_path / "generation_config.json").write_text(json.dumps({"alignment_heads": pairs}))
         again = alignment_heads("own", tmp_path, dims)
-        assert again is not None and list_alignment_heads(again, dims) == pairs and len(pairs) > 4
+        assert again is not None
+        assert list_alignment_heads(again, dims) == pairs
+        assert len(pairs) > 4
     assert list_alignment_heads(whisper._ALIGNMENT_HEADS["turbo"], dims) == [  # as generation_config.json has it
         [2, 4], [2, 11], [3, 3], [3, 6], [3, 11], [3, 14]
     ]  # fmt: skip
@@ -383,7 +391,8 @@ def test_official_alignment_heads_as_lists_and_back(tmp_path):
 
 @pytest.mark.parametrize("name", ["distil-whisper/distil-large-v3", "openai/whisper-tiny.en", "me/x_1"])
 def test_names_of_the_hub(name):
-    assert is_hub_id(name) and cli._model(name) == name
+    assert is_hub_id(name)
+    assert cli._model(name) == name
 
 
 @pytest.mark.parametrize("name", ["a", "a/b/c", "/a/b", "./a", "~/a", "a/b.pt", "a/b.safetensors", "a/", "a b/c"])
@@ -446,12 +455,13 @@ def test_pickles_are_fetched_only_where_there_is_nothing_else(hub):
     assert hub.cached == {"config.json", "pytorch_model.bin"}
 
 
-@pytest.mark.parametrize("files, says", [([], r"did not give it \(404 Client"), (["config.json"], "no weights")])
+@pytest.mark.parametrize(("files", "says"), [([], r"did not give it \(404 Client"), (["config.json"], "no weights")])
 def test_what_the_hub_does_not_have(hub, files, says):
     hub.files = set(files)
     with pytest.raises(RuntimeError, match=says) as error:
         whisper_at.load_model("me/tiny")
-    assert "'me/tiny'" in str(error.value) and "\n" not in str(error.value)
+    assert "'me/tiny'" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_without_huggingface_hub_the_error_says_what_to_do(monkeypatch, folder):
@@ -465,7 +475,9 @@ def test_without_huggingface_hub_the_error_says_what_to_do(monkeypatch, folder):
 def test_a_relative_folder_is_no_id(hub, folder, monkeypatch):
     monkeypatch.chdir(folder.parents[1])
     name = f"{folder.parent.name}/{folder.name}"
-    assert is_hub_id(name) and find_whisper(name) == Path(name) and hub.asked == []
+    assert is_hub_id(name)
+    assert find_whisper(name) == Path(name)
+    assert hub.asked == []
 
 
 def test_the_real_cache_of_the_hub(model, expected, tmp_path):
@@ -571,14 +583,17 @@ def test_a_model_takes_the_head_of_its_teacher_by_itself(model, folder, tmp_path
     root = {"download_root": str(tmp_path / "root")}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert load(folder, **root).head is None and not asked  # nothing is here to compare with
+        assert load(folder, **root).head is None
+        assert not asked
         state = model.state_dict()
         other = state | {"encoder.conv1.bias": state["encoder.conv1.bias"] + 1}
         for official, weights in (("small.en", other), (name, state)):
             torch.save({"dims": vars(model.dims), "model_state_dict": weights}, tmp_path / "root" / f"{official}.pt")
         found = load(folder, **root)
-        assert found.head is not None and set(asked) == {name}
-        assert load(folder, at_low_compute=True, **root).head is not None and set(asked) == {name, "small_low"}
+        assert found.head is not None
+        assert set(asked) == {name}
+        assert load(folder, at_low_compute=True, **root).head is not None
+        assert set(asked) == {name, "small_low"}
 
     wavfile.write(tmp_path / "one.wav", 16000, noise(1))
     arguments = [str(tmp_path / "one.wav"), "--model", str(folder), "--at_time_res", "2", "--fp16", "False"]
@@ -586,7 +601,8 @@ def test_a_model_takes_the_head_of_its_teacher_by_itself(model, folder, tmp_path
     assert cli.main([*arguments, "--model_dir", str(tmp_path / "root")]) == 0
     assert (tmp_path / "out" / "one.json").is_file()
     assert cli.main([*arguments, "--model_dir", str(tmp_path), "--output_dir", str(tmp_path / "none")]) == 1
-    assert "no head is published for" in capsys.readouterr().err and not (tmp_path / "none" / "one.json").exists()
+    assert "no head is published for" in capsys.readouterr().err
+    assert not (tmp_path / "none" / "one.json").exists()
     own = make_head("tl_tr_1_8", n_layer=3, rep_dim=16, label_dim=2)
     about = Classes(("hiss", "hum")).metadata() | {"mode": "tl_tr_1_8"}
     save_safetensors(own.state_dict(), tmp_path / "own.safetensors", about)

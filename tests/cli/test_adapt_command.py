@@ -123,14 +123,18 @@ def test_files_and_changes(tmp_path):
 def test_p4_p12_values_have_types():
     """P4, P12: flags of the reference were text, so ``False`` was true and a number never equalled a count."""
     config = read_config(None, ["pad=false", "few_shot=8", "seeds=[10]", "few_shot_first=true"])
-    assert config.pad is False and config.few_shot == 8 and config.seeds == (10,) and config.few_shot_first is True
+    assert config.pad is False
+    assert config.few_shot == 8
+    assert config.seeds == (10,)
+    assert config.few_shot_first is True
 
 
 def test_count_needs_no_weights(capsys):
     args = ["count", "--config", str(RECIPES / "petl_ast" / "lora.toml"), "--set", "classes=31", "--set", "frames=400"]
     assert adapt.main(args) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["trainable"] == 467_743 and found["patch"] == 12 * 4 * 768 * 12
+    assert found["trainable"] == 467_743
+    assert found["patch"] == 12 * 4 * 768 * 12
     with pytest.raises(ValueError, match="how many classes"):
         adapt.main(args[:3])
 
@@ -172,7 +176,8 @@ def test_fit_evaluate_and_predict(settings, sounds, tmp_path, capsys):
     out = Path(settings["out"])
     with open(out / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["seed"] for row in rows] == ["0", "1"] and rows[0]["patch"] == str(4 * 2 * 4 * 128)
+    assert [row["seed"] for row in rows] == ["0", "1"]
+    assert rows[0]["patch"] == str(4 * 2 * 4 * 128)
     assert json.loads((out / "summary.json").read_text())["accuracy"] == {"mean": 1.0, "std": 0.0}
     assert (out / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
@@ -184,10 +189,12 @@ def test_fit_evaluate_and_predict(settings, sounds, tmp_path, capsys):
     file = str(sounds / "test" / "low" / "0.wav")
     assert adapt.main(["predict", "--model", model, file]) == 0
     header, line = capsys.readouterr().out.splitlines()
-    assert header == "file,label,probability" and line.startswith(f"{file},low,")
+    assert header == "file,label,probability"
+    assert line.startswith(f"{file},low,")
     assert adapt.main(["predict", "--all", "--model", model, file]) == 0
     header, line = capsys.readouterr().out.splitlines()
-    assert header == "file,high,low" and sum(map(float, line.split(",")[1:])) == pytest.approx(1, abs=1e-3)
+    assert header == "file,high,low"
+    assert sum(map(float, line.split(",")[1:])) == pytest.approx(1, abs=1e-3)
 
 
 def test_what_is_finished_is_not_done_again(settings, monkeypatch):
@@ -224,9 +231,11 @@ def test_what_identifies_a_run(settings, sounds):
 
 
 def test_names_of_folders():
-    assert folder_name("without 03 08") == "without-03-08" and folder_name("a" * 80) == "a" * 80
+    assert folder_name("without 03 08") == "without-03-08"
+    assert folder_name("a" * 80) == "a" * 80
     long = [folder_name("without " + " ".join(f"speaker{i}" for i in range(n))) for n in (20, 21)]
-    assert long[0] != long[1] and all(len(name) == 89 and name.startswith("without-speaker0-") for name in long)
+    assert long[0] != long[1]
+    assert all(len(name) == 89 and name.startswith("without-speaker0-") for name in long)
 
 
 def test_several_labels_are_decided_by_the_whole_data(settings, tmp_path, sounds, capsys):
@@ -255,7 +264,8 @@ def test_random_weights_are_the_same_again(settings, sounds, capsys):
         assert adapt.main(["predict", "--model", str(model), "--device", "cpu", file]) == 0
     first = capsys.readouterr().out
     args = ["predict", "--model", str(model), "--backbone", "random:whisper-nano", "--device", "cpu", file]
-    assert adapt.main(args) == 0 and capsys.readouterr().out == first
+    assert adapt.main(args) == 0
+    assert capsys.readouterr().out == first
     with pytest.raises(ValueError, match="does not fit random:whisper-tiny"):
         adapt.main([*args[:4], "random:whisper-tiny", *args[5:]])
 
@@ -362,7 +372,9 @@ def test_an_infinite_d_prime_leaves_json_that_everybody_reads(tmp_path):
     write_json(tmp_path / "result.json", {"seed": 0, **scores, "settings": {"lr": 1.0}})
     assert json.loads((tmp_path / "result.json").read_text(), parse_constant=strange)["d_prime"] is None
     row, settings = read_result(tmp_path)
-    assert row.keys() == {"seed", "AUC", "d_prime"} and math.isnan(row["d_prime"]) and settings == {"lr": 1.0}
+    assert row.keys() == {"seed", "AUC", "d_prime"}
+    assert math.isnan(row["d_prime"])
+    assert settings == {"lr": 1.0}
     write_json(tmp_path / "summary.json", summary([row, row]))
     found = json.loads((tmp_path / "summary.json").read_text(), parse_constant=strange)
     assert found == {"AUC": {"mean": 1.0, "std": 0.0}, "d_prime": {"mean": None, "std": None}}

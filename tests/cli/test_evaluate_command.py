@@ -61,13 +61,15 @@ def test_every_clip_is_scored_three_ways(sounds, head_file, checkpoint, tmp_path
     arguments = [str(path), "--data", str(sounds), "--model", str(checkpoint), "-o", str(tmp_path), "--workers", "0"]
     assert main([*arguments, "--quiet"]) == 0
     shown = capsys.readouterr().out
-    assert "10 s alone: clips 5" in shown and "30 s windows: clips 5" in shown
+    assert "10 s alone: clips 5" in shown
+    assert "30 s windows: clips 5" in shown
     found = scores_in(tmp_path)
-    assert set(found) == {"10 s alone", "30 s windows", "one behind the other"} and all(
-        len(rows) == 5 for rows in found.values()
-    )
+    assert set(found) == {"10 s alone", "30 s windows", "one behind the other"}
+    assert all(len(rows) == 5 for rows in found.values())
     text = (tmp_path / "report.md").read_text("utf-8")
-    assert "## 10 s alone" in text and "## 30 s windows" in text and "the likeliest class" in text
+    assert "## 10 s alone" in text
+    assert "## 30 s windows" in text
+    assert "the likeliest class" in text
 
     model = load_model(str(checkpoint), "cpu", head=None).eval()
     clip = next(sounds.rglob("5-*.wav"))  # 12 s: cut under one protocol, whole under the other
@@ -87,7 +89,7 @@ def test_every_clip_is_scored_three_ways(sounds, head_file, checkpoint, tmp_path
         alone = head(torch.stack(layers, 1))[0]
     clips = in_random_order(read_folders(sounds).clips)
     audio, steps = join([load_audio(clips[i].path) for i in np.random.default_rng(0).permutation(5)])
-    place = [i for i, j in enumerate(np.random.default_rng(0).permutation(5)) if clips[j].path == clip][0]
+    place = next(i for i, j in enumerate(np.random.default_rng(0).permutation(5)) if clips[j].path == clip)
     mel = log_mel_spectrogram(audio)
     with torch.no_grad():
         windows = [Window(seek) for seek in range(0, mel.shape[1], 3000)]
@@ -109,7 +111,8 @@ def test_a_clip_that_cannot_be_read_is_named_and_not_replaced(sounds, head_file,
     arguments = [str(head_file[0]), "--data", str(table), "--model", str(checkpoint), "-o", str(tmp_path / "out")]
     arguments += ["--protocol", "10", "--workers", "0", "--quiet"]
     assert main(arguments) == 1
-    assert "lost.wav" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "lost.wav" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
     assert main([*arguments, "--skip-bad", "--features", str(tmp_path / "kept")]) == 0
     assert len(scores_in(tmp_path / "out")["10 s alone"]) == 3
     assert (tmp_path / "kept" / "protocol-10" / "features.json").is_file()
@@ -133,7 +136,8 @@ def test_clips_that_were_trained_on_are_told_of(sounds, head_file, checkpoint, t
     arguments = [str(tmp_path / "own.safetensors"), "--data", f"{sounds}/", "--model", str(checkpoint), "--quiet"]
     assert main([*arguments, "--protocol", "10", "-o", str(tmp_path / "out"), "--workers", "0"]) == 0
     told = f"trained on data of the same name ({sounds.name}): if they are the same, the figures say how well"
-    assert told in capsys.readouterr().out and told in (tmp_path / "out" / "report.md").read_text("utf-8")
+    assert told in capsys.readouterr().out
+    assert told in (tmp_path / "out" / "report.md").read_text("utf-8")
 
 
 def test_only_clips_that_were_not_kept_apart_are_told_of():
@@ -141,8 +145,11 @@ def test_only_clips_that_were_not_kept_apart_are_told_of():
         facts = {"data": "esc50.csv", "clips": {"train": 8, "valid": 2, "test": test}}
         return learned_note({"training": json.dumps(facts)}, data, what) is not None
 
-    assert told("all clips") and told("split train") and told("fold 5", test=0)
-    assert not any(map(told, ("fold 5", "split test", "split valid"))) and not told("all clips", "eval.csv")
+    assert told("all clips")
+    assert told("split train")
+    assert told("fold 5", test=0)
+    assert not any(map(told, ("fold 5", "split test", "split valid")))
+    assert not told("all clips", "eval.csv")
     for metadata in ({}, {"training": "damaged"}, {"training": '{"data": "esc50.csv"}'}):
         assert learned_note(metadata, "esc50.csv", "all clips") is None
 
@@ -150,7 +157,8 @@ def test_only_clips_that_were_not_kept_apart_are_told_of():
 def test_no_example_scores_all_that_an_example_of_training_learns():
     learned = re.findall(r"--data (\S+)", train.EXAMPLES)
     lines = [line for line in EXAMPLES.splitlines() if any(f"--data {data} " in line for data in learned)]
-    assert learned and all("--test_fold" in line for line in lines)
+    assert learned
+    assert all("--test_fold" in line for line in lines)
 
 
 def test_labels_are_the_heads_classes_in_its_order():
@@ -167,7 +175,8 @@ def test_labels_are_the_heads_classes_in_its_order():
 
 def test_audiosets_classes_go_by_name_or_mid():
     audioset = classes_of({}, 527)
-    assert audioset.names[74] == "Dog" and audioset.kind == "multi_label"
+    assert audioset.names[74] == "Dog"
+    assert audioset.kind == "multi_label"
     data = Dataset((Clip("a.wav", ("dog", "/m/09x0r")),), ("dog", "/m/09x0r"))
     assert np.flatnonzero(targets_for(data, audioset)[0]).tolist() == [0, 74]
     with pytest.raises(ValueError, match="'clock_tick', which the head does not know"):
@@ -175,13 +184,15 @@ def test_audiosets_classes_go_by_name_or_mid():
     with pytest.raises(ValueError, match="3 outputs have no names"):
         classes_of({}, 3)
     calibrated = classes_of({"classes": "audioset-527", "temperature": "2.5"}, 527)
-    assert calibrated.temperature == 2.5 and calibrated.names == audioset.names
+    assert calibrated.temperature == 2.5
+    assert calibrated.names == audioset.names
 
 
 def test_which_clips_are_scored():
     clips = tuple(Clip(f"{i}.wav", ("hum",), split, fold=str(i)) for i, split in enumerate(["train", "valid", "test"]))
     data = Dataset(clips, ("hum",))
-    assert chosen_clips(data)[0].clips == clips[2:] and chosen_clips(data)[1] == "split test"
+    assert chosen_clips(data)[0].clips == clips[2:]
+    assert chosen_clips(data)[1] == "split test"
     assert chosen_clips(data, split="train")[0].clips == clips[:1]
     assert chosen_clips(data, test_fold="1")[0].clips == clips[1:2]
     assert chosen_clips(data.take([0, 1]))[1] == "all clips"

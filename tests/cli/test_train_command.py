@@ -70,14 +70,18 @@ def test_a_folder_becomes_one_file_that_tags(command, checkpoint, sounds, tmp_pa
     tensors, metadata = open_head(tmp_path / "my.safetensors")
     _, state = open_whisper(checkpoint)
     assert json.loads(metadata["classes"]) == list(CLASSES)
-    assert metadata["kind"] == "single_label" and metadata["mode"] == "tl_tr_1_8"
+    assert metadata["kind"] == "single_label"
+    assert metadata["mode"] == "tl_tr_1_8"
     assert (metadata["n_layer"], metadata["width"]) == ("2", "64")
     assert metadata["encoder_sha256"] == encoder_sha256(state)
     assert json.loads(metadata["steps"]) == [3]
-    assert 0.01 <= float(metadata["temperature"]) <= 100 and len(json.loads(metadata["thresholds"])) == 3
+    assert 0.01 <= float(metadata["temperature"]) <= 100
+    assert len(json.loads(metadata["thresholds"])) == 3
     facts = json.loads(metadata["training"])
-    assert facts["clips"] == {"train": 18, "valid": 6, "test": 0} and facts["settings"]["epochs"] == 3
-    assert 1 <= facts["epoch"] <= 3 and 0 <= facts["held_out"]["accuracy"] <= 1
+    assert facts["clips"] == {"train": 18, "valid": 6, "test": 0}
+    assert facts["settings"]["epochs"] == 3
+    assert 1 <= facts["epoch"] <= 3
+    assert 0 <= facts["held_out"]["accuracy"] <= 1
 
     model = whisper_at.load_model(str(checkpoint), device="cpu", head=str(tmp_path / "my.safetensors"))
     head = model.attached["my"]
@@ -86,7 +90,8 @@ def test_a_folder_becomes_one_file_that_tags(command, checkpoint, sounds, tmp_pa
     clips = read_folders(sounds).clips
     with torch.no_grad():
         logits = head(features.batch(features.find(clips[:2]), 3))
-    assert logits.shape == (2, 3) and logits.isfinite().all()
+    assert logits.shape == (2, 3)
+    assert logits.isfinite().all()
 
 
 def test_what_is_told_and_kept(command, tmp_path, capsys):
@@ -96,7 +101,8 @@ def test_what_is_told_and_kept(command, tmp_path, capsys):
     with open(run / "history.csv") as file:
         rows = list(csv.DictReader(file))
     lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-    assert [row["epoch"] for row in rows] == ["1", "2", "3"] and len(lines) == 3
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert len(lines) == 3
     assert not (run / "state.pt").exists()
     first = open_head(tmp_path / "my.safetensors")
     assert command() == 0  # a new run, not the end of the old one
@@ -112,7 +118,8 @@ def test_figures_of_each_class_are_printed(sounds, checkpoint, features, tmp_pat
     assert "18 clips to train on, 6 held out" in printed
     table = [line.split() for line in printed.splitlines() if line.split()[:1] in [[name] for name in CLASSES]]
     assert [row[:3] for row in table] == [[name, "6", "2"] for name in CLASSES]
-    assert "temperature" in printed and f"--head {out}" in printed
+    assert "temperature" in printed
+    assert f"--head {out}" in printed
 
 
 @contextmanager
@@ -188,9 +195,11 @@ def test_the_same_command_finds_the_same_again(command, sounds, tmp_path, capsys
     own = ["--features", str(tmp_path / "f"), "--skip-bad", "--set", "epochs=1"]
     assert command(*own, data=copy) == 0
     first, told = open_head(tmp_path / "my.safetensors"), capsys.readouterr().err
-    assert "both sides of a split" in told and "held together" in told
+    assert "both sides of a split" in told
+    assert "held together" in told
     assert command(*own, data=copy) == 0
-    assert capsys.readouterr().err == told and same(open_head(tmp_path / "my.safetensors"), first)
+    assert capsys.readouterr().err == told
+    assert same(open_head(tmp_path / "my.safetensors"), first)
     assert command(*own[:2], data=copy) == 1  # without --skip-bad
 
 
@@ -210,7 +219,8 @@ def test_several_labels_a_clip_and_a_table_with_splits(command, sounds, tmp_path
     assert command(*options, data=tmp_path / "table.csv") == 0
     _, metadata = open_head(tmp_path / "my.safetensors")
     facts = json.loads(metadata["training"])
-    assert metadata["kind"] == "multi_label" and facts["clips"] == {"train": 12, "valid": 6, "test": 6}
+    assert metadata["kind"] == "multi_label"
+    assert facts["clips"] == {"train": 12, "valid": 6, "test": 6}
     assert len(json.loads(metadata["thresholds"])) == 4
     assert facts["test"].keys() >= {"mAP", "AUC", "d_prime"}
 
@@ -227,8 +237,10 @@ def test_labels_of_audioset(command, sounds, tmp_path):
     assert command(*options, data=tmp_path / "train.json") == 0
     _, metadata = open_head(tmp_path / "my.safetensors")
     facts = json.loads(metadata["training"])
-    assert metadata["classes"] == "audioset-527" and facts["epoch"] == 0
-    assert facts["clips"]["test"] == 12 and facts["settings"]["average"] == [2, 3]
+    assert metadata["classes"] == "audioset-527"
+    assert facts["epoch"] == 0
+    assert facts["clips"]["test"] == 12
+    assert facts["settings"]["average"] == [2, 3]
 
 
 def test_bad_clips_stop_it_or_are_left_out(command, sounds, tmp_path, capsys):
@@ -239,19 +251,23 @@ def test_bad_clips_stop_it_or_are_left_out(command, sounds, tmp_path, capsys):
     own = ["--features", str(tmp_path / "f")]
     assert command(*own, data=copy) == 1
     told = capsys.readouterr().err
-    assert "broken.wav: cannot be read" in told and "empty.wav: is empty" in told and "nothing was trained" in told
-    assert not (tmp_path / "my.safetensors").exists() and not (tmp_path / "f").exists()
+    assert "broken.wav: cannot be read" in told
+    assert "empty.wav: is empty" in told
+    assert "nothing was trained" in told
+    assert not (tmp_path / "my.safetensors").exists()
+    assert not (tmp_path / "f").exists()
     (copy / "low" / "empty.wav").unlink()
     assert command(*own, "--check", "quick", data=copy) == 1
     told = capsys.readouterr().err
-    assert "1 clips could not be used" in told and "broken.wav" in told
+    assert "1 clips could not be used" in told
+    assert "broken.wav" in told
     assert command(*own, "--skip-bad", data=copy) == 0
     _, metadata = open_head(tmp_path / "my.safetensors")
     assert sum(json.loads(metadata["training"])["clips"].values()) == 24
 
 
 @pytest.mark.parametrize(
-    "extra, told",
+    ("extra", "told"),
     [
         (["--set", "epoch=3"], "did you mean epochs"),
         (["--set", "mode=tl_tr_1_7"], "divi"),
@@ -277,7 +293,8 @@ def test_bad_clips_stop_it_or_are_left_out(command, sounds, tmp_path, capsys):
 def test_wrong_arguments_are_told_before_any_work(command, capsys, extra, told):
     with pytest.raises(SystemExit) as caught:
         command(*extra)
-    assert caught.value.code == 2 and told in capsys.readouterr().err
+    assert caught.value.code == 2
+    assert told in capsys.readouterr().err
 
 
 def test_labels_may_be_for_one_part_alone(sounds):
@@ -296,7 +313,9 @@ def test_states_of_float32_are_added_to(command, sounds, checkpoint, tmp_path):
     assert features_command.main([str(tmp_path / "some.txt"), *options, "-o", str(tmp_path / "f")]) == 0
     assert command("--features", str(tmp_path / "f")) == 0
     found = Features.open(tmp_path / "f")
-    assert len(found) == 24 and found.about.dtype == "float32" and found.states(23).dtype == np.float32
+    assert len(found) == 24
+    assert found.about.dtype == "float32"
+    assert found.states(23).dtype == np.float32
 
 
 def test_states_of_another_encoder_are_refused(command, tmp_path):
@@ -356,7 +375,8 @@ def commands() -> list[tuple[str, list[str]]]:
 def test_the_commands_that_are_shown_are_those_there_are_T5():
     """T5: the reference's README and its shell script called different programs."""
     parsers = {"train": train, "features": features_command, "evaluate": evaluate}
-    assert {name for name, _ in commands()} == set(parsers) and len(commands()) > 12
+    assert {name for name, _ in commands()} == set(parsers)
+    assert len(commands()) > 12
     for name, arguments in commands():
         args = parsers[name].build_parser().parse_args(arguments)
         if getattr(args, "config", None) is not None:
@@ -377,7 +397,9 @@ def test_a_config_names_its_preset(command, tmp_path):
     (tmp_path / "a.toml").write_text('preset = "audioset"\nprotocol = "30+"\nseconds = 0\naverage = []\nloss = "ce"\n')
     assert command("--config", str(tmp_path / "a.toml")) == 0
     settings = json.loads(open_head(tmp_path / "my.safetensors")[1]["training"])["settings"]
-    assert settings["optimizer"] == "adam" and settings["batch"] == 48 and settings["epochs"] == 3
+    assert settings["optimizer"] == "adam"
+    assert settings["batch"] == 48
+    assert settings["epochs"] == 3
 
 
 def test_torchrun_trains_as_one_process_does(command, sounds, checkpoint, features, tmp_path):
@@ -404,7 +426,9 @@ def test_epochs_are_never_chosen_on_test_clips_T2():
     """T2: the reference had no held-out split; epochs and averaging were chosen on the evaluation set."""
     clips = [Clip(Path(f"{i}.wav"), ("ab"[i % 2],), "test" if i < 10 else "", fold=str(i % 5)) for i in range(60)]
     division = divide(dataset_of(*clips), Settings(valid_share=0.2))
-    assert division.test.tolist() == list(range(10)) and len(division.valid) == 10 and len(division.train) == 40
+    assert division.test.tolist() == list(range(10))
+    assert len(division.valid) == 10
+    assert len(division.train) == 40
     assert sorted([*division.train, *division.valid, *division.test]) == list(range(60))
     division = divide(dataset_of(*(replace(clip, split="") for clip in clips)), Settings(), test_fold="3")
     assert {clips[i].fold for i in division.test} == {"3"}
@@ -416,7 +440,8 @@ def test_epochs_are_never_chosen_on_test_clips_T2():
 
 def test_the_loss_suits_the_data():
     one, several = dataset_of(Clip(Path("a"), ("x",)), Clip(Path("b"), ("y",))), dataset_of(Clip(Path("a"), ("x", "y")))
-    assert resolve_loss(one, Settings()).loss == "ce" and resolve_loss(several, Settings()).loss == "bce"
+    assert resolve_loss(one, Settings()).loss == "ce"
+    assert resolve_loss(several, Settings()).loss == "bce"
     assert resolve_loss(one, Settings(loss="bce")).loss == "bce"
     with pytest.raises(ValueError, match="2; use bce|2 labels|has 2"):
         resolve_loss(several, Settings(loss="ce"))

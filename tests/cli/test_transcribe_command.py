@@ -91,7 +91,9 @@ def refused(capsys, *args: str) -> str:
         cli.main(list(args))
     assert caught.value.code == 2
     output = capsys.readouterr()
-    assert output.out == "" and output.err.count("\n") == 1 and output.err.startswith("whisper-at: error: ")
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    assert output.err.startswith("whisper-at: error: ")
     return output.err
 
 
@@ -182,7 +184,8 @@ def test_what_is_printed_is_upstreams(run, upstream_run, capsys):
     upstream_run("short.flac", "-f", "txt", model="tiny-random")
     expected = capsys.readouterr().out
     assert run("short.flac", "-f", "txt", model="tiny-random") == 0
-    assert capsys.readouterr().out == expected and "-->" in expected
+    assert capsys.readouterr().out == expected
+    assert "-->" in expected
 
 
 def transcribe_options(monkeypatch, *args: str) -> dict:
@@ -242,7 +245,8 @@ def test_options_reach_transcribe_as_upstreams_do(tmp_path, monkeypatch, line):
     expected = upstream_options(monkeypatch, *line.split())
     actual = transcribe_options(monkeypatch, *line.split())
     load = actual.pop("load")
-    assert actual.pop("at_time_res") is None and actual.pop("batch_size") is None
+    assert actual.pop("at_time_res") is None
+    assert actual.pop("batch_size") is None
     assert actual == expected
     assert load["head"] is None  # no tags asked for: no head is fetched
 
@@ -302,7 +306,8 @@ def test_tags_on_screen_and_in_json(run, capsys, tmp_path):
     assert [len(row["tags"]) for row in rows] == [2, 0, 2]
     first = ", ".join(f"{tag['name']} ({tag['logit']:.2f})" for tag in rows[0]["tags"])
     assert lines[0] == f"[00:00.000 --> 00:10.000] {first}"
-    assert len(lines) == 2 and lines[1].startswith("[00:20.000 --> 00:25.000] ")
+    assert len(lines) == 2
+    assert lines[1].startswith("[00:20.000 --> 00:25.000] ")
     for extension in FORMATS[:4]:
         assert (tmp_path / "out" / f"noise.{extension}").read_bytes() == without[extension]
     before = json.loads(without_noise(without["json"].decode()))
@@ -336,7 +341,8 @@ def test_sounds_in_captions(run, tmp_path):
     assert {event["name"] for event in content["events"]} == {"Dog", "Music"}
     for extension in ("srt", "vtt"):
         text = (tmp_path / "out" / f"noise.{extension}").read_text()
-        assert text.count("dog") == text.count("music") == 1 and "[" in text
+        assert text.count("dog") == text.count("music") == 1
+        assert "[" in text
     assert "[" not in (tmp_path / "out" / "noise.txt").read_text() + (tmp_path / "out" / "noise.tsv").read_text()
 
 
@@ -347,7 +353,7 @@ def test_quiet_is_quiet(run, capsys, verbose):
 
 
 @pytest.mark.parametrize(
-    "line, at_time_res, load",
+    ("line", "at_time_res", "load"),
     [
         ("--at_time_res 10", 10.0, {"head": "auto", "at_low_compute": False}),
         ("--at_time_res 1.2000000000000002", 1.2, {}),
@@ -373,7 +379,7 @@ def test_what_tag_flags_mean(tmp_path, monkeypatch, line, at_time_res, load):
 
 
 @pytest.mark.parametrize(
-    "line, message",
+    ("line", "message"),
     [
         ("--at_time_res 0.5", "multiple of 0.4 s"),
         ("--at_time_res 0", "positive number"),
@@ -458,7 +464,9 @@ def test_a_model_that_does_not_load_is_one_line(folder, tmp_path, capsys, monkey
     arguments = ["a.wav", "--model", str(tmp_path / "broken.pt"), "-o", str(tmp_path / "out")]
     assert cli.main(arguments) == 1
     error = capsys.readouterr().err
-    assert error.startswith("whisper-at: error: ") and error.count("\n") == 1 and "broken.pt" in error
+    assert error.startswith("whisper-at: error: ")
+    assert error.count("\n") == 1
+    assert "broken.pt" in error
 
 
 def test_an_output_folder_that_cannot_be_is_one_line(tmp_path, capsys):
@@ -481,12 +489,14 @@ def test_the_module_runs(tmp_path):
         )
 
     shown = call("--help")
-    assert shown.returncode == 0 and shown.stderr == ""
+    assert shown.returncode == 0
+    assert shown.stderr == ""
     assert shown.stdout.startswith("usage: whisper-at AUDIO")
     for heading in ("sound tags:", "decoding:", "words and captions:", "examples:"):
         assert heading in shown.stdout
     wrong = call("a.wav", "--model", "tny")
-    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
+    assert wrong.returncode == 2
+    assert wrong.stderr.count("\n") == 1
 
 
 def test_help_fits_and_names_every_flag(monkeypatch):
@@ -494,7 +504,8 @@ def test_help_fits_and_names_every_flag(monkeypatch):
     text = cli.build_parser().format_help()
     for action in cli.build_parser()._actions:
         assert not action.option_strings or action.option_strings[0] in text
-    assert max(map(len, text.splitlines())) <= 110 and len(text.splitlines()) < 140
+    assert max(map(len, text.splitlines())) <= 110
+    assert len(text.splitlines()) < 140
 
 
 def test_the_examples_in_the_help_parse():
@@ -519,11 +530,13 @@ SAMPLE = Path(__file__).parents[2] / "sample"
 
 def test_the_notebook_is_clean_and_compiles():
     notebook = json.loads((SAMPLE / "whisper_at_demo.ipynb").read_text(encoding="utf-8"))
-    assert notebook["nbformat"] == 4 and notebook["nbformat_minor"] >= 5
+    assert notebook["nbformat"] == 4
+    assert notebook["nbformat_minor"] >= 5
     assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
-            assert cell["outputs"] == [] and cell["execution_count"] is None
+            assert cell["outputs"] == []
+            assert cell["execution_count"] is None
             compile("".join(cell["source"]), cell["id"], "exec")
 
 
@@ -538,9 +551,11 @@ def test_a_sample_from_end_to_end(tmp_path, capsys):
     street = str(SAMPLE / "street.ogg")
     assert cli.main([street, "--model", "nano.en", "--at_time_res", "10,2", "-o", str(tmp_path), *QUICK]) == 0
     content = json.loads((tmp_path / "street.json").read_text())
-    assert len(content["audio_tag"]["10.0"]) == 6 and len(content["audio_tag"]["2.0"]) == 28
+    assert len(content["audio_tag"]["10.0"]) == 6
+    assert len(content["audio_tag"]["2.0"]) == 28
     assert content["duration"] == pytest.approx(56.0)
-    assert content["text"].strip() and content["segments"]
+    assert content["text"].strip()
+    assert content["segments"]
     assert "Sounds every 10 s:" in capsys.readouterr().out
 
 

@@ -56,7 +56,8 @@ def test_folders_of_splits_and_classes_that_are_numbers(tmp_path):
 def test_folders_beside_those_of_splits(tmp_path):
     files(tmp_path, "train/dog/a.wav", "train/cat/a.wav", "test/dog/a.wav", "meta/list.csv", "valid/notes.txt")
     found = read_dataset(tmp_path)
-    assert found.classes == ("cat", "dog") and [clip.split for clip in found.clips] == ["test", "train", "train"]
+    assert found.classes == ("cat", "dog")
+    assert [clip.split for clip in found.clips] == ["test", "train", "train"]
     files(tmp_path, "extra/b.wav")
     with pytest.raises(ValueError, match=r"holds splits \(test, train\) and also extra; move it away"):
         read_dataset(tmp_path)
@@ -99,14 +100,15 @@ def test_tables(tmp_path):
     assert (first.key, second.key) == (str(first.path), f"{second.path}#0.5-2.0")
     ordered = read_dataset(table, root="/elsewhere", classes=["dog", "bird", "cat"])
     assert ordered.clips[0].path == Path("/elsewhere/a.wav")
-    assert ordered.targets().tolist() == [[1, 0, 1], [0, 0, 0]] and ordered.multi_label
+    assert ordered.targets().tolist() == [[1, 0, 1], [0, 0, 0]]
+    assert ordered.multi_label
     tabs = tmp_path / "table.tsv"
     tabs.write_text("path\tlabel\na,b.wav\tdog\n")
     assert read_dataset(tabs).clips == (Clip(tmp_path / "a,b.wav", ("dog",)),)
 
 
 @pytest.mark.parametrize(
-    "text, told",
+    ("text", "told"),
     [
         ("path,name\na.wav,x\n", "no column labels or label or .*; it has path, name"),
         ("label\ndog\n", "no column path"),
@@ -180,7 +182,8 @@ def test_folds_keep_groups_together_and_classes_even():
         for train, test in found:
             assert not {dataset.clips[i].group for i in train} & {dataset.clips[i].group for i in test}
             shares = dataset.take(test).targets().mean(0)
-            assert np.abs(shares - 0.5).max() < 0.05 and 24 <= len(test) <= 36
+            assert np.abs(shares - 0.5).max() < 0.05
+            assert 24 <= len(test) <= 36
     assert [t.tolist() for _, t in folds(dataset, 4, 0)] == [t.tolist() for _, t in folds(dataset, 4, 0)]
     with pytest.raises(ValueError, match="3 clips or groups cannot be cut into 5 folds"):
         folds(data(("a", "x"), ("b", "x"), ("c", "y")))
@@ -203,7 +206,8 @@ def test_every_class_stays_in_training(seed):
     rows = [("a", "x"), ("b", "y"), ("c", "y"), ("d", "z"), ("e", "z;rare"), ("f", "z"), ("g", "z;w"), ("h", "z;w")]
     dataset = data(*rows, group=["1", "2", "2", "3", "4", "2", "5", "6"])
     kept, held = hold_out(dataset, 0.5, seed)
-    assert len(held) and set(dataset.classes) == {label for i in kept for label in dataset.clips[i].labels}
+    assert len(held)
+    assert set(dataset.classes) == {label for i in kept for label in dataset.clips[i].labels}
 
 
 def test_few_shot_takes_as_many_of_each():

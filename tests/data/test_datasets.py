@@ -117,10 +117,12 @@ def test_birdclef(tmp_path):
         "brant,[],['song'],brant/XC2.ogg",
     )
     dataset = read("BirdCLEF 2022", tmp_path)
-    assert [clip.labels for clip in dataset.clips] == [("afrsil1",), ("brant",)] and not dataset.multi_label
+    assert [clip.labels for clip in dataset.clips] == [("afrsil1",), ("brant",)]
+    assert not dataset.multi_label
     assert_decodes(dataset)
     both = read("birdclef2022", tmp_path, secondary=True)
-    assert both.clips[0].labels == ("afrsil1", "brant") and both.multi_label
+    assert both.clips[0].labels == ("afrsil1", "brant")
+    assert both.multi_label
 
 
 # --- emotion ------------------------------------------------------------------------------------------------------
@@ -262,18 +264,23 @@ def test_real_emodb(data):
 
 def test_real_esc10(data):
     dataset = read("ESC-10", data / "esc10")
-    assert len(dataset) == 320 and len(dataset.classes) == 10
+    assert len(dataset) == 320
+    assert len(dataset.classes) == 10
     for _, train, valid, test in divide(dataset, "folds"):
         assert (len(train), len(valid), len(test)) == (160, 80, 80)
         sources = [{dataset.clips[i].group for i in part} for part in (train, valid, test)]
-        assert not (sources[0] & sources[1] or sources[0] & sources[2] or sources[1] & sources[2])
+        assert not (sources[0] & sources[1])
+        assert not (sources[0] & sources[2])
+        assert not (sources[1] & sources[2])
 
 
 def test_real_fsdd(data):
     digits, speakers = read("fsdd", data / "fsdd"), read("fsdd", data / "fsdd", task="speaker")
-    assert digits.classes == tuple("0123456789") and len(digits) == 2700
+    assert digits.classes == tuple("0123456789")
+    assert len(digits) == 2700
     assert speakers.classes == ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
-    assert len(divide(digits, "leave_group_out")) == 6 and len(divide(speakers, "folds")) == 5
+    assert len(divide(digits, "leave_group_out")) == 6
+    assert len(divide(speakers, "folds")) == 5
 
 
 # --- wrong data -----------------------------------------------------------------------------------------------------
@@ -348,7 +355,8 @@ def test_iemocap_divisions_of_both_papers(tmp_path):
     ]
     ten = divide(dataset, "session_speakers")
     held = [(folds_of(dataset, d.valid, "group"), folds_of(dataset, d.test, "group")) for d in ten]
-    assert held[:3] == [("Ses05F", "Ses05M"), ("Ses05M", "Ses05F"), ("Ses01F", "Ses01M")] and len(held) == 10
+    assert held[:3] == [("Ses05F", "Ses05M"), ("Ses05M", "Ses05F"), ("Ses01F", "Ses01M")]
+    assert len(held) == 10
     assert folds_of(dataset, ten[0].train) == "1 2 3 4"
 
 
@@ -383,7 +391,8 @@ def test_corpora_of_the_released_models_are_read_together(tmp_path):
     table(tmp_path / "cremad" / "processedResults" / "summaryTable.csv", "FileName,MultiModalVote", "1080_DFA_SAD_XX,S")
     merged = read("PEFT-SER release", tmp_path)
     parts = {name: len(merged.split(name)) for name in ("train", "valid", "test")}
-    assert parts == {"train": 15, "valid": 5, "test": 6} and merged.classes == emotion.FOUR
+    assert parts == {"train": 15, "valid": 5, "test": 6}
+    assert merged.classes == emotion.FOUR
 
 
 @pytest.mark.parametrize(
@@ -420,8 +429,11 @@ def test_few_shot_takes_from_training_only():
     whole = divide(dataset, "splits")[0]
     first, drawn, again = (protocols.with_few(dataset, whole, 3, seed) for seed in (None, 1, 1))
     assert first.train.tolist() == [0, 1, 2, 3, 4, 5]
-    assert labels(dataset.take(drawn.train)).count("a") == 3 and drawn.train.tolist() != first.train.tolist()
-    assert drawn.train.tolist() == again.train.tolist() and len(drawn.valid) == 10 and len(drawn.test) == 10
+    assert labels(dataset.take(drawn.train)).count("a") == 3
+    assert drawn.train.tolist() != first.train.tolist()
+    assert drawn.train.tolist() == again.train.tolist()
+    assert len(drawn.valid) == 10
+    assert len(drawn.test) == 10
     with pytest.raises(ValueError, match="few_shot must be at least 1"):
         protocols.with_few(dataset, whole, 0, 1)
 

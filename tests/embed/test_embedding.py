@@ -83,7 +83,8 @@ def test_bad_files_are_reported_and_the_rest_go_on(folder, model):
     (folder / "clip1.wav").write_text("not a sound")
     rows = list(embed([folder, folder / "missing.wav"], model, batch=2))
     assert [type(row) for row in rows] == [Embedding, Failure, Embedding, Embedding, Embedding, Failure]
-    assert "clip1.wav" in rows[1].reason and "No such audio file" in rows[5].reason
+    assert "clip1.wav" in rows[1].reason
+    assert "No such audio file" in rows[5].reason
 
 
 def test_files_are_decoded_only_a_little_ahead(folder, model, monkeypatch):
@@ -117,7 +118,9 @@ def test_command_writes_a_table_that_says_how_it_was_made(folder, model, suffix,
     vectors = np.concatenate([rows.vectors for rows in found])
     np.testing.assert_allclose(vectors, np.stack([row.vector for row in expected]), atol=1e-5)
     config = read_config(out)
-    assert config["layers"] == [0, 2] and config["level"] == level and config["width"] == 64
+    assert config["layers"] == [0, 2]
+    assert config["level"] == level
+    assert config["width"] == 64
     assert torch.equal(restore(config)(torch.ones(1, 8000)), model(torch.ones(1, 8000)))
     assert [p.name for p in folder.parent.iterdir() if p.name != "clips"] == [out.name]
     assert "from 5 of 5 files" in capsys.readouterr().out
@@ -140,7 +143,8 @@ def test_npz_without_pyarrow(folder, monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SystemExit) as stopped:
         embed_command.main([str(folder), "-o", str(folder / "out.parquet"), *NANO])
-    assert stopped.value.code == 2 and "ends in .npz" in capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert "ends in .npz" in capsys.readouterr().err
     with pytest.raises(RuntimeError, match="needs pyarrow"):
         EmbeddingWriter(folder / "out.parquet", 3, {})
     assert embed_command.main([str(folder), "-o", str(folder / "out.npz"), *NANO]) == 0
@@ -151,7 +155,8 @@ def test_exit_status_says_whether_all_went_well(folder, capsys):
     (folder / "clip3.wav").write_bytes(b"")
     assert embed_command.main([str(folder), "-o", str(out), *NANO]) == 1
     captured = capsys.readouterr()
-    assert "clip3.wav" in captured.err and "from 4 of 5 files" in captured.out
+    assert "clip3.wav" in captured.err
+    assert "from 4 of 5 files" in captured.out
     assert sum(len(rows.paths) for rows in read_rows(out)) == 4
 
 
@@ -167,7 +172,7 @@ def test_nothing_is_left_of_a_failed_run(folder):
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    ("arguments", "message"),
     [
         (["clips", "-o", "out.csv"], "must end in .parquet or .npz"),
         (["clips", "-o", "nowhere/out.npz"], "no such folder"),
@@ -179,7 +184,8 @@ def test_wrong_arguments(folder, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(folder.parent)
     with pytest.raises(SystemExit) as stopped:
         embed_command.main(arguments)
-    assert stopped.value.code == 2 and message in capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_search_is_cosine(tmp_path):

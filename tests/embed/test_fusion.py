@@ -36,7 +36,7 @@ def test_vggish_fusion_published_shapes(vggish):
 
 
 @pytest.mark.parametrize(
-    "layers, width",
+    ("layers", "width"),
     [
         *(((layer,), 4096) for layer in (1, 4, 7, 9, 12, 14, 17, 19)),
         ((21,), 128),
@@ -53,7 +53,7 @@ def test_vggish_table(vggish, layers, width):
     assert model.encode_frames(torch.rand(1, 1, 96, 64)).shape == (1, width, 6)
 
 
-@pytest.mark.parametrize("layer, width", [(0, 2048), (1, 2048), (2, 2048), (3, 2048), (4, 2048), (5, 4096)])
+@pytest.mark.parametrize(("layer", "width"), [(0, 2048), (1, 2048), (2, 2048), (3, 2048), (4, 2048), (5, 4096)])
 def test_cnn14_table(cnn14, layer, width):
     """F3, F4: every block is aligned to a 32nd of the frames, whichever blocks are chosen."""
     model = Fusion(cnn14, [layer])
@@ -150,7 +150,7 @@ def test_f7_one_way_of_counting():
         load_fusion("vggish_10_15", [1], "random")
 
 
-@pytest.mark.parametrize("network, layers", [("vggish", (7, 14)), ("cnn14", (0, 3, 5))])
+@pytest.mark.parametrize(("network", "layers"), [("vggish", (7, 14)), ("cnn14", (0, 3, 5))])
 def test_batched_equals_single_equals_padded(request, network, layers):
     model = Fusion(request.getfixturevalue(network), layers)
     waveforms = [clip(seconds, i) for i, seconds in enumerate((1.0, 2.31, 0.2, 2.31, 1.77))]
@@ -184,7 +184,8 @@ def test_layers_of_one_pass_make_every_fusion(vggish):
 
 def test_frozen_and_in_evaluation_mode(cnn14):
     model = Fusion(cnn14, [5]).train()
-    assert not model.training and not cnn14.bn0.training
+    assert not model.training
+    assert not cnn14.bn0.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 

@@ -64,7 +64,8 @@ def test_classifiers_fitted_together_are_those_fitted_alone(multi_label):
     together = fit_probes(representations, targets, QUICK, 42, multi_label)
     for one, found in zip(representations, together):
         alone = fit_probes([one], targets, QUICK, 42, multi_label)[0]
-        assert alone.epoch == found.epoch and alone.valid == found.valid
+        assert alone.epoch == found.epoch
+        assert alone.valid == found.valid
         np.testing.assert_allclose(found.test_logits, alone.test_logits, atol=1e-5)
     assert score(together[0].test_logits, targets.test, multi_label) > 0.9
 
@@ -150,7 +151,8 @@ def test_layers_and_fusions_of_folds(tones, model, tmp_path):
     assert summarize(rows)["layer 2"].mean == 100.0
     for row in by_probe[CHOSEN]:
         same = [r for name in pairs for r in by_probe[name] if (r.seed, r.division) == (row.seed, row.division)]
-        assert len(same) == 3 and row._replace(probe=same[0].probe) in [r._replace(probe=same[0].probe) for r in same]
+        assert len(same) == 3
+        assert row._replace(probe=same[0].probe) in [r._replace(probe=same[0].probe) for r in same]
         assert row.valid == max(r.valid for r in same)
     with pytest.raises(ValueError, match="names layer 7"):
         evaluate_layers(model, dataset, 0.5, fusions=[[7]], cache=tmp_path / "c", audio_cache=tmp_path / "a")
@@ -182,7 +184,8 @@ def test_f6_crops_change_with_the_seed():
     samples = np.arange(100.0)
     assert np.array_equal(cropped(samples, 30, None), samples[:30])
     drawn = {cropped(samples, 30, [seed, 5])[0] for seed in range(20)}
-    assert len(drawn) > 10 and max(drawn) <= 70
+    assert len(drawn) > 10
+    assert max(drawn) <= 70
     assert np.array_equal(cropped(samples, 30, [3, 5]), cropped(samples, 30, [3, 5]))
     assert np.array_equal(cropped(samples[:10], 12, [1, 2]), np.append(samples[:10], [0, 0]))
 
@@ -221,7 +224,7 @@ def made(n=60, splits=("",), folds=("",), groups=True) -> Dataset:
 
 
 @pytest.mark.parametrize(
-    "dataset, count",
+    ("dataset", "count"),
     [
         (made(splits=("train", "train", "train", "test", "valid")), 1),
         (made(splits=("train", "train", "train", "test")), 1),
@@ -235,12 +238,14 @@ def test_f6_divisions_hold_out_before_anything_is_fitted(dataset, count):
     assert len(found) == count
     for division in found:
         parts = [set(part.tolist()) for part in division[1:]]
-        assert all(parts) and not (parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2])
+        assert all(parts)
+        assert not (parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2])
         splits = {dataset.clips[i].split for i in parts[1]}
         assert splits == ({"valid"} if any(c.split == "valid" for c in dataset.clips) else splits - {"test"})
         if count == 5:
             of = [{dataset.clips[i].group for i in part} for part in parts]
-            assert not of[0] & of[1] and not of[0] & of[2]
+            assert not of[0] & of[1]
+            assert not of[0] & of[2]
     assert {tuple(d.test) for d in divisions(dataset, 43)} == {tuple(d.test) for d in found}
     tiny = Dataset(made(3, splits=("train", "train", "test")).clips, ("0", "1", "2"))
     with pytest.raises(ValueError, match="too few"):
@@ -270,7 +275,8 @@ def test_the_best_pair_of_all_tasks():
     few = [row((0, 1), 0.5), row((0, 2), 0.6, test=0.1), row((1,), 0.9), row((0, 1, 2), 0.9)]
     many = [row((0, 1), 0.61, test=1.0)] * 9 + [row((0, 2), 0.6)] * 9 + [row((0, 1), 0.99, probe=CHOSEN)] * 9
     layers, valid = best_pair([few, many])
-    assert layers == (0, 2) and valid == pytest.approx(0.6)
+    assert layers == (0, 2)
+    assert valid == pytest.approx(0.6)
     assert best_pair([[row((3,), 0.5)]]) is None
     table = as_markdown({("a", "nano"): few, ("b", "nano"): many})
     assert table.endswith("\n\nBest pair of nano on validation, over all tasks: --layers 0,2 (60.0 %)\n")
@@ -313,7 +319,8 @@ def test_command_evaluates_draws_and_goes_on(tones, tmp_path, capsys, monkeypatc
     assert "tones, nano" in capsys.readouterr().err
     assert lineareval.main(run) == 0
     captured = capsys.readouterr()
-    assert "tones, nano" not in captured.err and "tones, other" in captured.err  # the first cell was kept
+    assert "tones, nano" not in captured.err
+    assert "tones, other" in captured.err
     assert captured.out == (out / "scores.md").read_text()
     with open(out / "scores.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -334,7 +341,7 @@ def test_command_evaluates_draws_and_goes_on(tones, tmp_path, capsys, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    ("change", "message"),
     [
         (("[[task]]", "[[tasks]]"), "has no [[task]]"),
         (('name = "tones"', 'nam = "tones"'), "there is no 'nam'"),
@@ -351,6 +358,7 @@ def test_wrong_configurations_say_so(tones, tmp_path, capsys, change, message):
     with pytest.raises(SystemExit) as stopped:
         lineareval.main(["--config", str(config)])
     error = capsys.readouterr().err
-    assert stopped.value.code == 2 and message in error
+    assert stopped.value.code == 2
+    assert message in error
     with pytest.raises(SystemExit):
         lineareval.main(["--config", str(tmp_path / "none.toml")])

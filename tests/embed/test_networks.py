@@ -100,7 +100,9 @@ def test_silence_has_the_floors():
     assert torch.allclose(cnn14_log_mel(torch.zeros(1600)), torch.tensor(-100.0))
 
 
-@pytest.mark.parametrize("samples, examples", [(1, 1), (15600, 1), (15360 + 15599, 1), (15360 + 15600, 2), (80000, 5)])
+@pytest.mark.parametrize(
+    ("samples", "examples"), [(1, 1), (15600, 1), (15360 + 15599, 1), (15360 + 15600, 2), (80000, 5)]
+)
 def test_vggish_examples_drop_what_is_left(samples, examples):
     waveform = torch.from_numpy(noise(samples / 16000))[:samples]
     found = vggish_examples(waveform)
@@ -163,7 +165,8 @@ def test_vggish_layouts_load_by_name(tmp_path, layout):
     model = load_network("vggish", "random", seed=4)
     state = model.state_dict()
     assert {"features.0.weight", "features.13.bias", "embeddings.0.weight", "embeddings.4.bias"} <= state.keys()
-    assert len(state) == 18 and state["embeddings.0.weight"].shape == (4096, 12288)
+    assert len(state) == 18
+    assert state["embeddings.0.weight"].shape == (4096, 12288)
     path = tmp_path / layout
     if layout.startswith("ours"):
         save_safetensors(state, path)

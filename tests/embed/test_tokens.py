@@ -86,7 +86,8 @@ def test_random_weights_of_a_loaded_encoder():
         load_fusion("nano.en", "all", weights, device="cpu") for weights in (None, "random", "random")
     )
     x = clip(1.0)[None]
-    assert plain.layers == first.layers and plain.width == first.width
+    assert plain.layers == first.layers
+    assert plain.width == first.width
     assert torch.equal(first(x), again(x))
     assert not torch.allclose(first(x), plain(x), atol=0.1)
 
@@ -103,7 +104,8 @@ def test_whisper_from_a_file(checkpoint):
     by_name = load_fusion(str(checkpoint), "all", device="cpu")
     by_weights = load_fusion("tiny", "all", checkpoint, device="cpu")
     x = clip(0.5)[None]
-    assert by_name.width == 128 and torch.equal(by_name(x), by_weights(x))
+    assert by_name.width == 128
+    assert torch.equal(by_name(x), by_weights(x))
 
 
 def test_whisper_fusion_is_the_probed_pair():
@@ -112,5 +114,6 @@ def test_whisper_fusion_is_the_probed_pair():
     sound = torch.from_numpy(noise(3.0))[None]
     layers = load_fusion("nano.en", "all", device="cpu").encode_layers(list(sound))
     torch.testing.assert_close(model(sound), torch.cat([layers[0], layers[2]], 1))
-    assert model.width == 256 and load_fusion("nano.en", device="cpu").layers == model.layers == (0, 2)
+    assert model.width == 256
+    assert load_fusion("nano.en", device="cpu").layers == model.layers == (0, 2)
     assert load_fusion("whisper_1_3", [0, 2], device="cpu").layers == (0, 2)

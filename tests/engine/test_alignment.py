@@ -54,7 +54,8 @@ def test_words_are_timed_as_by_upstream(model_en, frames):
         return segment["words"]
 
     expected = timed(timing.add_word_timestamps, model_en, mel)
-    assert len(expected) == 5 and timed(add_word_timestamps, model_en, mel) == expected
+    assert len(expected) == 5
+    assert timed(add_word_timestamps, model_en, mel) == expected
     with torch.no_grad():
         heard = HeardModel(model_en, model_en.hear(model_en.embed_audio(mel[None])))
     assert [w["word"] for w in timed(add_word_timestamps, heard, mel)] == [w["word"] for w in expected]
@@ -79,7 +80,8 @@ def test_replaced_attention_of_the_encoder_is_kept(model_en):
     attention.qkv_attention = lambda *args: calls.append(1) or real(*args)
     assert not can_attend_by_head(model_en.encoder, torch.float32)
     model_en.transcribe(noise(3), language="en", temperature=0.0, sample_len=6, word_timestamps=True, fp16=False)
-    assert calls and "qkv_attention" in vars(attention)
+    assert calls
+    assert "qkv_attention" in vars(attention)
     del attention.qkv_attention
     with attention_by_head(model_en.encoder):
         assert "qkv_attention" in vars(attention)

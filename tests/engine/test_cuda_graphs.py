@@ -50,7 +50,8 @@ def test_steps(model_en, group):
             sources = [3 * r + int(torch.randint(0, 3, (1,), generator=generator)) for r in range(2) for _ in range(3)]
             one.reorder(sources)
             other.reorder(sources)
-    assert other.static is not None and other.position == 100
+    assert other.static is not None
+    assert other.position == 100
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,8 @@ def test_windows_share_a_step_one_after_the_other(model_en):
     for beams in (2, 3, 4):
         model_en.decode(mel(1), options, beam_size=beams)
         gc.collect()
-    assert len(decoder.steps) == 2 and step not in decoder.steps
+    assert len(decoder.steps) == 2
+    assert step not in decoder.steps
 
 
 def test_what_takes_no_steps_needs_none(model_multilingual):
@@ -130,19 +132,22 @@ def test_steps_after_the_end_change_nothing(model_en, monkeypatch):
     monkeypatch.setattr(decoding._Rules, "apply", end_soon)
     monkeypatch.setattr(Rows, "step", lambda self, tokens: counts.append(1) or step(self, tokens))
     once, late = (FastDecodingTask(model_en, options) for _ in range(2))
-    assert once.asked_every == 1 and decoding.ASKED_EVERY == 8
+    assert once.asked_every == 1
+    assert decoding.ASKED_EVERY == 8
     late.asked_every = decoding.ASKED_EVERY
     found = [(task.run(mel(2)), len(counts)) for task in (once, late)]
     assert [steps for _, steps in found] == [11, 11 + 15]  # twelve tokens; sixteen when asked at every eighth
     for one, other in zip(found[0][0], found[1][0]):
-        assert one.tokens == other.tokens and one.avg_logprob == pytest.approx(other.avg_logprob, abs=1e-5)
+        assert one.tokens == other.tokens
+        assert one.avg_logprob == pytest.approx(other.avg_logprob, abs=1e-5)
 
 
 def test_copies_make_their_own(model_en):
     static(model_en)
     model_en.decode(mel(1), DecodingOptions(fp16=False, language="en", sample_len=3))
     twin = copy.deepcopy(model_en)
-    assert twin._decoder is None and model_en._decoder is not None
+    assert twin._decoder is None
+    assert model_en._decoder is not None
 
 
 def test_too_little_memory_to_record_is_no_reason_to_go_on(model_en, monkeypatch):
@@ -173,7 +178,8 @@ def test_recorded_steps(half):
     found = {name: model.decode(batch, options, **kind) for name, kind in (("greedy", {}), ("beam", {"beam_size": 3}))}
     decoder = model.fast_decoder(torch.float16 if half else torch.float32)
     gc.collect()
-    assert all(len(step.graphs) == 2 for step in decoder.steps) and len(decoder.steps) == 2
+    assert all(len(step.graphs) == 2 for step in decoder.steps)
+    assert len(decoder.steps) == 2
     decoder.static = False
     assert [r.tokens for r in model.decode(batch, options)] == [r.tokens for r in found["greedy"]]
     assert [r.tokens for r in model.decode(batch, options, beam_size=3)] == [r.tokens for r in found["beam"]]

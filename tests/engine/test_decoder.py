@@ -39,7 +39,7 @@ def halved(model: WhisperAT) -> WhisperAT:
 
 
 @pytest.mark.parametrize("exact_halves", [True, False])
-@pytest.mark.parametrize("recordings, group, prompt", [(1, 1, 3), (1, 5, 8), (2, 3, 4), (3, 1, 40), (3, 4, 5)])
+@pytest.mark.parametrize(("recordings", "group", "prompt"), [(1, 1, 3), (1, 5, 8), (2, 3, 4), (3, 1, 40), (3, 4, 5)])
 def test_logits_of_rows(model_en, exact_halves, recordings, group, prompt):
     """Prompt and steps, few tokens (compiled) and many (PyTorch), give what the decoder gives for the whole text."""
     model = halved(model_en) if exact_halves else model_en
@@ -138,7 +138,8 @@ def test_beams_are_upstreams():
                 mixed = logits + 0.1 * (tokens.sum(1, keepdim=True) % 7)
                 results.append((*decoder.update(tokens, mixed.clone(), scores), scores))
             (a, done_a, score_a), (b, done_b, score_b) = results
-            assert torch.equal(a, b) and done_a == done_b
+            assert torch.equal(a, b)
+            assert done_a == done_b
             torch.testing.assert_close(score_a, score_b)
             states = [(a, score_a), (b, score_b)]
             if done_a:
@@ -208,7 +209,8 @@ def test_detect_language(model_multilingual, upstream_multilingual, model_en):
         for row, wanted in zip(found[1], probabilities):
             assert row == pytest.approx(wanted, abs=1e-5)
     token, row = model_multilingual.detect_language(heard[0])
-    assert int(token) == int(tokens[0]) and row == pytest.approx(probabilities[0], abs=1e-5)
+    assert int(token) == int(tokens[0])
+    assert row == pytest.approx(probabilities[0], abs=1e-5)
     with pytest.raises(ValueError, match="language tokens"):
         model_en.detect_language(heard)
 
@@ -243,7 +245,8 @@ def test_changes_of_data_are_seen(model_en, change):
         weight = part.attn.out.weight.data
         getattr(weight, change)(2 if change == "mul_" else 2 * weight)
     after = hear()
-    assert not torch.equal(before[0], after[0]) and not torch.equal(before[1], after[1])
+    assert not torch.equal(before[0], after[0])
+    assert not torch.equal(before[1], after[1])
     model_en = copy.deepcopy(model_en)
     assert all(torch.equal(found, expected) for found, expected in zip(after, hear()))
 
@@ -268,7 +271,8 @@ def test_processors_that_do_not_widen_half_precision(model_en, monkeypatch, redu
         decoder = Decoder(halved(model_en), torch.float32, reduced)
         heard = decoder.hear(features(1))
         found.append(Rows(decoder, heard).start(tokens))
-    assert heard.keys.dtype == torch.float32 and decoder.weights.up.dtype != "uint16"
+    assert heard.keys.dtype == torch.float32
+    assert decoder.weights.up.dtype != "uint16"
     torch.testing.assert_close(*found, atol=0.02 if reduced else 1e-5, rtol=1e-3)
 
 
@@ -334,7 +338,8 @@ def test_rules_of_ones_own_are_kept(model_en, upstream_en):
     assert whisper_at.decoding.DecodingTask is upstream.DecodingTask
     options = whisper.DecodingOptions(language="en", fp16=False, sample_len=6, without_timestamps=True)
     found = [Silenced(model, options).run(features(1))[0].tokens for model in (model_en, upstream_en)]
-    assert found[0] == found[1] and all(token >= 50000 for token in found[0])
+    assert found[0] == found[1]
+    assert all(token >= 50000 for token in found[0])
 
 
 @pytest.mark.parametrize("has_bfloat16", [True, False])
@@ -391,7 +396,7 @@ def test_kernels_and_pytorch_agree(model_en, precision, monkeypatch):
         torch.testing.assert_close(compiled, by_torch, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("reduced, most", [("bfloat16", 0.01), ("int8", 0.03)])
+@pytest.mark.parametrize(("reduced", "most"), [("bfloat16", 0.01), ("int8", 0.03)])
 def test_reduced_precision_stays_close(model_en, reduced, most):
     """Steps in reduced precision differ by a small part of the spread of the logits, and differ indeed."""
     tokens = torch.randint(0, 50000, (1, 4), generator=torch.Generator().manual_seed(1))

@@ -34,7 +34,7 @@ def packed(matrix: np.ndarray) -> np.ndarray:
     return encoder_bf16._packed([[linear]])[0][0]
 
 
-@pytest.mark.parametrize("rows, width, out", [(1500, 64, 128), (7, 128, 64), (6, 192, 192)])
+@pytest.mark.parametrize(("rows", "width", "out"), [(1500, 64, 128), (7, 128, 64), (6, 192, 192)])
 def test_products(rows, width, out):
     """Bfloat16 in, float32 sums: a residual grows by W x + b to the rounding of float32."""
     rng = np.random.default_rng(rows)
@@ -60,7 +60,7 @@ def test_products_in_bfloat16(gelu):
     np.testing.assert_allclose(values(y), expected, rtol=2**-8, atol=2e-6)
 
 
-@pytest.mark.parametrize("rows, heads, size", [(1500, 2, 64), (50, 4, 16), (64, 1, 64), (1, 2, 32), (131, 3, 64)])
+@pytest.mark.parametrize(("rows", "heads", "size"), [(1500, 2, 64), (50, 4, 16), (64, 1, 64), (1, 2, 32), (131, 3, 64)])
 def test_attention(rows, heads, size):
     """softmax(q·k/√size) v of every head, with scores and sums in float32: only weights and results are rounded."""
     rng = np.random.default_rng(rows)
@@ -104,7 +104,8 @@ def test_nearer_to_float32_than_bfloat16_everywhere(model_en):
         all_in_bfloat16 = model_en.encoder(batch.bfloat16()).float()
         features = Encoder(model_en.encoder)(batch)
         assert torch.equal(Encoder(model_en.encoder)(batch[1:]), features[1:])
-    assert features.dtype == torch.float32 and features.shape == exact.shape
+    assert features.dtype == torch.float32
+    assert features.shape == exact.shape
     assert distance(features, exact) < distance(all_in_bfloat16, exact) < 0.01
 
 
@@ -115,7 +116,8 @@ def test_pooled_states(model_en):
     model_en.compute_type = "bfloat16"
     features, states = model_en.encode(batch, windows)
     assert torch.equal(features, model_en.embed_audio(batch))
-    assert states.shape == exact.shape and torch.equal(states.isnan(), exact.isnan())
+    assert states.shape == exact.shape
+    assert torch.equal(states.isnan(), exact.isnan())
     assert distance(states.nan_to_num(), exact.nan_to_num()) < 0.01
     assert model_en._encoder is not None
 
@@ -138,9 +140,11 @@ def test_hooks_and_replaced_parts_are_heard(model_en):
     calls = []
     with model_en.encoder.blocks[0].register_forward_hook(lambda *_: calls.append(1)):
         model_en.embed_audio(mel(1))
-    assert calls == [1] and model_en._encoder is None
+    assert calls == [1]
+    assert model_en._encoder is None
     model_en.embed_audio(mel(1))
-    assert calls == [1] and model_en._encoder is not None
+    assert calls == [1]
+    assert model_en._encoder is not None
     model_en.encoder.blocks[0].mlp[1] = torch.nn.ReLU()
     assert not Encoder.fits(model_en.encoder)
 

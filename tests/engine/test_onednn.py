@@ -43,7 +43,8 @@ def asked(monkeypatch):
 
 
 def close(found: torch.Tensor, exact: torch.Tensor) -> None:
-    assert found.shape == exact.shape and found.dtype == torch.float32
+    assert found.shape == exact.shape
+    assert found.dtype == torch.float32
     largest = float(exact.abs().max()) if exact.numel() else 0.0
     torch.testing.assert_close(found.double(), exact.double(), rtol=1e-5, atol=1e-5 * largest)
 
@@ -85,7 +86,8 @@ def test_numbers_do_not_depend_on_gradients(asked, wanted):
     for name in wanted.split():
         operands[name].requires_grad_()
     found = linear(*operands.values())
-    assert torch.equal(found, expected) and asked == [(2, 8, 24)] * 2
+    assert torch.equal(found, expected)
+    assert asked == [(2, 8, 24)] * 2
     inputs = [operands[name] for name in wanted.split()]
     gradients = torch.autograd.grad(found.square().sum(), inputs, create_graph=True)
     reference = torch.autograd.grad(F.linear(*operands.values()).square().sum(), inputs, create_graph=True)
@@ -134,7 +136,8 @@ def test_quickened_modules(asked):
     with torch.no_grad():
         expected = module(x)
         quicken(module)
-        assert [type(part) for part in module] == [Linear, Linear, torch.nn.GELU] and not asked
+        assert [type(part) for part in module] == [Linear, Linear, torch.nn.GELU]
+        assert not asked
         close(module(x), expected)
         close(copy.deepcopy(module)(x), expected)
         assert asked == [(8, 24), (8, 10)] * 2
@@ -145,7 +148,8 @@ def test_quickened_modules(asked):
         assert module(x.bfloat16()).dtype == torch.bfloat16  # as openai-whisper's layer, in the precision of x
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
     module(x).sum().backward()
-    assert module[0].weight.grad is not None and len(asked) == 6
+    assert module[0].weight.grad is not None
+    assert len(asked) == 6
 
 
 def test_without_onednn(monkeypatch):
@@ -176,4 +180,5 @@ def test_an_encoder_is_as_near_to_exact_numbers(model_en, upstream_en, monkeypat
         double.load_state_dict(model_en.encoder.state_dict())
         exact = double(mel.double())
     distance = [float((numbers - exact).square().mean().sqrt()) for numbers in (stock, found)]
-    assert asked and 0 < distance[1] < 1.5 * distance[0]
+    assert asked
+    assert 0 < distance[1] < 1.5 * distance[0]

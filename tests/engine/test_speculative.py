@@ -92,17 +92,21 @@ def test_right_guesses_save_passes(model_en, kind, monkeypatch):
     )
     assert len(model.decode(features(3), options)[0].tokens) == 101
     if kind == "another's":
-        assert len(checks) == 100 and checks[0] == 1 + MOST
+        assert len(checks) == 100
+        assert checks[0] == 1 + MOST
         tried = [i for i, n in enumerate(checks) if n > 1]
-        assert 10 < len(tried) < 14 and tried[-1] - tried[-2] == TRY_AGAIN + 1  # now and then
+        assert 10 < len(tried) < 14
+        assert tried[-1] - tried[-2] == TRY_AGAIN + 1
     else:
         assert len(checks) < (40 if kind == "its own" else 80)
 
 
 def test_when_guessing_is_worth_it():
     """By tokens per time: 1 + p + p² + p³ + p⁴ in the time of four guesses and a pass of five, or one in a pass."""
-    assert is_worth_it(1.0, 0.5, 1.4) and not is_worth_it(0.0, 0.01, 1.4)
-    assert is_worth_it(0.5, 0.13, 1.4) and not is_worth_it(0.5, 0.14, 1.4)  # 1.9375
+    assert is_worth_it(1.0, 0.5, 1.4)
+    assert not is_worth_it(0.0, 0.01, 1.4)
+    assert is_worth_it(0.5, 0.13, 1.4)
+    assert not is_worth_it(0.5, 0.14, 1.4)
 
 
 def test_texts_that_end_or_fill_the_context(model_en, always):
@@ -162,7 +166,8 @@ def test_transcribing_real_speech(compute_type, tmp_path, always, monkeypatch):
     monkeypatch.setattr(Drafted, "_guess", lambda *args: guesses.append(guess(*args)) or guesses[-1])
     for audio in (ROOT / "sample" / "speech.flac", ROOT / "sample" / "street.ogg"):
         wanted, found = plain.transcribe(str(audio)), drafted.transcribe(str(audio))
-        assert found["text"] == wanted["text"] and len(wanted["text"]) > 20
+        assert found["text"] == wanted["text"]
+        assert len(wanted["text"]) > 20
         assert [s["tokens"] for s in found["segments"]] == [s["tokens"] for s in wanted["segments"]]
     assert sum(part.shape[1] for part in guesses) > 60
 
@@ -207,7 +212,8 @@ def test_sampling_beams_and_batches_go_without(model_en, monkeypatch):
 def test_the_command_refuses_a_draft_that_would_not_be_asked(options, capsys):
     with pytest.raises(SystemExit) as error:
         cli.main(["a.wav", "--model", "nano.en", "--draft", "nano.en", *options])
-    assert error.value.code == 2 and "--beam_size None" in capsys.readouterr().err
+    assert error.value.code == 2
+    assert "--beam_size None" in capsys.readouterr().err
 
 
 def test_the_command(tmp_path, always, monkeypatch):
@@ -220,4 +226,5 @@ def test_the_command(tmp_path, always, monkeypatch):
     assert cli.main([*common, "-o", str(tmp_path / "guessed"), "--draft", "nano.en"]) == 0
     assert checks
     texts = [(tmp_path / name / "speech.txt").read_text() for name in ("alone", "guessed")]
-    assert texts[0] == texts[1] and len(texts[0]) > 20
+    assert texts[0] == texts[1]
+    assert len(texts[0]) > 20

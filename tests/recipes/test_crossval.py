@@ -37,11 +37,13 @@ def world(tmp_path) -> tuple[Dataset, dict[str, Heard]]:
 def test_a_table_goes_on_after_a_line_that_was_not_finished(world, tmp_path):
     table = tmp_path / "crossval.csv"
     rows = cross_validate(*world, ["mean_mlp"], [0], SETTINGS, table)
-    assert len(rows) == 2 and tuple(rows[0]) == COLUMNS
+    assert len(rows) == 2
+    assert tuple(rows[0]) == COLUMNS
     content = table.read_bytes()
     table.write_bytes(content[:-9])
     again = cross_validate(*world, ["mean_mlp"], [0], SETTINGS, table)
-    assert again[0] == rows[0] and again[1]["accuracy"] == rows[1]["accuracy"]
+    assert again[0] == rows[0]
+    assert again[1]["accuracy"] == rows[1]["accuracy"]
     assert [row["fold"] for row in read_rows(table)] == ["0", "1"]
     table.write_bytes(content[:5])  # of the header
     assert len(cross_validate(*world, ["mean_mlp"], [0], SETTINGS, table)) == len(read_rows(table)) == 2

@@ -22,7 +22,8 @@ def test_the_unmodified_whisper_opens_it(nano):
     path = checkpoints.find_whisper("nano.en")
     assert path.stat().st_size < 25e6
     theirs = whisper.load_model(str(path), device="cpu")
-    assert theirs.dims == nano.dims and not theirs.is_multilingual
+    assert theirs.dims == nano.dims
+    assert not theirs.is_multilingual
     assert (nano.dims.n_audio_ctx, nano.dims.n_audio_layer, nano.dims.n_mels) == (1500, 4, 80)
     stored = torch.load(path, weights_only=True)["model_state_dict"]
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
@@ -32,19 +33,22 @@ def test_its_head_has_the_official_layout(nano):
     tensors, metadata = checkpoints.open_head(checkpoints.find_head("nano.en"))
     assert {k: tuple(v.shape) for k, v in tensors.items()} == checkpoints.head_shapes(nano.dims.n_audio_state)
     assert metadata["encoder_sha256"] == checkpoints.encoder_sha256(nano.state_dict())
-    assert metadata["mode"] == nano.head.mode == "tl_tr_1_8" and nano.head.label_dim == 527
+    assert metadata["mode"] == nano.head.mode == "tl_tr_1_8"
+    assert nano.head.label_dim == 527
 
 
 @pytest.mark.parametrize("sample", ["street.ogg", "speech.flac", "sounds.ogg"])
 def test_samples(nano, sample):
     result = nano.transcribe(str(ROOT / "sample" / sample), at_time_res=[0.4, 2, 10])
     for res, tags in result["audio_tag"].items():
-        assert not tags.isnan().any() and result["audio_tag_coverage"][res].min() == 1
+        assert not tags.isnan().any()
+        assert result["audio_tag_coverage"][res].min() == 1
     speech = result["audio_tag"][2][:, 0].sigmoid()
     if sample == "sounds.ogg":
         assert speech.mean() < 0.3
     else:
-        assert speech.max() > 0.8 and result["text"].strip()
+        assert speech.max() > 0.8
+        assert result["text"].strip()
 
 
 @pytest.mark.parametrize("sound", ["dog", "rain", "rooster", "clock_tick", "crying_baby"])
@@ -58,7 +62,8 @@ def test_real_sounds(nano, data, sound):
     for clip in clips:
         (row,) = nano.transcribe(str(clip), at_time_res=10, sample_len=1, temperature=0.0)["audio_tag"]
         right += wanted == max(others, key=lambda i: float(row[i]))
-    assert clips and right > len(clips) / 2
+    assert clips
+    assert right > len(clips) / 2
 
 
 def test_the_settings_of_its_head_are_in_a_file(tmp_path, monkeypatch):
@@ -98,4 +103,5 @@ def test_its_head_is_trained_by_that_file(checkpoint, tmp_path, monkeypatch):
     head.train_head(None, checkpoint, tmp_path / "head.safetensors", settings)
     assert made == [{"lr": 1e-3, "betas": (0.9, 0.98), "weight_decay": 0.05}]
     tensors, metadata = checkpoints.open_head(tmp_path / "head.safetensors")
-    assert metadata["mode"] == "tl_tr_1_8" and len(tensors["mlp_layer.1.weight"]) == 527
+    assert metadata["mode"] == "tl_tr_1_8"
+    assert len(tensors["mlp_layer.1.weight"]) == 527

@@ -52,7 +52,9 @@ def test_the_ratio_is_the_one_asked_for_over_whole_clips(snr, length, seed):
     speech = r.normal(0, 0.1, 1000)
     noise = np.concatenate([r.normal(0, 0.3, length), np.zeros(length)])  # half silence counts (spec section 4.1)
     mixed, factor = mix(speech, noise, snr)
-    assert mixed.dtype == np.float32 and len(mixed) == 1000 and factor == 1
+    assert mixed.dtype == np.float32
+    assert len(mixed) == 1000
+    assert factor == 1
     added = mixed.astype(np.float64) - speech
     repeated = np.tile(noise, -(-1000 // len(noise)))[:1000]
     scale = np.sqrt(np.mean(speech**2) / np.mean(noise**2) / 10 ** (snr / 10))
@@ -65,7 +67,8 @@ def test_mixtures_by_hand():
     assert mix(speech, noise, 0.0).audio == pytest.approx(speech + np.array([2, 0, 2, 0]) / np.sqrt(2))
     assert mix(speech, noise, np.inf).audio == pytest.approx(speech)
     guarded = mix(speech, noise, 0.0, guard=True)
-    assert np.abs(guarded.audio).max() == pytest.approx(1) and guarded.factor == pytest.approx(1 / (1 + np.sqrt(2)))
+    assert np.abs(guarded.audio).max() == pytest.approx(1)
+    assert guarded.factor == pytest.approx(1 / (1 + np.sqrt(2)))
     assert guarded.audio == pytest.approx(mix(speech, noise, 0.0).audio * guarded.factor)
     assert mix(speech * 0.1, noise, 20.0, guard=True).factor == 1  # nothing clips
     assert mix(speech, np.zeros(3), 0.0).audio == pytest.approx(speech)  # silence has no level to bring up
@@ -87,14 +90,16 @@ def test_plain_words_are_the_papers():
 def test_errors_are_summed_over_all_words():
     # 1 substitution in 2 words, 1 insertion in 1, 3 deletions in 3: 5 of 6, not the mean of 1/2, 1 and 1
     found = word_errors(["a b", "c", "d e f"], ["A x.", "c d", ""])
-    assert found == Errors(5, 6) and found.rate == pytest.approx(5 / 6)
+    assert found == Errors(5, 6)
+    assert found.rate == pytest.approx(5 / 6)
     assert word_errors(["", "a"], ["b", "a"]) == Errors(1, 1)  # words where nothing was said
     assert np.isnan(word_errors([], []).rate)
 
 
 def test_whispers_normalizer_forgives_what_plain_rules_do_not():
     pair = ["mister smith will not pay twenty dollars"], ["Mr. Smith won't pay $20."]
-    assert word_errors(*pair).errors > 0 and word_errors(*pair, whisper_words).errors == 0
+    assert word_errors(*pair).errors > 0
+    assert word_errors(*pair, whisper_words).errors == 0
 
 
 # --- recognisers and readers --------------------------------------------------------------------------------
@@ -204,7 +209,8 @@ def test_digit_strings_are_of_one_speaker_and_of_the_takes_asked_for(tmp_path):
     assert [u.name.split("-")[1] for u in found] == ["ann", "bob"] * 3
     for utterance in found:
         n = len(utterance.text.split())
-        assert 3 <= n <= 5 and utterance.name.endswith("-" + utterance.text.replace(" ", ""))
+        assert 3 <= n <= 5
+        assert utterance.name.endswith("-" + utterance.text.replace(" ", ""))
         seconds = len(utterance.load()) / RATE
         assert 0.1 * n + 0.05 * (n - 1) - 0.01 <= seconds <= 0.1 * n + 0.3 * (n - 1) + 0.01  # never take 44
     again = read_digit_strings(tmp_path, 3, takes=(45, 49), digits=(3, 5))
@@ -403,4 +409,5 @@ def test_the_readme_gives_the_figures_of_the_results():
     column = rows[header].index(found[3].replace("−", "-"))
     rates = {row[0].replace("_", " "): float(row[column]) for row in rows[header + 2 : header + 12]}
     most, least = ([rates["clock tick" if n == "clock" else n] for n in found[i].split(", ")] for i in (1, 4))
-    assert min(most) > int(found[2]) and [round(min(least)), round(max(least))] == [int(found[5]), int(found[6])]
+    assert min(most) > int(found[2])
+    assert [round(min(least)), round(max(least))] == [int(found[5]), int(found[6])]

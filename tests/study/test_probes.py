@@ -86,7 +86,8 @@ def test_states_are_kept_for_the_same_clips_only(tmp_path):
 
     path = tmp_path / "kept" / "states.safetensors"
     first = encode_all(clips[:2], level, path)
-    assert first.shape == (2, 2, 4) and first[1, 0, 0] == pytest.approx(1000 / 32768)
+    assert first.shape == (2, 2, 4)
+    assert first[1, 0, 0] == pytest.approx(1000 / 32768)
     np.testing.assert_array_equal(encode_all(clips[:2], pytest.fail, path), first)  # nothing is loaded
     assert len(encode_all(clips, level, path)) == 3
     wavfile.write(tmp_path / "1.wav", 16000, np.full(1600, 3000, np.int16))
@@ -103,8 +104,12 @@ def test_a_probe_finds_the_layer_that_knows():
     probes = probe_layers("net", states_of(data), data, "logistic")
     assert [(p.fold, p.layer) for p in probes[:4]] == [("1", INPUT), ("1", "1"), ("1", "2"), ("1", AVERAGE)]
     accuracy, f1 = fold_means(probes, "net")
-    assert accuracy["1"] == 1 and accuracy[INPUT] < 0.7 and accuracy["2"] < 0.9
-    assert f1["1"].tolist() == [1, 1, 1] and f1["2"][0] == 1 and f1["2"][1] < 1
+    assert accuracy["1"] == 1
+    assert accuracy[INPUT] < 0.7
+    assert accuracy["2"] < 0.9
+    assert f1["1"].tolist() == [1, 1, 1]
+    assert f1["2"][0] == 1
+    assert f1["2"][1] < 1
     assert [len(layers_only(rows)) for rows in (accuracy, f1)] == [2, 2]
 
 
@@ -114,10 +119,12 @@ def test_the_published_classifier_is_a_linear_one():
     truth = np.arange(60) % 3
     x = r.normal(0, 0.5, (60, 3)) + 2 * np.eye(3)[truth]
     model = published_classifier().fit(x, truth)
-    assert len(model.coefs_) == 1 and model.coefs_[0].shape == (3, 3)
+    assert len(model.coefs_) == 1
+    assert model.coefs_[0].shape == (3, 3)
     logits = x @ model.coefs_[0] + model.intercepts_[0]
     np.testing.assert_allclose(model.predict_proba(x), softmax(logits, axis=1), atol=1e-6)
-    assert (model.predict(x) == logits.argmax(1)).all() and model.score(x, truth) > 0.9
+    assert (model.predict(x) == logits.argmax(1)).all()
+    assert model.score(x, truth) > 0.9
 
 
 def test_a_probe_is_tested_on_the_fold_left_out_and_scaled_by_the_others():
@@ -158,12 +165,14 @@ def test_the_average_row_is_over_all_rows_and_what_is_known_is_not_done_again(tm
     assert [p.accuracy for p in other if p.layer == AVERAGE] == [p.accuracy for p in probes if p.layer == AVERAGE]
     write_probes(tmp_path / "probe.csv", told[:7], CLASSES)
     known, classes = read_probes(tmp_path / "probe.csv")
-    assert classes == CLASSES and len(known) == 7
+    assert classes == CLASSES
+    assert len(known) == 7
     rest: list[Probe] = []
     again = probe_layers("net", states, data, "logistic", known, rest.append)
     assert len(rest) == 5
     for a, b in zip(again, probes):
-        assert a[:5] == b[:5] and a.accuracy == pytest.approx(b.accuracy, rel=1e-5)
+        assert a[:5] == b[:5]
+        assert a.accuracy == pytest.approx(b.accuracy, rel=1e-5)
     with pytest.raises(ValueError, match="probes of net are not finished"):
         fold_means(known, "net")
     (tmp_path / "other.csv").write_text("a,b\n")
@@ -180,7 +189,8 @@ def test_divisions_that_are_not_the_datas_folds_go_by_number():
     assert list(dict.fromkeys(p.fold for p in probes)) == ["1", "2", "3", "4", "5"]
     rest: list[Probe] = []
     again = probe_layers("net", states, data, "logistic", told[:6], rest.append)  # stopped in the second of five
-    assert len(rest) == 5 * 4 - 6 and [p[:6] for p in again] == [p[:6] for p in probes]
+    assert len(rest) == 5 * 4 - 6
+    assert [p[:6] for p in again] == [p[:6] for p in probes]
 
 
 def test_what_cannot_be_probed_is_refused():
@@ -213,7 +223,8 @@ def test_the_correlation_is_over_all_classes():
     y = -x + r.normal(size=50)
     y[:12] += 8  # what one would like to leave out
     found = correlate(x, y)
-    assert found.n == 50 and found.r == pytest.approx(pearsonr(x, y).statistic)
+    assert found.n == 50
+    assert found.r == pytest.approx(pearsonr(x, y).statistic)
     z, half = np.arctanh(found.r), 1.96 / np.sqrt(47)  # Fisher's
     assert found.interval == pytest.approx((np.tanh(z - half), np.tanh(z + half)), abs=1e-4)
     assert found.without_one[0] <= found.r <= found.without_one[1]
@@ -257,7 +268,8 @@ def test_best_layers_are_counted_from_one():
 def test_errors_are_drawn_against_falling_ratios():
     curves = {"a": {-10.0: Errors(5, 10), 20.0: Errors(1, 10), np.inf: Errors(0, 10)}, "b": {20.0: Errors(2, 10)}}
     axes = figures.draw_errors(curves).axes[0]
-    assert axes.lines[0].get_xdata().tolist() == [20, -10] and axes.lines[0].get_ydata().tolist() == [10, 50]
+    assert axes.lines[0].get_xdata().tolist() == [20, -10]
+    assert axes.lines[0].get_ydata().tolist() == [10, 50]
     left, right = axes.get_xlim()
     assert left > right  # noise grows to the right, as in the paper
     with pytest.raises(ValueError, match="no noisy transcriptions"):
@@ -267,7 +279,8 @@ def test_errors_are_drawn_against_falling_ratios():
 def test_layers_are_drawn_from_one_and_other_rows_beside_them():
     rows = {INPUT: 0.2, "1": 0.5, "2": 0.6, AVERAGE: 0.55}
     axes = figures.draw_layers({"net": rows}, chance=0.1).axes[0]
-    assert axes.lines[0].get_xdata().tolist() == [1, 2] and axes.lines[0].get_ydata() == pytest.approx([50, 60])
+    assert axes.lines[0].get_xdata().tolist() == [1, 2]
+    assert axes.lines[0].get_ydata() == pytest.approx([50, 60])
     assert [line.get_xdata()[0] for line in axes.lines[1:3]] == [0, 3]
 
 
@@ -309,8 +322,10 @@ def test_the_whole_study_is_drawn_from_its_files(study_file, tmp_path, capsys):
     for name in names[:4]:
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     text = (out / "results.md").read_text("utf-8")
-    assert "Over all 3 classes" in text and "| whisper_at:nano.en, plain | 0.0 | 0.0 |" in text
-    assert "layer 1 of 2" in text and "Whisper's normalizer" in text
+    assert "Over all 3 classes" in text
+    assert "| whisper_at:nano.en, plain | 0.0 | 0.0 |" in text
+    assert "layer 1 of 2" in text
+    assert "Whisper's normalizer" in text
 
 
 def test_two_classes_are_too_few_to_correlate_but_have_all_other_results(study_file, tmp_path):
@@ -323,8 +338,10 @@ def test_two_classes_are_too_few_to_correlate_but_have_all_other_results(study_f
     write_probes(out / "probe.csv", probe_layers("net", states_of(data), data, "logistic"), two)
     assert study.main(["figures", "--config", str(study_file)]) == 0
     text = (out / "results.md").read_text("utf-8")
-    assert "Not drawn: a correlation needs at least three classes" in text and not (out / "figure2.png").exists()
-    assert "| dog | " in text and (out / "figure3.png").exists()
+    assert "Not drawn: a correlation needs at least three classes" in text
+    assert not (out / "figure2.png").exists()
+    assert "| dog | " in text
+    assert (out / "figure3.png").exists()
 
 
 def test_ratios_without_those_compared_have_all_other_results(study_file, tmp_path):
@@ -339,7 +356,8 @@ def test_ratios_without_those_compared_have_all_other_results(study_file, tmp_pa
     text = (out / "results.md").read_text("utf-8")
     assert "Not drawn: whisper_at:nano.en was not heard with dog at -10 dB" in text
     assert "rise of word errors" not in text
-    assert (out / "figure3.png").exists() and not (out / "figure2.png").exists()
+    assert (out / "figure3.png").exists()
+    assert not (out / "figure2.png").exists()
 
 
 def test_the_noise_step_as_a_user_runs_it(study_file, tmp_path, capsys, monkeypatch):
@@ -355,7 +373,9 @@ def test_the_noise_step_as_a_user_runs_it(study_file, tmp_path, capsys, monkeypa
     monkeypatch.setattr(study, "load_recogniser", lambda name, device: lambda audio: "0 1 2 0 1 2")
     assert study.main(["noise", "--config", str(study_file), "--data", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
-    assert "no noise  WER" in shown and "-20 dB  WER" in shown and "noise.csv" in shown
+    assert "no noise  WER" in shown
+    assert "-20 dB  WER" in shown
+    assert "noise.csv" in shown
     assert len((tmp_path / "out" / "noise.csv").read_text().splitlines()) == 1 + 3 * (1 + 2 * 9)
 
 
@@ -401,7 +421,8 @@ def test_a_study_that_makes_no_sense_is_refused_in_a_line(study_file, change, me
     study_file.write_text(study_file.read_text().replace(*change))
     with pytest.raises(ValueError) as error:
         study.main(["noise", "--config", str(study_file)])
-    assert message in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_missing_files_are_named(study_file, tmp_path):
@@ -421,4 +442,6 @@ def test_missing_files_are_named(study_file, tmp_path):
 def test_the_recipes_are_studies():
     for path in sorted((Path(__file__).parents[2] / "recipes" / "noise_study").glob("*.toml")):
         study = read_study(path)
-        assert study.backbones and study.recognisers and len(study.mix.snrs) == 9
+        assert study.backbones
+        assert study.recognisers
+        assert len(study.mix.snrs) == 9

@@ -55,7 +55,8 @@ def test_the_same_sound_is_not_shown_again_at_once():
 def test_speech_silence_and_the_background_are_not_shown():
     names = ("Speech", "Conversation", "Silence", "Inside,_small_room", "White_noise", "Television")
     result = heard(1, **{name: [3.0] for name in names}) | {"segments": []}
-    assert len(find_events(result, specific=False)) == len(names) and shown(result) == []
+    assert len(find_events(result, specific=False)) == len(names)
+    assert shown(result) == []
     assert shown(heard(1, Whispering=[2], Laughter=[1]) | {"segments": []}) == [(0.0, 2.0, "[whispering, laughter]")]
 
 
@@ -89,7 +90,8 @@ def test_cleared_segments_are_no_words(tmp_path):
     assert shown(result) == [(4.0, 8.0, "[music]"), (4.5, 4.5, ""), (10, 12, "Bye.")]
     result["language"] = "en"
     get_writer("all", str(tmp_path), sound_captions=True)(result, "a.wav", {})
-    assert "[music]" in (tmp_path / "a.srt").read_text() and "Bye." in (tmp_path / "a.vtt").read_text()
+    assert "[music]" in (tmp_path / "a.srt").read_text()
+    assert "Bye." in (tmp_path / "a.vtt").read_text()
 
 
 def test_segments_of_clips_out_of_order():

@@ -105,7 +105,8 @@ def test_heads_of_ones_own_have_thresholds_and_calibration_of_their_own():
     by_threshold = find_events(own(logits, thresholds=[0.9, None]), hysteresis=0)
     assert spans(by_threshold) == [("wren", 2.0, 4.0)]  # 0.9 is a logit of 2.2; an owl never counts
     assert by_threshold[0]["probability"] == pytest.approx(1 / (1 + math.exp(-3)))
-    assert by_threshold[0]["head"] == "birds" and "mid" not in by_threshold[0]
+    assert by_threshold[0]["head"] == "birds"
+    assert "mid" not in by_threshold[0]
     assert spans(find_events(own(logits, temperature=2.0), p_threshold=1.2)) == [("wren", 0.0, 4.0)]
     one_of_them = find_events(own(logits, kind="single_label"), hysteresis=0.1)
     assert spans(one_of_them) == [("wren", 0.0, 4.0), ("owl", 0.0, 2.0)]  # even odds, then all but sure
@@ -124,7 +125,7 @@ def test_all_heads_or_one():
 
 
 @pytest.mark.parametrize(
-    "result, options, message",
+    ("result", "options", "message"),
     [
         ({"text": ""}, {}, "carries no tags: transcribe with at_time_res"),
         (heard(1), {"head": "birds"}, "no tags of 'birds': it has those of audio_tag"),
@@ -153,13 +154,13 @@ def test_events_are_those_of_a_plain_scan(values, gap):
     runs = []
     for i, value in enumerate(values):
         if value >= -1:
-            runs = runs[:-1] + [(runs[-1][0], i)] if runs and runs[-1][1] == i - 1 else [*runs, (i, i)]
+            runs = [*runs[:-1], (runs[-1][0], i)] if runs and runs[-1][1] == i - 1 else [*runs, (i, i)]
     runs = [run for run in runs if any(values[i] >= 0 for i in range(run[0], run[1] + 1))]
     joined: list[tuple[int, int]] = []
     for first, last in runs:
         between = values[joined[-1][1] : first] if joined else []
         near = joined and first - joined[-1][1] - 1 <= gap and not any(map(math.isnan, between))
-        joined = joined[:-1] + [(joined[-1][0], last)] if near else [*joined, (first, last)]
+        joined = [*joined[:-1], (joined[-1][0], last)] if near else [*joined, (first, last)]
     found = find_events(result, gap=gap * 0.4)
     times = [(round(event["start"] / 0.4), round(event["end"] / 0.4) - 1) for event in found]
     assert times == joined

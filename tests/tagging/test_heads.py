@@ -20,7 +20,7 @@ def attention_block(p: dict[str, Tensor], name: str, x: Tensor, heads: int) -> T
     def norm(x: Tensor, which: str) -> Tensor:
         return layer_norm(x, x.shape[-1:], p[f"{name}.{which}.weight"], p[f"{name}.{which}.bias"])
 
-    batch, n, width = x.shape
+    _batch, _n, width = x.shape
     size = width // heads
     a = norm(x, "attn_ln")
     q = linear(a, p[f"{name}.attn.query.weight"], p[f"{name}.attn.query.bias"])
@@ -70,7 +70,8 @@ def test_official_layout(size, down):
     state = head.state_dict()
     width = 512 if down else d
     assert len(state) == (38 if down else 34)
-    assert "time_tr.attn.key.bias" not in state and "layer_tr.mlp.2.weight" in state
+    assert "time_tr.attn.key.bias" not in state
+    assert "layer_tr.mlp.2.weight" in state
     assert state["mlp_layer.1.weight"].shape == (527, width)
     expected = 24 * width**2 + 553 * width + 527 + (2 * d + 512 * d + 512 if down else 0)
     assert sum(p.numel() for p in state.values()) == expected
@@ -130,7 +131,8 @@ def test_mode_and_sizes_come_from_the_parameters():
         tensors = make_head(mode, n_layer=2, rep_dim=64, label_dim=10).state_dict()
         assert infer_mode(tensors) == mode
         head = build_head(tensors, None, n_layer=2, rep_dim=64)
-        assert head.label_dim == 10 and not any(p.requires_grad for p in head.parameters())
+        assert head.label_dim == 10
+        assert not any(p.requires_grad for p in head.parameters())
 
 
 def test_baselines_come_back_by_their_metadata():

@@ -92,7 +92,7 @@ def test_find_class_by_index_mid_and_name():
 
 
 @pytest.mark.parametrize(
-    "query, says",
+    ("query", "says"),
     [
         ("Dgo", "did you mean 'Dog'"),
         ("laugh", "'Laughter'"),

@@ -64,8 +64,10 @@ def test_heads_hear_the_same_pass_and_the_text_stays(model_en, options):
     assert (result["text"], result["segments"]) == (without["text"], without["segments"])
     assert torch.equal(result["audio_tag"], without["audio_tag"])
     assert len(passes) == 2 * passes_without
-    assert result["birds"]["classes"] == ["wren", "owl", "swift"] and result["engines"]["kind"] == "multi_label"
-    assert result["birds"]["logits"].shape == (12, 3) and result["engines"]["logits"].shape == (12, 2)
+    assert result["birds"]["classes"] == ["wren", "owl", "swift"]
+    assert result["engines"]["kind"] == "multi_label"
+    assert result["birds"]["logits"].shape == (12, 3)
+    assert result["engines"]["logits"].shape == (12, 2)
     assert result["birds"]["segments"].shape == (len(result["segments"]), 3)
 
     model_en.attached.clear()
@@ -93,7 +95,8 @@ def test_a_listener_hears_rows_and_segments_in_its_own_pass(model_en, tmp_path):
     result = model_en.transcribe(audio, **settings)
     assert (result["text"], result["segments"]) == (without["text"], without["segments"])
     rows = result["level"]["logits"]
-    assert rows[10.0].shape == (3, 2) and rows[2.0].shape == (13, 2)
+    assert rows[10.0].shape == (3, 2)
+    assert rows[2.0].shape == (13, 2)
     np.testing.assert_allclose(rows[10.0][:, 1], [10, 10, 5])
     for i in range(13):
         piece = audio[i * 2 * SAMPLE_RATE : (i + 1) * 2 * SAMPLE_RATE]
@@ -148,7 +151,9 @@ def test_only_own_heads(model_en):
     model_en.head = None
     model_en.attach("birds", own_head(BIRDS))
     result = model_en.transcribe(noise(9), **SETTINGS)
-    assert "audio_tag" not in result and result["at_time_res"] == 10.0 and result["audio_tag_coverage"].shape == (1,)
+    assert "audio_tag" not in result
+    assert result["at_time_res"] == 10.0
+    assert result["audio_tag_coverage"].shape == (1,)
     assert result["birds"]["logits"].shape == (1, 3)
     assert "birds" not in model_en.transcribe(noise(9), **SETTINGS, at_time_res=None)
     with pytest.raises(ValueError, match="carries no audio tags"):
@@ -161,8 +166,10 @@ def test_only_own_heads(model_en):
 def test_load_model_takes_several_heads(checkpoint, tmp_path):
     birds, engines = (head_file(tmp_path / f"{n}.safetensors", c) for n, c in (("birds", BIRDS), ("e.head", ENGINES)))
     model = whisper_at.load_model(str(checkpoint), device="cpu", head=[birds, str(engines)])
-    assert list(model.attached) == ["birds", "e"] and model.head is None
-    assert model.attached["birds"].classes == BIRDS and model.attached["e"].classes == ENGINES
+    assert list(model.attached) == ["birds", "e"]
+    assert model.head is None
+    assert model.attached["birds"].classes == BIRDS
+    assert model.attached["e"].classes == ENGINES
     with pytest.raises(ValueError, match="'birds' cannot be the name"):
         whisper_at.load_model(str(checkpoint), device="cpu", head=[birds, birds])
     foreign = head_file(tmp_path / "foreign.safetensors", BIRDS, encoder_sha256="0" * 64)
@@ -209,7 +216,7 @@ def test_what_cannot_be_attached_is_refused(model_en, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "metadata, message",
+    ("metadata", "message"),
     [
         ({"classes": "[1"}, "damaged"),
         ({"classes": '["a", "a"]'}, "different names"),
@@ -243,7 +250,8 @@ def test_named_tags_are_calibrated_and_thresholded():
     found = {"classes": BIRDS.names, "kind": BIRDS.kind, "temperature": 2.0, "thresholds": None}
     e = np.exp([1.0, 0.0, -1.0]) / np.exp([1.0, 0.0, -1.0]).sum()
     (row, empty) = named_tags(found, logits, p_threshold=-30)
-    assert [tag["name"] for tag in row] == ["wren", "owl", "swift"] and empty == []
+    assert [tag["name"] for tag in row] == ["wren", "owl", "swift"]
+    assert empty == []
     np.testing.assert_allclose([tag["probability"] for tag in row], e)
     assert [tag["name"] for tag in named_tags(found, logits)[0]] == ["wren"]  # 0.665, 0.245, 0.09 against 0.269
     assert named_tags(found, [[2.0, 0.0, None], None], p_threshold=-30, include="owl")[1] == []

@@ -47,7 +47,9 @@ def test_rows_far_longer_than_the_recording(seconds):
         rows = TagRows(steps, 400, lambda states: states.mean((1, 2)), 3)
         rows.add(Window(0, 400), torch.arange(2 * 76 * 3).float().view(2, 76, 3))
         found.append(rows.finish())
-    assert found[0][0].shape == (1, 3) and torch.equal(found[0][0], found[1][0]) and torch.equal(*(f[1] for f in found))
+    assert found[0][0].shape == (1, 3)
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(*(f[1] for f in found))
 
 
 @pytest.mark.parametrize("text", ["4.4", "8.8", "9.2", "16.4", "17.6", "18.4", "19.6", "20.4"])
@@ -72,7 +74,10 @@ def test_one_resolution_or_several():
     assert resolutions(10) == resolutions(np.float64(10)) == resolutions(torch.tensor(10.0)) == [25]
     assert resolutions((10, 0.4, 10.0)) == [25, 1]
     assert resolutions(x for x in [2]) == [5]
-    assert is_single(np.int64(2)) and is_single(torch.tensor(2)) and not is_single([2]) and not is_single({2})
+    assert is_single(np.int64(2))
+    assert is_single(torch.tensor(2))
+    assert not is_single([2])
+    assert not is_single({2})
     with pytest.raises(ValueError, match="empty"):
         resolutions([])
 
@@ -95,7 +100,8 @@ def test_steps_hold_only_their_own_audio(seek, size):
         begin = (window.first_step + i) * 40
         mine = [f for f in range(seek, seek + size, 2) if begin <= f and f + 2 <= min(begin + 40, seek + size)]
         if mine:
-            assert time == pytest.approx(np.mean(mine), rel=1e-6) and one == pytest.approx(1)
+            assert time == pytest.approx(np.mean(mine), rel=1e-6)
+            assert one == pytest.approx(1)
         else:
             assert math.isnan(time)
 
@@ -191,11 +197,13 @@ def test_rows_follow_the_rule(listened, steps):
         lo, hi = start * 40, min((start + steps) * 40, content)
         times = brute_force(windows, start, start + steps, content)
         if not times:
-            assert math.isnan(mean) and coverage[row] == 0
+            assert math.isnan(mean)
+            assert coverage[row] == 0
             continue
         assert (first, last, n) == pytest.approx((times[0], times[-1], len(times)), rel=1e-6)
         assert mean == pytest.approx(np.mean(times), rel=1e-5)
-        assert lo <= min(times) and max(times) < hi
+        assert lo <= min(times)
+        assert max(times) < hi
         assert coverage[row] == pytest.approx(heard[lo:hi].mean(), abs=1e-6)
 
 
@@ -219,7 +227,8 @@ def test_rows_over_30_s_are_the_mean_of_their_pieces(listened, steps):
         if sums[1]:
             assert logits[row, 1] == pytest.approx(sums[0] / sums[1], rel=1e-4)
         else:
-            assert logits[row].isnan().all() and coverage[row] == 0
+            assert logits[row].isnan().all()
+            assert coverage[row] == 0
 
 
 def test_scripted_seeks_keep_every_row_in_place():
@@ -237,8 +246,10 @@ def test_a_skipped_row_is_empty_and_not_a_detection():
     logits, coverage = build(windows, 10, 8760)
     assert not logits.isnan().any()
     logits, coverage = build(windows[:1] + windows[2:], 10, 8760)
-    assert logits[8:14].isnan().all() and coverage[8:14].tolist() == [0.0] * 6
-    assert coverage[7] == pytest.approx(0.5) and coverage[14] == pytest.approx(0.6)
+    assert logits[8:14].isnan().all()
+    assert coverage[8:14].tolist() == [0.0] * 6
+    assert coverage[7] == pytest.approx(0.5)
+    assert coverage[14] == pytest.approx(0.6)
 
 
 def test_the_last_row_holds_no_padding():
@@ -246,7 +257,8 @@ def test_the_last_row_holds_no_padding():
     windows = [Window(0), Window(3000), Window(6000), Window(9000, 5)]
     logits, coverage = build(windows, 25, 9005)
     first, _, last, n = logits[9].tolist()
-    assert (first, last, n) == (9001, 9001, 1) and coverage[9] == 1
+    assert (first, last, n) == (9001, 9001, 1)
+    assert coverage[9] == 1
 
 
 def test_states_of_settled_rows_are_let_go():
@@ -272,4 +284,5 @@ def test_clips_in_any_order():
 
 def test_nothing_to_listen_to():
     logits, coverage = build([], 25, 0)
-    assert logits.shape == (0, 4) and coverage.shape == (0,)
+    assert logits.shape == (0, 4)
+    assert coverage.shape == (0,)

@@ -47,9 +47,11 @@ def test_a_few_clips_that_are_right_do_not_make_certain(n):
     targets = np.arange(n) % 2
     logits = 3.0 * np.eye(3)[targets]
     found = probabilities(logits, False, fit_temperature(targets, logits, False))
-    assert found.max(1) == pytest.approx((n + 1) / (n + 2)) and found.sum(1) == pytest.approx(1)
+    assert found.max(1) == pytest.approx((n + 1) / (n + 2))
+    assert found.sum(1) == pytest.approx(1)
     each = probabilities(2 * logits - 3, True, fit_temperature(targets, 2 * logits - 3, True))
-    assert each.max(1) == pytest.approx(np.full(n, each.max())) and (n + 1) / (n + 2) < each.max() < 1 - 1 / (3 * n + 2)
+    assert each.max(1) == pytest.approx(np.full(n, each.max()))
+    assert (n + 1) / (n + 2) < each.max() < 1 - 1 / (3 * n + 2)
 
 
 @pytest.mark.parametrize("multi_label", [True, False])
@@ -105,7 +107,8 @@ def test_thresholds_by_hand():
     assert thresholds_for_precision(wanted, scores, 0.76) == pytest.approx([0.85])
     assert thresholds_for_precision(wanted, scores, 1.0) == pytest.approx([0.85])
     everything = thresholds_for_precision(wanted, scores, 0.6)
-    assert everything < 0.5 and everything == pytest.approx([0.5])
+    assert everything < 0.5
+    assert everything == pytest.approx([0.5])
 
 
 def test_equal_scores_are_taken_together_and_what_cannot_be_reached_is_inf():
@@ -113,7 +116,8 @@ def test_equal_scores_are_taken_together_and_what_cannot_be_reached_is_inf():
     targets = np.array([[1, 1, 0], [0, 1, 0]])
     found = thresholds_for_precision(targets, scores, 0.8)
     assert found[0] == np.inf  # one in two at best
-    assert found[1] == pytest.approx(0.5) and found[1] < 0.5
+    assert found[1] == pytest.approx(0.5)
+    assert found[1] < 0.5
     assert np.isnan(found[2])  # no clip has the class: nothing is known
     assert not (scores > found)[:, [0, 2]].any()
     with pytest.raises(ValueError, match="precision is a share"):
@@ -148,7 +152,8 @@ def test_reliability_by_hand():
     assert found.counts.tolist() == [2, 1, 0, 3]
     assert found.claimed[[0, 1, 3]] == pytest.approx([0.05, 0.25, 0.9])
     assert found.observed[[0, 1, 3]] == pytest.approx([0.5, 0.0, 1.0])
-    assert np.isnan(found.claimed[2]) and np.isnan(found.observed[2])
+    assert np.isnan(found.claimed[2])
+    assert np.isnan(found.observed[2])
     assert expected_calibration_error(found) == pytest.approx((2 * 0.45 + 1 * 0.25 + 3 * 0.1) / 6)
     assert reliability(right.reshape(2, 3), p.reshape(2, 3), 4).counts.tolist() == [2, 1, 0, 3]
 

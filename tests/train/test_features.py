@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections import namedtuple
@@ -141,7 +142,8 @@ def test_protocol_30_plus_hears_every_clip_by_itself_and_among_others(model_en, 
                 found[clip] = stores["30"].states(alone).astype(np.float32)
         np.testing.assert_allclose(stores[JOINED].states(once), companies[0][clip], rtol=2e-3, atol=2e-3)
         hearings = stores["30+"].hearings(np.array([several]))[:, 0]
-        assert hearings[0] == several and stores["30+"].n_steps[hearings].tolist() == [n] * 4
+        assert hearings[0] == several
+        assert stores["30+"].n_steps[hearings].tolist() == [n] * 4
         wanted = [stores["30"].states(alone).astype(np.float32), *(found[clip][:, :n] for found in companies)]
         for hearing, states in zip(hearings.tolist(), wanted):
             np.testing.assert_allclose(stores["30+"].states(hearing), states, rtol=2e-3, atol=2e-3)
@@ -160,7 +162,8 @@ def test_company_does_not_tell_the_class(tmp_path):
     ]
     labels = [[clip.labels[0] for clip in in_random_order(clips) if clip.fold == str(fold)] for fold in range(4)]
     for i, one in enumerate(labels):
-        assert sorted(one) == sorted("abcde" * 8) and one != sorted(one)
+        assert sorted(one) == sorted("abcde" * 8)
+        assert one != sorted(one)
         assert all(sum(a == b for a, b in zip(one, other)) < 20 for other in labels[:i])  # 8 of 40 by chance
 
 
@@ -178,13 +181,15 @@ def test_company_is_of_one_split_and_fold_and_some_minutes_long(clips, model_en,
     assert not extract(folds, tmp_path / "f", model_en, describe("random", model_en, JOINED))
     ordered = in_random_order(folds)
     parts = [(clip.split, clip.fold) for clip in ordered]
-    assert len(set(parts)) == 4 and sum(a != b for a, b in zip(parts, parts[1:])) == 3
+    assert len(set(parts)) == 4
+    assert sum(a != b for a, b in itertools.pairwise(parts)) == 3
     place = 0
     for recording in recordings:
         members = ordered[place : place + len(recording)]
         assert len({(clip.split, clip.fold) for clip in members}) == 1
         lengths = [len(load_part(clip)) for clip in members]
-        assert sorted(lengths) == sorted(recording) and sum(lengths[:-1]) < 100_000
+        assert sorted(lengths) == sorted(recording)
+        assert sum(lengths[:-1]) < 100_000
         place += len(recording)  # the last one made it long enough, or was the last of its part
         assert sum(lengths) >= 100_000 or place == len(parts) or parts[place] != parts[place - 1]
     assert place == 18
@@ -237,9 +242,12 @@ def test_clips_that_cannot_be_read_are_told_and_left_out_T4(model_en, clips, tmp
     bad.append(replace(clips[0], start=5.0, end=6.0))
     told = extract([bad[0], *clips[:2], *bad[1:]], tmp_path / "f", model_en, describe("random", model_en))
     assert [entry.clip for entry in told] == bad
-    assert "empty" in told[1].reason and "too short" in told[2].reason and "0.70 s long" in told[4].reason
+    assert "empty" in told[1].reason
+    assert "too short" in told[2].reason
+    assert "0.70 s long" in told[4].reason
     features = Features.open(tmp_path / "f")
-    assert len(features) == 2 and (features.find(bad) == -1).all()
+    assert len(features) == 2
+    assert (features.find(bad) == -1).all()
 
 
 def test_a_part_of_a_file_is_that_part(clips):
@@ -269,7 +277,8 @@ def test_a_file_that_changed_is_heard_again(model_en, tmp_path):
     assert Features.open(tmp_path / "f").find([clip]).tolist() == [-1]
     extract([clip], tmp_path / "f", model_en, about)
     features = Features.open(tmp_path / "f")
-    assert len(features) == 1 and features.n_steps.tolist() == [5]
+    assert len(features) == 1
+    assert features.n_steps.tolist() == [5]
 
 
 ABOUT = About("m", "sha", "30", 0.0, 2, 3)
@@ -304,7 +313,8 @@ def test_batches_cut_and_go_round(tmp_path):
     filled(tmp_path / "f")
     features = Features.open(tmp_path / "f")
     found = features.batch([0, 2], 5, [2, 1])
-    assert found.dtype == torch.float32 and found.shape == (2, 2, 5, 3)
+    assert found.dtype == torch.float32
+    assert found.shape == (2, 2, 5, 3)
     np.testing.assert_array_equal(found[0], states(0)[:, [2, 3, 0, 1, 2]])
     np.testing.assert_array_equal(found[1], states(2, 6)[:, 1:6])
 
@@ -424,7 +434,9 @@ def test_npz_goes_both_ways(tmp_path):
     assert array.dtype == np.float16
     np.testing.assert_array_equal(array, states(3, 7))
     back = Features.open(tmp_path / "npz")
-    assert back.n_steps.tolist() == features.n_steps.tolist() and back.about.layers == 2 and back.about.dim == 3
+    assert back.n_steps.tolist() == features.n_steps.tolist()
+    assert back.about.layers == 2
+    assert back.about.dim == 3
     assert back.find([Clip(tmp_path / "elsewhere" / "3.flac", ())]).tolist() == [3]
     torch.testing.assert_close(back.batch([1, 4], 6), features.batch([1, 4], 6))
 
@@ -451,7 +463,9 @@ def test_time_and_space_are_told_from_the_first_clips(model_en, clips, tmp_path)
     told: list[str] = []
     many = [replace(clips[1], start=i / 10) for i in range(8)]
     extract(many, tmp_path / "f", model_en, describe("random", model_en), batch=1, say=told.append)
-    assert len(told) == 1 and "8 clips" in told[0] and "on disk" in told[0]
+    assert len(told) == 1
+    assert "8 clips" in told[0]
+    assert "on disk" in told[0]
 
 
 def test_time_and_space_are_told_before_most_of_the_work_and_of_many_clips_again(model_en, clips, tmp_path):
@@ -463,13 +477,15 @@ def test_time_and_space_are_told_before_most_of_the_work_and_of_many_clips_again
 
     some = [replace(clips[0], start=i / 1000) for i in range(150)]
     extract(some[:20], tmp_path / "few", model_en, describe("random", model_en), say=say)
-    assert [n for _, n in told] == [2] and encoded == [1, 1, 16, 2] and "20 clips: about" in told[0][0]
+    assert [n for _, n in told] == [2]
+    assert encoded == [1, 1, 16, 2]
+    assert "20 clips: about" in told[0][0]
     encoded.clear(), told.clear()
     extract(some, tmp_path / "many", model_en, describe("random", model_en), batch=4, say=say)
     assert [n for _, n in told] == [2, 14]
 
 
-@pytest.mark.parametrize("protocol, seconds", [("20", None), ("10", 31), ("10", 5.01), ("30", 5), ("10", -1)])
+@pytest.mark.parametrize(("protocol", "seconds"), [("20", None), ("10", 31), ("10", 5.01), ("30", 5), ("10", -1)])
 def test_wrong_protocols_are_refused(model_en, protocol, seconds):
     with pytest.raises(ValueError, match="protocol|seconds"):
         describe("random", model_en, protocol, seconds)
@@ -481,9 +497,12 @@ def test_the_command(checkpoint, clips, tmp_path, capsys):
     source, out = str(tmp_path / "list.txt"), str(tmp_path / "f")
     assert features_command.main([source, *options, "-o", out, "--protocol", "10"]) == 1
     captured = capsys.readouterr()
-    assert "2 clips, 50 steps" in captured.out and "gone.wav" in captured.err
+    assert "2 clips, 50 steps" in captured.out
+    assert "gone.wav" in captured.err
     about = json.loads((tmp_path / "f" / "features.json").read_text())
-    assert about["protocol"] == "10" and about["layers"] == 2 and about["dim"] == 64
+    assert about["protocol"] == "10"
+    assert about["layers"] == 2
+    assert about["dim"] == 64
     assert features_command.main([out, "--to", "npz", "-o", str(tmp_path / "npz")]) == 0
     assert np.load(tmp_path / "npz" / "0.npz")["arr_0"].shape == (2, 25, 64)
     back = ["--to", "shards", "--protocol", "10", "-o", str(tmp_path / "g")]

@@ -51,7 +51,8 @@ class Regression:
         return (model(batch[0]) - batch[1]).square().mean()
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        assert not model.training and not torch.is_grad_enabled()
+        assert not model.training
+        assert not torch.is_grad_enabled()
         self.seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
         return self.scores[len(self.seen) - 1] if self.scores else {}
 
@@ -77,8 +78,10 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def test_it_learns():
     model, result = fitted(Regression(), Plan(60))
     losses = [line["loss"] for line in result.history]
-    assert result.epoch == 60 and [line["epoch"] for line in result.history] == list(range(1, 61))
-    assert losses[-1] < 0.5 * losses[0] and not model.training
+    assert result.epoch == 60
+    assert [line["epoch"] for line in result.history] == list(range(1, 61))
+    assert losses[-1] < 0.5 * losses[0]
+    assert not model.training
 
 
 @pytest.mark.parametrize("save_steps", [None, 1, 3])
@@ -93,7 +96,8 @@ def test_stopped_and_resumed_is_as_never_stopped_T8(tmp_path, save_steps, stop):
     rest = Regression(scores[stop[0] :])
     model, result = fitted(rest, plan, tmp_path)
     assert same(model.state_dict(), expected.state_dict())
-    assert result == whole and result.epoch == 0
+    assert result == whole
+    assert result.epoch == 0
     repeated = 0 if save_steps == 1 else stop[1] % 3 if save_steps == 3 else stop[1]
     assert len(rest.rates) == 16 - 4 * stop[0] - stop[1] + repeated
     lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
@@ -104,7 +108,8 @@ def test_stopped_and_resumed_is_as_never_stopped_T8(tmp_path, save_steps, stop):
 def test_a_finished_run_is_not_run_again(tmp_path):
     model, result = fitted(Regression(), Plan(2), tmp_path)
     again, found = fitted(Regression(stop=(0, 0)), Plan(2), tmp_path)
-    assert found == result and same(again.state_dict(), model.state_dict())
+    assert found == result
+    assert same(again.state_dict(), model.state_dict())
     longer = Regression()
     fitted(longer, Plan(3), tmp_path)
     assert len(longer.rates) == 4  # one more epoch
@@ -113,20 +118,24 @@ def test_a_finished_run_is_not_run_again(tmp_path):
 def test_the_best_epoch_is_kept():
     task = Regression([{"accuracy": value} for value in (0.1, math.nan, 0.9, 0.9, 0.2)])
     model, result = fitted(task, Plan(5, select="accuracy"))
-    assert result.epoch == 3 and same(model.state_dict(), task.seen[2])  # the first of equals
+    assert result.epoch == 3
+    assert same(model.state_dict(), task.seen[2])
     task = Regression([{"valid_loss": value} for value in (3.0, 1.0, 2.0)])
     model, result = fitted(task, Plan(3, select="-valid_loss"))
-    assert result.epoch == 2 and same(model.state_dict(), task.seen[1])
+    assert result.epoch == 2
+    assert same(model.state_dict(), task.seen[1])
     scores = [(1.0, 0.5), (1.0, 0.2), (1.0, 0.2), (1.0, math.nan), (math.nan, 0.1)]
     task = Regression([{"accuracy": value, "valid_loss": loss} for value, loss in scores])
     model, result = fitted(task, Plan(5, select="accuracy"))
-    assert result.epoch == 2 and same(model.state_dict(), task.seen[1])  # of equals, the least loss
+    assert result.epoch == 2
+    assert same(model.state_dict(), task.seen[1])
     scores = [{"mAP": math.nan, "valid_loss": loss} for loss in (2.0, 1.0)]
     _, result = fitted(Regression(scores), Plan(2, select="mAP"))
     assert result.epoch == 2
     task = Regression([{"accuracy": 0.5}] * 3)
     model, result = fitted(task, Plan(3))
-    assert result.epoch == 3 and same(model.state_dict(), task.seen[2])  # nothing chooses
+    assert result.epoch == 3
+    assert same(model.state_dict(), task.seen[2])
 
 
 def test_weights_are_averaged_over_epochs_after_both_ends():
@@ -145,7 +154,8 @@ def test_patience_ends_a_run():
     scores = [{"accuracy": value} for value in (0.5, 0.6, 0.6, 0.1, 0.9)]
     task = Regression(scores)
     _, result = fitted(task, Plan(5, select="accuracy", patience=2))
-    assert len(result.history) == 4 and result.epoch == 2
+    assert len(result.history) == 4
+    assert result.epoch == 2
 
 
 def test_frozen_weights_are_neither_changed_nor_saved(tmp_path):
@@ -177,7 +187,7 @@ def test_bfloat16_is_autocast():
 
 
 @pytest.mark.parametrize(
-    "plan, told",
+    ("plan", "told"),
     [
         (Plan(1, precision="int8"), "precision must be one of float32, bfloat16, float16, not 'int8'"),
         (Plan(3, average=(2, 4)), "cannot average epochs 2 to 4 of 3"),
@@ -204,7 +214,8 @@ def test_the_scale_of_gradients_goes_on_too(tmp_path, monkeypatch):
         fitted(Regression(stop=(1, 1)), Plan(2), tmp_path)
     resumed, _ = fitted(Regression(), Plan(2), tmp_path)
     assert same(resumed.state_dict(), expected.state_dict())
-    assert made[-1].state_dict() == made[0].state_dict() and made[0].get_scale() == 16
+    assert made[-1].state_dict() == made[0].state_dict()
+    assert made[0].get_scale() == 16
 
 
 @pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")
@@ -216,7 +227,9 @@ def test_what_was_saved_goes_to_the_device_of_the_model(tmp_path):
     run = _Run(model, torch.optim.AdamW(model.parameters()), torch.amp.GradScaler("cpu", enabled=False), {})
     run.optimizer.load_state_dict = lambda state: None
     run.load(tmp_path / "state.pt")
-    assert run.epoch == 1 and run.best and run.average
+    assert run.epoch == 1
+    assert run.best
+    assert run.average
     assert {tensor.device.type for kept in (run.best, run.average) for tensor in kept.values()} == {"meta"}
 
 

@@ -67,7 +67,8 @@ def test_rankings_are_what_counting_gives(case):
     positives, negatives = scores[wanted == 1], scores[wanted == 0]
     ap, auc = average_precision(wanted[:, None], scores[:, None]), roc_auc(wanted[:, None], scores[:, None])
     if not len(positives):
-        assert np.isnan(ap) and np.isnan(auc)
+        assert np.isnan(ap)
+        assert np.isnan(auc)
         return
     # Each positive adds the precision among all that score no less than it does.
     expected = np.mean([np.mean(wanted[scores >= score]) for score in positives])
@@ -136,7 +137,8 @@ def test_the_interval_of_a_mean_is_students():
     mean, half = mean_interval(np.array([1, 2, 3]))
     assert (mean, half) == (2.0, pytest.approx(4.3027 / np.sqrt(3), rel=1e-4))
     mean, half = mean_interval(np.array([5.0]))
-    assert mean == 5 and np.isnan(half)
+    assert mean == 5
+    assert np.isnan(half)
 
 
 def test_the_bootstrap_covers_a_share_as_the_normal_approximation_does():

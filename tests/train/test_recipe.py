@@ -105,7 +105,8 @@ def test_few_clips_still_make_an_epoch(store):
     task = task_of(store, Settings(loss="ce", batch=32, least_steps=3, **QUIET))
     assert task.steps(0) == 3
     passes = [task._picked(None, 0, step) for step in range(3)]
-    assert all(sorted(p) == list(range(32)) for p in passes) and passes[0].tolist() != passes[1].tolist()
+    assert all(sorted(p) == list(range(32)) for p in passes)
+    assert passes[0].tolist() != passes[1].tolist()
 
 
 def test_rows_are_cut_from_anywhere_or_repeated(store):
@@ -129,7 +130,9 @@ def test_mixup_is_between_two_clips(store):
     _, targets = task_of(store, settings).batch(0, 0)
     np.testing.assert_allclose(targets.sum(1), 1, rtol=1e-6)
     share = targets.max(1).values
-    assert (share < 1).any() and 0.5 <= share.min() and share[share < 1].max() < 0.9  # Beta(10, 10)
+    assert (share < 1).any()
+    assert 0.5 <= share.min()
+    assert share[share < 1].max() < 0.9
     _, plain = task_of(store, replace(settings, mixup=0.5)).batch(0, 0)
     assert 0 < (plain.max(1).values == 1).sum() < 32
 
@@ -143,12 +146,14 @@ def test_masks_are_spans_of_zeros_over_all_layers(store):
         zero = states == 0
         for item in zero:
             steps, dims = item.all(2), item.all(1)
-            assert torch.equal(steps[0], steps[1]) and torch.equal(dims[0], dims[1])
+            assert torch.equal(steps[0], steps[1])
+            assert torch.equal(dims[0], dims[1])
             for span, found in ((steps[0], lengths), (dims[0], widths)):
                 at = span.nonzero()[:, 0]
                 assert len(at) == 0 or at[-1] - at[0] + 1 == len(at)
                 found.append(len(at))
-    assert set(lengths) == set(range(10)) and set(widths) == set(range(4))
+    assert set(lengths) == set(range(10))
+    assert set(widths) == set(range(4))
 
 
 def test_short_rows_are_masked_in_part(store):
@@ -161,7 +166,8 @@ def test_mask_spans_stay_inside():
     r = np.random.default_rng(0)
     spans = [mask_span(r, 10, 25) for _ in range(5000)]
     assert {end - start for start, end in spans} == set(range(10))
-    assert min(start for start, _ in spans) == 0 and max(end for _, end in spans) == 25
+    assert min(start for start, _ in spans) == 0
+    assert max(end for _, end in spans) == 25
 
 
 def test_losses_are_the_textbooks():
@@ -174,7 +180,7 @@ def test_losses_are_the_textbooks():
 
 def test_every_held_out_clip_is_scored_T1(store):
     """T1: the last, smaller batch of the evaluation was dropped: 19 152 of 19 185 clips were scored."""
-    features, targets = store
+    features, _targets = store
     model = head()
     items = np.arange(39)
     logits = score(model, features, items)
@@ -326,7 +332,7 @@ def score_of(store, weights, mode) -> float:
 
 
 @pytest.mark.parametrize(
-    "width, mode, rate, epochs, average",
+    ("width", "mode", "rate", "epochs", "average"),
     [
         (384, "tl_tr_1_8", 1e-4, 50, (21, 50)),
         (512, "tl_tr_1_8", 1e-4, 50, (21, 50)),
@@ -344,7 +350,10 @@ def test_presets_are_the_published_table(width, mode, rate, epochs, average):
     assert (s.rate, s.epochs, s.average) == (rate, epochs, average)
     assert (s.optimizer, s.betas, s.weight_decay, s.batch, s.loss) == ("adam", (0.95, 0.999), 5e-7, 48, "bce")
     assert (s.mixup, s.mixup_alpha, s.time_mask, s.freq_mask, s.smoothing) == (0.5, 10, 10, 0, 0.1)
-    assert s.balanced and s.epoch_share == 0.1 and s.rows == (25,) and s.protocol == "10"
+    assert s.balanced
+    assert s.epoch_share == 0.1
+    assert s.rows == (25,)
+    assert s.protocol == "10"
     factors = [s.schedule()(epoch, []) for epoch in (0, 14, 15, 19, 20, 29)]
     np.testing.assert_allclose(factors, [1, 1, 0.75, 0.75, 0.5625, 0.421875])
 
@@ -393,7 +402,7 @@ def test_settings_come_from_toml_and_the_command_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "pair, told",
+    ("pair", "told"),
     [
         ("learning_rate=1", "no setting"),
         ("epoch=5", "did you mean epochs"),

@@ -40,12 +40,17 @@ def test_rows_of_classes_by_hand():
     assert (a["positives"], a["AP"], a["AUC"]) == (2, pytest.approx((1 + 2 / 3) / 2), 3 / 4)
     # sigmoid(2 / 2) and sigmoid(1 / 2) are above 0.55: one of the two is right, of two that there are
     assert (a["threshold"], a["precision"], a["recall"]) == (0.55, 0.5, 0.5)
-    assert b["positives"] == 0 and np.isnan([b["AP"], b["recall"]]).all() and b["precision"] == 0
+    assert b["positives"] == 0
+    assert np.isnan([b["AP"], b["recall"]]).all()
+    assert b["precision"] == 0
     a, b = class_rows(Scored("x", targets, logits), Classes(("a", "b")))
-    assert 0.731 < a["threshold"] < 0.881 and (a["precision"], a["recall"]) == (1.0, 0.5)
-    assert np.isnan(b["threshold"]) and np.isnan(b["precision"])
+    assert 0.731 < a["threshold"] < 0.881
+    assert (a["precision"], a["recall"]) == (1.0, 0.5)
+    assert np.isnan(b["threshold"])
+    assert np.isnan(b["precision"])
     a, b = class_rows(Scored("x", targets, logits), Classes(("a", "b"), "single_label", thresholds=(0.99, 0.99)))
-    assert np.isnan(a["threshold"]) and (a["precision"], a["recall"]) == (2 / 3, 1.0)  # the likeliest counts
+    assert np.isnan(a["threshold"])
+    assert (a["precision"], a["recall"]) == (2 / 3, 1.0)
     assert b["precision"] == 0
 
 
@@ -62,7 +67,8 @@ def test_a_report_holds_every_way_of_scoring_by_itself(tmp_path):
     for item in (first, second):
         found = summary(item, Classes(NAMES, "single_label", 1.5))
         row = next(line for line in text.splitlines() if line.startswith(f"| {item.name} |"))
-        assert f" {found['accuracy']:.3f} (" in row and f" {found['mAP']:.3f} |" in row
+        assert f" {found['accuracy']:.3f} (" in row
+        assert f" {found['mAP']:.3f} |" in row
     assert text.count("| dog \\| bark |") == 2  # a bar in a name does not break the table
 
 
@@ -70,7 +76,8 @@ def test_classes_without_clips_are_counted_and_left_out(tmp_path):
     targets = np.array([[1, 0, 0], [0, 1, 0]])
     text = write_report(tmp_path, "A head", Classes(NAMES), [Scored("x", targets, 3.0 * targets)]).read_text("utf-8")
     assert "No clip has any of 1 of the 3 classes" in text
-    assert "| rain | 1 |" in text and "| sneeze |" not in text
+    assert "| rain | 1 |" in text
+    assert "| sneeze |" not in text
 
 
 def test_what_cannot_be_scored_is_refused_before_anything_is_written(tmp_path):

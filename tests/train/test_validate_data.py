@@ -63,8 +63,10 @@ def test_files_that_cannot_be_read(folder):
     (folder / "dog" / "b.wav").write_text("this is no sound at all")
     findings = found(folder)
     assert [finding.level for finding in findings] == ["error", "error"]
-    assert "a.wav: is empty" in findings[0].text and findings[0].clips == (0,)
-    assert "b.wav: cannot be read" in findings[1].text and "--skip-bad" in findings[1].text
+    assert "a.wav: is empty" in findings[0].text
+    assert findings[0].clips == (0,)
+    assert "b.wav: cannot be read" in findings[1].text
+    assert "--skip-bad" in findings[1].text
     only(found(folder, listen=False), "error", "is empty")
 
 
@@ -194,7 +196,7 @@ def test_a_clip_that_is_listed_twice():
 
 
 @pytest.mark.parametrize(
-    "names, alike",
+    ("names", "alike"),
     [
         (("Dog bark", "dog_bark"), True),
         (("Siren", "Sirens"), True),
@@ -228,7 +230,8 @@ def test_what_is_heard_of_a_part(tmp_path):
     write(tmp_path / "a.wav", samples)
     whole, part = hear(Clip(tmp_path / "a.wav", ())), hear(Clip(tmp_path / "a.wav", (), start=0.0, end=0.5))
     assert (whole.seconds, whole.rate, whole.peak) == (1.0, 16000, 0.5)
-    assert (part.seconds, part.peak) == (0.5, 0.25) and part.digest != whole.digest
+    assert (part.seconds, part.peak) == (0.5, 0.25)
+    assert part.digest != whole.digest
 
 
 def test_esc10_is_in_order(data):

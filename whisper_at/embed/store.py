@@ -111,7 +111,7 @@ class _Npz:
     def __init__(self, path: Path, width: int, config: Mapping[str, Any]):
         self._path, self._width, self._config = path, width, dict(config)
         self._raw_path = path.with_name(f"{path.name}.raw")
-        self._raw = open(self._raw_path, "wb")  # noqa: SIM115 - closed by close()
+        self._raw = open(self._raw_path, "wb")
         self._paths: list[str] = []
         self._starts: list[float] = []
         self._ends: list[float] = []

@@ -241,7 +241,8 @@ class Rows:
     @torch.no_grad()
     def trace(self, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
         """First tokens ``(recordings, n)`` → logits ``(recordings, n, vocabulary)`` behind each, and every layer's
-        cross-attention scores, float32 ``(recordings, heads, n, frames)``, before their softmax."""
+        cross-attention scores, float32 ``(recordings, heads, n, frames)``, before their softmax.
+        """
         scores: list[Tensor] = []
         first = torch.arange(0, len(self.ancestors), self.group)
         hidden = self._forward(tokens, first, scores)
@@ -364,7 +365,8 @@ def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 class Fingerprint:
     """By what one knows a module's weights again: where they lie, how often they were changed, and a few of their
-    values, since changes to ``.data`` are not counted."""
+    values, since changes to ``.data`` are not counted.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         flat = [p.detach().flatten() for p in module.parameters()]

@@ -87,7 +87,8 @@ def _(tile, bias, y, r, i, activate):
 @compiled(parallel=True, fastmath=FAST)
 def _multiply(w, bias, x, y, activate):
     """``x`` (rows, in) in bfloat16 by packed ``w`` (out, in): see `_finish`. x has rows to spare, up to a multiple of
-    `ROWS`."""
+    `ROWS`.
+    """
     rows, pairs = len(y), x.view(np.int32)
     for chunk in prange((rows + CHUNK - 1) // CHUNK):
         tile = np.empty((ROWS, COLUMNS), np.float32)

@@ -42,7 +42,8 @@ def _picked(builder, vector, places):
 
 def _pairs(builder, a, b):
     """Two vectors of 32 int16 → 16 int32, the sums of the products of neighbours: one instruction on most processors,
-    which LLVM has to be told."""
+    which LLVM has to be told.
+    """
     words, integers = (lambda n: ir.VectorType(ir.IntType(16), n)), (lambda n: ir.VectorType(ir.IntType(32), n))
     if HOST.get("avx512bw"):
         kind = ir.FunctionType(integers(16), [words(32), words(32)])
@@ -142,7 +143,8 @@ dots5x4, dots8x3 = _dots(5, 4), _dots(8, 3)
 
 def _scores(count):
     """A function of keys (size, `COLUMNS`), x (rows, size), r, out (rows, frames), f: writes to out, from column f on,
-    the products of ``count`` rows of x from r on with all columns of keys."""
+    the products of ``count`` rows of x from r on with all columns of keys.
+    """
 
     @intrinsic
     def scores(typing_context, keys, x, r, out, f):
@@ -198,7 +200,8 @@ def _spelled(builder, instruction, constraints, kind, *operands):
 @intrinsic
 def pair_products6(typing_context, x, r, w, out, f):
     """Writes to out (6, …), from column f on, the products of 6 rows of x (rows, pairs), from r on, with all columns of
-    w (pairs, `COLUMNS`). An int32 of x and w is a pair of bfloat16; products and sums are float32."""
+    w (pairs, `COLUMNS`). An int32 of x and w is a pair of bfloat16; products and sums are float32.
+    """
 
     def codegen(context, builder, signature, args):
         index, vectors = args[1].type, range(0, COLUMNS, 16)

@@ -1,3 +1,3 @@
 """`whisper.normalizers.basic` of the installed openai-whisper, under this package's name."""
 
-from whisper.normalizers.basic import *  # noqa: F401,F403
+from whisper.normalizers.basic import *

@@ -1,3 +1,3 @@
 """`whisper.normalizers.english` of the installed openai-whisper, under this package's name."""
 
-from whisper.normalizers.english import *  # noqa: F401,F403
+from whisper.normalizers.english import *

@@ -72,7 +72,8 @@ class Mix:
 @dataclass(frozen=True)
 class Robustness:
     """What is compared class by class: the rise of a recogniser's errors between two ratios (dB), and the F1 of a
-    backbone's last layer. Empty names stand for the first of each."""
+    backbone's last layer. Empty names stand for the first of each.
+    """
 
     recogniser: str = ""
     backbone: str = ""

@@ -106,7 +106,8 @@ def _stamp(clip: Clip) -> tuple[int, int] | None:
 
 def published_classifier() -> Any:
     """The paper's: scikit-learn's MLPClassifier without hidden layers, which is multinomial logistic regression
-    fitted by Adam until its loss stands still. For figures that are to be compared with the paper's."""
+    fitted by Adam until its loss stands still. For figures that are to be compared with the paper's.
+    """
     from sklearn.neural_network import MLPClassifier
 
     return MLPClassifier(hidden_layer_sizes=(), learning_rate_init=0.001, max_iter=5000, random_state=0)
@@ -114,7 +115,8 @@ def published_classifier() -> Any:
 
 def logistic_classifier() -> Any:
     """The same model brought to the one minimum of its loss under a penalty, so that it hangs on no learning rate, seed
-    or end of training. Of 0.001 to 100, C = 0.1 did best on nano.en's states of ESC-10, and 1 to 100 hardly worse."""
+    or end of training. Of 0.001 to 100, C = 0.1 did best on nano.en's states of ESC-10, and 1 to 100 hardly worse.
+    """
     from sklearn.linear_model import LogisticRegression
 
     return LogisticRegression(C=0.1, max_iter=2000)

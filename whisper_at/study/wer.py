@@ -69,7 +69,8 @@ def plain_words(text: str) -> list[str]:
 
 def whisper_words(text: str) -> list[str]:
     """Words by openai-whisper's English normalizer: the same for numbers, abbreviations and contractions, spelled
-    either way. The better choice for sentences; it joins single digits (``three one`` is ``31``)."""
+    either way. The better choice for sentences; it joins single digits (``three one`` is ``31``).
+    """
     return _normalizer()(text).split()
 
 

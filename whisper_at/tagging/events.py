@@ -95,7 +95,8 @@ def find_events(
 
 class _Rows(NamedTuple):
     """The rows of one head: their seconds, what its classes are called, logits ``(rows, classes)``, the thresholds of
-    the classes, and which of them are wanted."""
+    the classes, and which of them are wanted.
+    """
 
     seconds: float
     facts: list[dict[str, Any]]

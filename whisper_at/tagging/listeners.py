@@ -8,6 +8,7 @@ business. One that can do with the model's own pass offers a *reader* of its sta
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import math
 import os
@@ -167,7 +168,7 @@ def listen(
     for i, (start, end) in enumerate(spans):
         pieces = max(1, math.ceil((end - start) / longest - 1e-9))
         edges = np.linspace(start, end, pieces + 1)
-        parts += [(i, round(a * rate), round(b * rate)) for a, b in zip(edges, edges[1:])]
+        parts += [(i, round(a * rate), round(b * rate)) for a, b in itertools.pairwise(edges)]
     out = torch.zeros(len(spans), len(listener.classes))
     weight = torch.zeros(len(spans))
     with _samples(audio, rate) as samples:

@@ -5,6 +5,7 @@ A batch is a pure function of seed, epoch and step, so that `whisper_at.train.fi
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -226,7 +227,7 @@ def score(model: nn.Module, features: Features, items: Sequence[int] | np.ndarra
     for i, n in enumerate(features.n_steps[items]):
         pieces = -(-int(n) // limit)
         edges = [int(n) * k // pieces for k in range(pieces + 1)]
-        for start, end in zip(edges, edges[1:]):
+        for start, end in itertools.pairwise(edges):
             rows.setdefault(end - start, []).append((i, start))
     total: np.ndarray | None = None
     for width, members in rows.items():

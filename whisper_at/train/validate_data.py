@@ -146,7 +146,8 @@ def _stamp(path: Path) -> list[int] | None:
 
 def grouped(dataset: Dataset, digests: Mapping[int, str]) -> Dataset:
     """The same data, where clips that hold the same sound are of one group, and so are groups that share a sound, so
-    that no division parts them."""
+    that no division parts them.
+    """
     above: dict[str, str] = {}  # a forest: group -> one that it belongs with
 
     def top(group: str) -> str:
