@@ -15,7 +15,7 @@ from typing import Any
 from whisper.utils import ResultWriter
 from whisper.utils import get_writer as get_upstream_writer
 
-from .checkpoints.files import plain
+from .checkpoints.files import to_jsonable
 from .tagging.captions import alike, with_sounds
 from .tagging.events import find_events
 from .tagging.labels import audioset_labels, find_class, label_names, parse_at_label, sigmoid, tag_language
@@ -108,7 +108,7 @@ def tag_rows(
     def rows(entries: list[dict[str, Any]], coverage: Any) -> list[dict[str, Any]]:
         return [
             {**entry["time"], "coverage": share, "tags": [tag(*pair) for pair in entry["audio tags"]]}
-            for entry, share in zip(entries, plain(coverage))
+            for entry, share in zip(entries, to_jsonable(coverage))
         ]
 
     coverage = result["audio_tag_coverage"]
@@ -168,7 +168,7 @@ def plain_result(result: dict, **tag_options) -> dict:
     values |= {name: own_rows(result, name, **shared) for name in attached}
     values["events"] = _events(result, **tag_options)
     first = [key for key in UPSTREAM_KEYS + TAG_KEYS if key in values]
-    return {key: plain(values[key]) for key in dict.fromkeys([*first, *values])}
+    return {key: to_jsonable(values[key]) for key in dict.fromkeys([*first, *values])}
 
 
 def captioned_result(result: dict, sounds: bool, **tag_options) -> dict:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from whisper_at.checkpoints.files import whole
+from whisper_at.checkpoints.files import atomic_write
 
 PARTS = (("dev", "FSD50K.dev_audio"), ("eval", "FSD50K.eval_audio"))
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     root, out = Path(argv[0]), Path(argv[1])
     found = list(rows(root))
-    with whole(out) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(out) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ("path", "labels", "split"))
         writer.writeheader()
         writer.writerows(found)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints.files import plain, whole
+from ..checkpoints.files import atomic_write, to_jsonable
 from ..data import datasets
 from ..data.clips import Dataset
 from ..data.protocols import Division, divide, refuse_missing_classes, with_few
@@ -202,7 +202,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows as CSV, whole or not at all; columns in the order of their first appearance."""
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    with whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
@@ -211,12 +211,12 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, whole or not at all; null where a number is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as temporary:
-        temporary.write_text(json.dumps(plain(content), indent=1) + "\n", "utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(to_jsonable(content), indent=1) + "\n", "utf-8")
 
 
 def write_text(path: Path, lines: Iterable[str]) -> None:
     """Write lines, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", "utf-8")

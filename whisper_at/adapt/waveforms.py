@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..audio import load_audio
-from ..checkpoints.files import whole
+from ..checkpoints.files import atomic_write
 from ..data.clips import Clip
 
 FADE_SECONDS = 0.01
@@ -115,7 +115,7 @@ class Waves:
                 samples = (load_audio(path, self.rate) * 32768).astype(np.int16)
                 if not len(samples):
                     return RuntimeError(f"{path} holds no samples")
-                with whole(kept) as temporary, open(temporary, "wb") as file:
+                with atomic_write(kept) as temporary, open(temporary, "wb") as file:
                     np.save(file, samples)
             return kept
         except (OSError, RuntimeError) as error:

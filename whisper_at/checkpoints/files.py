@@ -28,15 +28,15 @@ def save_safetensors(
 ) -> None:
     """Write tensors and metadata (strings) to `path`, whole or not at all; tied tensors are written twice."""
     path = Path(path)
-    plain: dict[str, Tensor] = {}
+    unshared: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
         storage = tensor.untyped_storage().data_ptr()
-        plain[name] = tensor.clone() if storage in seen else tensor  # the format knows no sharing
+        unshared[name] = tensor.clone() if storage in seen else tensor  # the format knows no sharing
         seen.add(storage)
-    with whole(path) as temporary:
-        save_file(plain, temporary, dict(metadata or {}))
+    with atomic_write(path) as temporary:
+        save_file(unshared, temporary, dict(metadata or {}))
         temporary.chmod(0o666 & ~_umask())  # it comes out for its owner alone, unlike any other new file
 
 
@@ -53,8 +53,8 @@ def temporary_beside(path: Path) -> Path:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A name to write to, which becomes `path` when all went well, and is removed when it did not."""
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary name to write to, which becomes `path` on success and is removed on an error."""
     temporary = temporary_beside(path)
     try:
         yield temporary
@@ -65,20 +65,20 @@ def whole(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write text as UTF-8, whole or not at all."""
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, "utf-8")
 
 
-def plain(value: Any) -> Any:
-    """What JSON can hold: tensors and arrays as lists, keys as strings, NaN and infinities as None."""
+def to_jsonable(value: Any) -> Any:
+    """Return a value as JSON can hold it: tensors and arrays as lists, keys as strings, NaN and infinities as None."""
     if isinstance(value, Tensor):
         value = value.detach().cpu().tolist()
     elif isinstance(value, (np.ndarray, np.generic)):
         value = value.tolist()
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [to_jsonable(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -103,10 +103,10 @@ def read_tensors(path: Path, in_memory: bool = False) -> tuple[Any, dict[str, st
             source = io.BytesIO(file.read()) if in_memory else file
             return torch.load(source, map_location="cpu", weights_only=True), {}
         except Exception as error:  # of many types, by what the bytes happen to be
-            raise RuntimeError(f"{path} {_ailment(path, error)}") from error
+            raise RuntimeError(f"{path} {_diagnose(path, error)}") from error
 
 
-def _ailment(path: Path, error: Exception) -> str:
+def _diagnose(path: Path, error: Exception) -> str:
     """Say why a file could not be read, and what to do."""
     again = f"Delete it and load again, or put the right file in its place (see {MANUAL})"
     with open(path, "rb") as file:

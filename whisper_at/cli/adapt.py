@@ -14,7 +14,7 @@ from ..adapt.classifier import AudioClassifier
 from ..adapt.compare import compare, markdown, read_comparison
 from ..adapt.config import build, read_config, sized_backbone
 from ..adapt.experiment import SHARES, run, summary, write_json
-from ..checkpoints.files import plain
+from ..checkpoints.files import to_jsonable
 from ..data.datasets import read
 from ..train.plots import draw_confusion, save_figure
 
@@ -149,7 +149,7 @@ def evaluate_command(args: argparse.Namespace) -> int:
         write_json(out / "scores.json", evaluation.scores | {"clips": len(dataset)})
         if not dataset.multi_label:
             save_figure(draw_confusion(evaluation.confusion, model.classes), out / "confusion.png")
-    print(json.dumps(plain(evaluation.scores)))
+    print(json.dumps(to_jsonable(evaluation.scores)))
     return 0
 
 

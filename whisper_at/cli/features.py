@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..checkpoints.files import whole
+from ..checkpoints.files import atomic_write
 from ..data.clips import AUDIO_SUFFIXES, Clip, class_folders, recordings
 from ..model import load_model
 from ..train.config import PROTOCOLS
@@ -162,7 +162,7 @@ def write_npz(features: Features, folder: str | os.PathLike[str], items: Sequenc
     folder.mkdir(parents=True, exist_ok=True)
     for i in items:
         path = folder / f"{short_key(features.rows[i].key)}.npz"
-        with whole(path) as temporary, open(temporary, "wb") as file:
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, np.ascontiguousarray(features.states(i)))
     return len(names)
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..checkpoints.files import whole
+from ..checkpoints.files import atomic_write
 from ..train.metrics import mean_interval
 from ..train.plots import save_figure
 from .linear_eval import Row, best_pair
@@ -40,7 +40,7 @@ def summarize(rows: Iterable[Row]) -> dict[str, Score]:
 def write_scores(cells: Mapping[tuple[str, str], Sequence[Row]], path: str | os.PathLike[str]) -> None:
     """Every classifier's scores as CSV; ``cells`` are rows by task and network."""
     path = Path(path)
-    with whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["task", "network", *Row._fields])
         for (task, network), rows in cells.items():

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from whisper.tokenizer import LANGUAGES
 
-from ..checkpoints.files import plain
+from ..checkpoints.files import to_jsonable
 from ..writers import UPSTREAM_KEYS, get_writer, plain_result
 from .schemas import CAPTIONS, Asked, tag_options
 
@@ -42,4 +42,4 @@ def _verbose(result: dict[str, Any], asked: Asked, task: str, seconds: float) ->
         words = [word for segment in segments for word in segment.get("words", [])]
         out["words"] = [{**word, "word": word["word"].strip()} for word in words]
     sounds = plain_result(result, **tag_options(asked))
-    return plain(out | {key: sounds[key] for key in sounds if key not in {*UPSTREAM_KEYS, *out}})
+    return to_jsonable(out | {key: sounds[key] for key in sounds if key not in {*UPSTREAM_KEYS, *out}})

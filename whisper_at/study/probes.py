@@ -14,7 +14,7 @@ import torch
 from safetensors.numpy import load_file
 from tqdm import tqdm
 
-from ..checkpoints.files import save_safetensors, whole
+from ..checkpoints.files import atomic_write, save_safetensors
 from ..data.clips import Clip, Dataset, folds
 from ..train.extract import load_part
 from ..train.features import stamp
@@ -200,7 +200,7 @@ def write_probes(path: str | os.PathLike[str], probes: Sequence[Probe], classes:
     """Write ``probe.csv``, whole or not at all: a column for each class's F1 after those of ``COLUMNS``."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*COLUMNS, *classes])
         for probe in probes:

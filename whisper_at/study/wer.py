@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from ..audio import load_audio
-from ..checkpoints.files import whole
+from ..checkpoints.files import atomic_write
 from ..data.clips import Clip
 from ..train.run_manifest import cut_unfinished, refuse_other_run, whole_lines
 from .mix import mix
@@ -226,7 +226,7 @@ def _mixed(
     audio = mix(speech, loaded(clip.path), snr, guard=False).audio
     if not path.exists() or not np.array_equal(wavfile.read(path)[1], audio):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as temporary:
+        with atomic_write(path) as temporary:
             wavfile.write(temporary, 16000, audio)
     factor = min(1.0, 1.0 / max(float(np.abs(audio).max()), 1e-12)) if guard else 1.0
     return audio * np.float32(factor), factor

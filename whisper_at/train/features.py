@@ -30,7 +30,7 @@ import torch
 from safetensors.numpy import save
 from torch import Tensor
 
-from ..checkpoints.files import whole, write_text
+from ..checkpoints.files import atomic_write, write_text
 from ..data.clips import Clip
 from .concat_clips import TIMES
 
@@ -328,7 +328,7 @@ class FeatureWriter:
             return
         name = f"shard-{self._next:05d}.safetensors"
         path = self.folder / name
-        with whole(path) as temporary:
+        with atomic_write(path) as temporary:
             with open(temporary, "wb") as file:
                 file.write(save({"states": np.concatenate([states for _, states, _, _ in self._waiting])}))
                 file.flush()

@@ -23,7 +23,7 @@ import torch.distributed as distributed
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..checkpoints.files import whole
+from ..checkpoints.files import atomic_write
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STATE = "state.pt"
@@ -283,7 +283,7 @@ class _Run:
             "history": json.dumps(self.history),
         }
         state |= {name: getattr(self, name) for name in ("epoch", "step", "loss_sum", "best_epoch")}
-        with whole(path) as temporary:
+        with atomic_write(path) as temporary:
             torch.save(state, temporary)
 
     def load(self, path: Path) -> None:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve
 
-from ..checkpoints.files import whole
+from ..checkpoints.files import atomic_write
 from .calibration import Reliability, expected_calibration_error
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
@@ -45,7 +45,7 @@ def new_figure(width: float = 6.0, height: float = 4.2, rows: int = 1, ratios: S
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """Write a figure as PNG, whole or not at all; return its path."""
     path = Path(path)
-    with whole(path) as temporary, rc_context(_LOOK):
+    with atomic_write(path) as temporary, rc_context(_LOOK):
         figure.savefig(temporary, dpi=144, format="png")
     return path
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import log_softmax
 
-from ..checkpoints.files import whole, write_text
+from ..checkpoints.files import atomic_write, write_text
 from ..tagging.listeners import Classes
 from . import plots
 from .calibration import (
@@ -154,7 +154,7 @@ def write_scores(path: str | os.PathLike[str], clips: Sequence[str], labels: Seq
     ``clips`` and ``labels`` name each clip and what it is labelled with.
     """
     path = Path(path)
-    with whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["clip", "labels", "scored", *classes.names])
         for item in items:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..checkpoints import save_safetensors
-from ..checkpoints.files import whole
+from ..checkpoints.files import atomic_write
 from ..data.clips import Dataset, hold_out
 from ..tagging.heads import PREFIX, Head, make_head
 from ..tagging.labels import audioset_labels
@@ -229,7 +229,7 @@ def write_head(trained: Trained, path: Path, about: About, settings: Settings, f
 
 def finish_run(run: Path, fitted: Fitted) -> None:
     """Write the scores of all epochs as ``history.csv``, and let go of what a stopped run would need."""
-    with whole(run / "history.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(run / "history.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(fitted.history[0]) if fitted.history else [])
         writer.writeheader()
         writer.writerows(fitted.history)
