@@ -23,7 +23,8 @@ import torch
 
 from whisper_at.checkpoints import EMBEDDED
 from whisper_at.cli.train import add_data_arguments, read_data
-from whisper_at.data.clips import Dataset, folds, hold_out
+from whisper_at.data.clips import Dataset
+from whisper_at.data.splits import folds, hold_out
 from whisper_at.data.toml import read_toml
 from whisper_at.model import WhisperAT, load_model
 from whisper_at.train.config import Settings, as_dict, changed, parse_assignments, preset
@@ -83,7 +84,7 @@ def hear(dataset: Dataset, out: Path, name: str, encoder: str, settings: Setting
     tests = {}
     for fold, (_, inside) in enumerate(folds(dataset)):
         for way in WAYS:
-            tests[fold, way] = store(dataset.take(inside), way, out / f"{encoder}.fold-{fold}-{way}.features")
+            tests[fold, way] = store(dataset.select(inside), way, out / f"{encoder}.fold-{fold}-{way}.features")
     return Heard(training, tests)
 
 
@@ -113,9 +114,9 @@ def cross_validate(
         for fold, (outside, inside) in enumerate(divisions):
             if only_fold not in (None, fold):
                 continue
-            kept, held = hold_out(dataset.take(outside), settings.valid_share, seed)
+            kept, held = hold_out(dataset.select(outside), settings.valid_share, seed)
             division = Division(outside[kept], outside[held], inside[:0])
-            test = dataset.take(inside)
+            test = dataset.select(inside)
             for encoder, states in heard.items():
                 for mode in modes:
                     if (encoder, mode, str(seed), str(fold)) in done:

@@ -308,7 +308,7 @@ def test_several_labels_a_clip_are_decided_one_by_one(tones, cache):
         "d_prime",
     }
     with pytest.raises(ValueError, match="there are no clips"):
-        model.evaluate(single.take([]))
+        model.evaluate(single.select([]))
 
 
 @pytest.mark.parametrize(("select", "several"), [("accuracy", True), ("UAR", True), ("mAP", False), ("d_prime", False)])
@@ -443,7 +443,7 @@ def test_what_cannot_work_is_refused_before_any_work(tones, cache):
         made("wav2vec2-tiny").fit(tones, tones, replace(RECIPE, spec_augment=(24, 80)), cache=cache)
     with pytest.raises(ValueError, match="the data have classes"):
         made().fit(replace(tones, classes=("high", "low", "mid")), tones, RECIPE, cache=cache)
-    lacking = tones.where(lambda clip: clip.labels == ("high",))
+    lacking = tones.filter(lambda clip: clip.labels == ("high",))
     with pytest.raises(ValueError, match="class 'low' has nothing to train on"):
         made().fit(lacking, tones, RECIPE, cache=cache)
     for wrong in ({"optimizer": "sgd"}, {"schedule": "cos"}, {"select": "acc"}, {"epochs": 0}):

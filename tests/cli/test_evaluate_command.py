@@ -16,7 +16,8 @@ from whisper_at.audio import load_audio, log_mel_spectrogram, pad_or_trim
 from whisper_at.checkpoints import open_head, save_safetensors
 from whisper_at.cli import train
 from whisper_at.cli.evaluate import EXAMPLES, chosen_clips, classes_of, learned_note, main, targets_for
-from whisper_at.data.clips import Clip, Dataset, read_folders
+from whisper_at.data.clips import Clip, Dataset
+from whisper_at.data.readers import read_folders
 from whisper_at.model import load_model
 from whisper_at.tagging.heads import make_head
 from whisper_at.tagging.listeners import Classes
@@ -195,7 +196,7 @@ def test_which_clips_are_scored():
     assert chosen_clips(data)[1] == "split test"
     assert chosen_clips(data, split="train")[0].clips == clips[:1]
     assert chosen_clips(data, test_fold="1")[0].clips == clips[1:2]
-    assert chosen_clips(data.take([0, 1]))[1] == "all clips"
+    assert chosen_clips(data.select([0, 1]))[1] == "all clips"
     with pytest.raises(ValueError, match="no clip is of fold 7"):
         chosen_clips(data, test_fold="7")
 

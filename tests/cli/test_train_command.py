@@ -24,7 +24,8 @@ from whisper_at.checkpoints import encoder_sha256, open_head, open_whisper, save
 from whisper_at.cli import evaluate, train
 from whisper_at.cli import features as features_command
 from whisper_at.cli.features import write_npz
-from whisper_at.data.clips import Clip, Dataset, read_folders
+from whisper_at.data.clips import Clip, Dataset
+from whisper_at.data.readers import read_folders
 from whisper_at.train import train_head
 from whisper_at.train.config import Settings
 from whisper_at.train.features import About, Features, FeatureWriter

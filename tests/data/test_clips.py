@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from whisper_at.data.clips import Clip, Dataset, few_shot, folds, hold_out, read_dataset, read_folders
+from whisper_at.data.clips import Clip, Dataset
+from whisper_at.data.readers import read_dataset, read_folders
+from whisper_at.data.splits import few_shot, folds, hold_out
 from whisper_at.train.features import ABOUT
 from whisper_at.train.fit import HISTORY, STATE
 
@@ -181,7 +183,7 @@ def test_folds_keep_groups_together_and_classes_even():
         assert sorted(i for _, test in found for i in test) == list(range(120))
         for train, test in found:
             assert not {dataset.clips[i].group for i in train} & {dataset.clips[i].group for i in test}
-            shares = dataset.take(test).targets().mean(0)
+            shares = dataset.select(test).targets().mean(0)
             assert np.abs(shares - 0.5).max() < 0.05
             assert 24 <= len(test) <= 36
     assert [t.tolist() for _, t in folds(dataset, 4, 0)] == [t.tolist() for _, t in folds(dataset, 4, 0)]
@@ -194,7 +196,7 @@ def test_holding_out_is_by_class_and_group():
     dataset = data(*rows, group=[f"g{i // 2}" for i in range(120)])
     kept, held = hold_out(dataset, 0.25, seed=3)
     assert sorted([*kept, *held]) == list(range(120))
-    assert dataset.take(held).targets().sum(0).tolist() == [20, 10]
+    assert dataset.select(held).targets().sum(0).tolist() == [20, 10]
     assert not {dataset.clips[i].group for i in kept} & {dataset.clips[i].group for i in held}
     assert hold_out(dataset, 0.25, seed=3)[1].tolist() == held.tolist()
     assert hold_out(dataset, 0.25, seed=4)[1].tolist() != held.tolist()
@@ -213,7 +215,7 @@ def test_every_class_stays_in_training(seed):
 def test_few_shot_takes_as_many_of_each():
     dataset = data(*[(f"{i}", "xyz"[i % 3]) for i in range(30)], ("last", "w"))
     chosen = few_shot(dataset, 4, seed=1)
-    assert dataset.take(chosen).targets().sum(0).tolist() == [1, 4, 4, 4]
+    assert dataset.select(chosen).targets().sum(0).tolist() == [1, 4, 4, 4]
     assert chosen.tolist() == sorted(chosen) == few_shot(dataset, 4, seed=1).tolist()
     assert chosen.tolist() != few_shot(dataset, 4, seed=2).tolist()
     assert few_shot(dataset, 2, None).tolist() == [0, 1, 2, 3, 4, 5, 30]

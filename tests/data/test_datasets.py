@@ -11,8 +11,8 @@ import pytest
 from whisper_at.audio import load_audio
 from whisper_at.data import datasets, emotion, protocols
 from whisper_at.data.clips import Clip, Dataset
-from whisper_at.data.datasets import read
-from whisper_at.data.protocols import divide
+from whisper_at.data.datasets import read_public_dataset
+from whisper_at.data.protocols import make_splits
 
 
 def sound(path: Path, rate: int = 16000, seconds: float = 0.1) -> None:
@@ -57,11 +57,11 @@ def test_esc50(tmp_path):
         sound(tmp_path / "audio" / row[0], 44100)
     lines = [f"{name},{fold},0,{category},{ten},{source},A" for name, fold, category, ten, source in rows]
     table(tmp_path / "meta" / "esc50.csv", "filename,fold,target,category,esc10,src_file,take", *lines)
-    dataset = read("ESC-50", tmp_path)
+    dataset = read_public_dataset("ESC-50", tmp_path)
     assert dataset.classes == ("cat", "dog")
     assert [(clip.fold, clip.group) for clip in dataset.clips] == [("1", "1"), ("2", "7"), ("1", "1")]
     assert_decodes(dataset)
-    assert labels(read("esc10", tmp_path)) == ["dog", "dog"]
+    assert labels(read_public_dataset("esc10", tmp_path)) == ["dog", "dog"]
 
 
 def test_urbansound8k_keeps_the_order_of_its_class_numbers(tmp_path):
@@ -73,7 +73,7 @@ def test_urbansound8k_keeps_the_order_of_its_class_numbers(tmp_path):
         "9-0-0-1.wav,9,0,4,1,10,3,dog_bark",
         "5-3-0-0.wav,5,0,4,1,1,0,siren",
     )
-    dataset = read("urbansound8k", tmp_path)
+    dataset = read_public_dataset("urbansound8k", tmp_path)
     assert dataset.classes == ("siren", "dog_bark")
     assert [clip.fold for clip in dataset.clips] == ["10", "1"]
     assert_decodes(dataset)
@@ -87,7 +87,7 @@ def test_fluent_speech_commands(tmp_path):
             ",path,speakerId,transcription,action,object,location",
             f'0,wavs/speakers/s{i}/a.wav,s{i},"Turn on, please",activate,lights,{"none" if i else "kitchen"}',
         )
-    dataset = read("FSC", tmp_path)
+    dataset = read_public_dataset("FSC", tmp_path)
     assert dataset.classes == ("activate+lights+kitchen", "activate+lights+none")
     assert [(clip.split, clip.group) for clip in dataset.clips] == [("train", "s0"), ("valid", "s1"), ("test", "s2")]
     assert_decodes(dataset)
@@ -98,13 +98,13 @@ def test_speech_commands_stand_in_the_order_of_names(tmp_path):
         sound(tmp_path / f"{name}.wav")
     table(tmp_path / "validation_list.txt", "yes/b_nohash_0.wav")
     table(tmp_path / "testing_list.txt", "no/c_nohash_0.wav")
-    dataset = read("GSC", tmp_path)
+    dataset = read_public_dataset("GSC", tmp_path)
     assert dataset.classes == ("no", "yes")
     assert [clip.path.name for clip in dataset.split("train").clips] == ["a_nohash_0.wav", "a_nohash_1.wav"]
     assert [clip.split for clip in dataset.clips] == ["test", "train", "train", "valid"]
     (tmp_path / "testing_list.txt").unlink()
     with pytest.raises(FileNotFoundError, match="testing_list.txt"):
-        read("GSC", tmp_path)
+        read_public_dataset("GSC", tmp_path)
 
 
 def test_birdclef(tmp_path):
@@ -116,11 +116,11 @@ def test_birdclef(tmp_path):
         "afrsil1,\"['brant', 'nobird']\",['call'],afrsil1/XC1.ogg",
         "brant,[],['song'],brant/XC2.ogg",
     )
-    dataset = read("BirdCLEF 2022", tmp_path)
+    dataset = read_public_dataset("BirdCLEF 2022", tmp_path)
     assert [clip.labels for clip in dataset.clips] == [("afrsil1",), ("brant",)]
     assert not dataset.multi_label
     assert_decodes(dataset)
-    both = read("birdclef2022", tmp_path, secondary=True)
+    both = read_public_dataset("birdclef2022", tmp_path, secondary=True)
     assert both.clips[0].labels == ("afrsil1", "brant")
     assert both.multi_label
 
@@ -142,22 +142,22 @@ def iemocap(root: Path) -> None:
 
 
 def test_s4_one_order_of_emotions_in_every_corpus(tmp_path):
-    assert emotion.FOUR == ("neutral", "angry", "sad", "happy")  # as PEFT-SER's released models number them
+    assert emotion.FOUR_EMOTIONS == ("neutral", "angry", "sad", "happy")  # as PEFT-SER's released models number them
     iemocap(tmp_path)
-    dataset = read("iemocap", tmp_path)
-    assert dataset.classes == emotion.FOUR
+    dataset = read_public_dataset("iemocap", tmp_path)
+    assert dataset.classes == emotion.FOUR_EMOTIONS
     assert labels(dataset)[:5] == ["neutral", "sad", "happy", "happy", "angry"]
     for codes in (emotion.IEMOCAP_CODES, emotion.MSP_CODES, emotion.CREMA_D_CODES, emotion.MELD_CODES):
-        assert set(emotion.FOUR) < set(codes.values()) <= set(emotion.EMOTIONS)
+        assert set(emotion.FOUR_EMOTIONS) < set(codes.values()) <= set(emotion.EMOTIONS)
 
 
 def test_iemocap_knows_who_speaks(tmp_path):
     iemocap(tmp_path)
-    dataset = read("IEMOCAP", tmp_path)
+    dataset = read_public_dataset("IEMOCAP", tmp_path)
     assert [clip.group for clip in dataset.clips[:5]] == ["Ses01F", "Ses01F", "Ses01F", "Ses01M", "Ses01M"]
     assert {clip.fold for clip in dataset.clips} == set("12345")
-    assert_decodes(dataset.take(range(3)))
-    kept = read("IEMOCAP", tmp_path, classes=("happy", "excited"))
+    assert_decodes(dataset.select(range(3)))
+    kept = read_public_dataset("IEMOCAP", tmp_path, classes=("happy", "excited"))
     assert labels(kept)[:2] == ["happy", "excited"]
 
 
@@ -167,7 +167,10 @@ def test_iemocap_without_its_scripted_dialogues(tmp_path):
         tmp_path / "Session3/dialog/EmoEvaluation/Ses03F_script01_1.txt",
         "[0.5 - 1.5]\tSes03F_script01_1_F000\tang\t[2.5, 2.5, 2.5]",
     )
-    whole, improvised = read("IEMOCAP", tmp_path), read("IEMOCAP", tmp_path, improvised=True)
+    whole, improvised = (
+        read_public_dataset("IEMOCAP", tmp_path),
+        read_public_dataset("IEMOCAP", tmp_path, improvised=True),
+    )
     assert len(improvised.clips) == len(whole.clips) - 1
     assert all("impro" in clip.path.name for clip in improvised.clips)
 
@@ -179,7 +182,7 @@ def test_msp_improv(tmp_path):
         sound(tmp_path / f"Audio/session{int(speaker[1:])}/{name[:4]}/{kind}/MSP-IMPROV-{name}.wav")
         lines += [f"UTD-IMPROV-{name}.avi; {code}; A:4.5; V:3.0; D:3.5; N:2.0;", "f1; H; ; A:4.0; V:3; D:3; N:2;", ""]
     table(tmp_path / "Evalution.txt", *lines)
-    dataset = read("msp-improv", tmp_path)
+    dataset = read_public_dataset("msp-improv", tmp_path)
     assert [(c.labels[0], c.fold, c.group) for c in dataset.clips] == [("happy", "1", "F01"), ("neutral", "2", "M02")]
     assert_decodes(dataset)
 
@@ -200,7 +203,7 @@ def test_msp_podcast(tmp_path, name):
     lines.append("MSP_gone.wav,N,4,4,4,9,Male,Train")
     table(tmp_path / "Labels" / name, "FileName,EmoClass,EmoAct,EmoVal,EmoDom,SpkrID,Gender,Split_Set", *lines)
     with pytest.warns(UserWarning, match="1 of 4 recordings are not in"):
-        dataset = read("MSP-Podcast", tmp_path)
+        dataset = read_public_dataset("MSP-Podcast", tmp_path)
     found = [(clip.labels[0], clip.split, clip.group) for clip in dataset.clips]
     assert found == [("angry", "train", "12"), ("neutral", "valid", "13"), ("sad", "test", "14")]
     assert_decodes(dataset)
@@ -214,9 +217,9 @@ def test_crema_d_takes_the_vote_and_leaves_out_ties(tmp_path):
     lines = [f'"{i}","{name}","N",1,"N",1,"{vote}",70' for i, (name, vote) in enumerate(zip(names, votes))]
     header = '"","FileName","VoiceVote","VoiceLevel","FaceVote","FaceLevel","MultiModalVote","MultiModalLevel"'
     table(tmp_path / "processedResults" / "summaryTable.csv", header, *lines)
-    dataset = read("crema_d", tmp_path)
+    dataset = read_public_dataset("crema_d", tmp_path)
     assert [(clip.labels[0], clip.group) for clip in dataset.clips] == [("angry", "1001"), ("neutral", "1001")]
-    assert labels(read("crema_d", tmp_path, intended=True)) == ["angry", "happy", "sad"]
+    assert labels(read_public_dataset("crema_d", tmp_path, intended=True)) == ["angry", "happy", "sad"]
     assert_decodes(dataset)
 
 
@@ -233,7 +236,7 @@ def test_meld(tmp_path):
             tmp_path / f"{split}_sent_emo.csv", header, *rows, *(['9,a,Y,anger,x,110,7,1,1,"",""'] * (split == "train"))
         )
     with pytest.warns(UserWarning, match="1 of 7 recordings"):
-        dataset = read("meld", tmp_path)
+        dataset = read_public_dataset("meld", tmp_path)
     assert labels(dataset) == ["happy", "fear"] * 3
     assert [clip.split for clip in dataset.clips[::2]] == ["train", "valid", "test"]
     assert len(dataset.classes) == 7
@@ -244,29 +247,29 @@ def test_s12_odd_actors_of_ravdess_are_men(tmp_path):
     for name in ("Actor_01/03-01-01-01-01-01-01", "Actor_02/03-01-05-01-02-01-02", "Actor_02/03-02-05-01-02-01-02"):
         sound(tmp_path / f"{name}.wav", 48000)
         sound(tmp_path / "audio_speech_actors_01-24" / f"{name}.wav", 48000)  # the archive holds all files twice
-    dataset = read("RAVDESS", tmp_path)
+    dataset = read_public_dataset("RAVDESS", tmp_path)
     assert [(clip.labels[0], clip.group) for clip in dataset.clips] == [("neutral", "M01"), ("angry", "F02")]
     assert len(dataset.classes) == 8
     assert_decodes(dataset)
 
 
 def test_real_emodb(data):
-    dataset = read("Emo-DB", data / "emodb")
+    dataset = read_public_dataset("Emo-DB", data / "emodb")
     assert len(dataset) == 408
     assert dataset.classes == ("neutral", "angry", "sad", "happy", "fear", "disgust", "bored")
     counts = dict(zip(dataset.classes, dataset.targets().sum(0).tolist()))
     assert counts == {"neutral": 63, "angry": 100, "sad": 49, "happy": 54, "fear": 54, "disgust": 30, "bored": 58}
-    divisions = divide(dataset, "leave_group_out")
+    divisions = make_splits(dataset, "leave_group_out")
     assert [division.name for division in divisions] == [f"without {s}" for s in "03 08 09 10 11 12 13 14".split()]
-    four = read("emodb", data / "emodb", classes=emotion.FOUR)
+    four = read_public_dataset("emodb", data / "emodb", classes=emotion.FOUR_EMOTIONS)
     assert len(four) == 266
 
 
 def test_real_esc10(data):
-    dataset = read("ESC-10", data / "esc10")
+    dataset = read_public_dataset("ESC-10", data / "esc10")
     assert len(dataset) == 320
     assert len(dataset.classes) == 10
-    for _, train, valid, test in divide(dataset, "folds"):
+    for _, train, valid, test in make_splits(dataset, "folds"):
         assert (len(train), len(valid), len(test)) == (160, 80, 80)
         sources = [{dataset.clips[i].group for i in part} for part in (train, valid, test)]
         assert not (sources[0] & sources[1])
@@ -275,12 +278,15 @@ def test_real_esc10(data):
 
 
 def test_real_fsdd(data):
-    digits, speakers = read("fsdd", data / "fsdd"), read("fsdd", data / "fsdd", task="speaker")
+    digits, speakers = (
+        read_public_dataset("fsdd", data / "fsdd"),
+        read_public_dataset("fsdd", data / "fsdd", task="speaker"),
+    )
     assert digits.classes == tuple("0123456789")
     assert len(digits) == 2700
     assert speakers.classes == ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
-    assert len(divide(digits, "leave_group_out")) == 6
-    assert len(divide(speakers, "folds")) == 5
+    assert len(make_splits(digits, "leave_group_out")) == 6
+    assert len(make_splits(speakers, "folds")) == 5
 
 
 # --- wrong data -----------------------------------------------------------------------------------------------------
@@ -288,17 +294,17 @@ def test_real_fsdd(data):
 
 def test_what_is_not_there_is_said(tmp_path):
     with pytest.raises(ValueError, match="did you mean 'esc50'"):
-        read("esc5", tmp_path)
+        read_public_dataset("esc5", tmp_path)
     with pytest.raises(FileNotFoundError, match="no such folder"):
-        read("emodb", tmp_path / "none")
+        read_public_dataset("emodb", tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="esc50.csv is missing"):
-        read("esc50", tmp_path)
-    for name in set(datasets.names()) - {"files"}:
+        read_public_dataset("esc50", tmp_path)
+    for name in set(datasets.dataset_names()) - {"files"}:
         with pytest.raises((FileNotFoundError, ValueError), match=str(tmp_path)):
-            read(name, tmp_path)
+            read_public_dataset(name, tmp_path)
     table(tmp_path / "train_metadata.csv", "primary_label,filename", "a,b.ogg")
     with pytest.raises(ValueError, match="no column 'secondary_labels'"):
-        read("birdclef2022", tmp_path)
+        read_public_dataset("birdclef2022", tmp_path)
 
 
 # --- protocols --------------------------------------------------------------------------------------------------
@@ -312,8 +318,8 @@ def test_p10_every_protocol_tests_all_and_mixes_nothing(tmp_path):
     iemocap(tmp_path)
     corpora = {
         "folds": make(fold=list("12345") * 8),
-        "sessions": read("iemocap", tmp_path),
-        "session_speakers": read("iemocap", tmp_path),
+        "sessions": read_public_dataset("iemocap", tmp_path),
+        "session_speakers": read_public_dataset("iemocap", tmp_path),
         "speaker_folds": make(group=[str(1001 + i // 2) for i in range(182)]),
         "leave_group_out": make(group=["x", "y", "z", "w"] * 6),
         "random_folds": make(group=[str(i // 2) for i in range(60)], labels=["a", "a", "b", "b"] * 15),
@@ -321,7 +327,7 @@ def test_p10_every_protocol_tests_all_and_mixes_nothing(tmp_path):
     }
     assert corpora.keys() == protocols.PROTOCOLS.keys()
     for protocol, dataset in corpora.items():
-        divisions = divide(dataset, protocol)
+        divisions = make_splits(dataset, protocol)
         for name, *parts in divisions:
             joined = np.concatenate(parts)
             assert len(set(joined.tolist())) == len(joined), (protocol, name)
@@ -334,18 +340,18 @@ def test_p10_every_protocol_tests_all_and_mixes_nothing(tmp_path):
 
 def test_folds_turn_as_in_petl_ast():
     esc = make(fold=list("12345"))
-    found = [tuple(folds_of(esc, part) for part in division[1:]) for division in divide(esc, "folds")]
+    found = [tuple(folds_of(esc, part) for part in division[1:]) for division in make_splits(esc, "folds")]
     assert found[:3] == [("1 2 3", "4", "5"), ("2 3 4", "5", "1"), ("3 4 5", "1", "2")]
     us8k = make(fold=[str(i) for i in range(1, 11)])
-    first, second, *_ = divide(us8k, "folds")
+    first, second, *_ = make_splits(us8k, "folds")
     assert (folds_of(us8k, first.test), folds_of(us8k, second.test)) == ("10", "1")
     assert len(first.valid) == 1  # P10: one of the nine training folds chooses the epoch, not the test
 
 
 def test_iemocap_divisions_of_both_papers(tmp_path):
     iemocap(tmp_path)
-    dataset = read("iemocap", tmp_path)
-    found = [tuple(folds_of(dataset, part) for part in division[1:]) for division in divide(dataset, "sessions")]
+    dataset = read_public_dataset("iemocap", tmp_path)
+    found = [tuple(folds_of(dataset, part) for part in division[1:]) for division in make_splits(dataset, "sessions")]
     assert found == [
         ("2 3 4", "5", "1"),
         ("1 3 4", "5", "2"),
@@ -353,7 +359,7 @@ def test_iemocap_divisions_of_both_papers(tmp_path):
         ("1 2 3", "5", "4"),
         ("1 2 3", "4", "5"),
     ]
-    ten = divide(dataset, "session_speakers")
+    ten = make_splits(dataset, "session_speakers")
     held = [(folds_of(dataset, d.valid, "group"), folds_of(dataset, d.test, "group")) for d in ten]
     assert held[:3] == [("Ses05F", "Ses05M"), ("Ses05M", "Ses05F"), ("Ses01F", "Ses01M")]
     assert len(held) == 10
@@ -364,7 +370,7 @@ def test_crema_d_speakers_are_divided_as_by_an_unshuffled_kfold():
     from sklearn.model_selection import KFold
 
     dataset = make(group=[str(1001 + i) for i in range(91)])
-    divisions = divide(dataset, "speaker_folds")
+    divisions = make_splits(dataset, "speaker_folds")
     for division, (rest, test) in zip(divisions, KFold(5).split(np.arange(91))):
         assert division.test.tolist() == test.tolist()
         assert division.valid.tolist() == rest[-15:].tolist()  # the last 15 of 72 or 73
@@ -377,22 +383,22 @@ def test_splits_of_the_released_models():
         "msppodcast": make(split=["train", "valid", "test"], labels=["angry"] * 3),
         "cremad": make(group=["1001", "1058", "1059", "1073", "1074", "1091"], labels=["happy"] * 6),
     }
-    merged = protocols.peft_ser_release(corpora)
+    merged = emotion.peft_ser_release(corpora)
     found = [clip.split[:2] for clip in merged.clips]
     assert " ".join(found) == "tr tr tr va te tr tr tr va te tr tr va te tr tr va va te te"
-    assert merged.classes == emotion.FOUR
+    assert merged.classes == emotion.FOUR_EMOTIONS
     with pytest.raises(ValueError, match="ravdess"):
-        protocols.peft_ser_release({"ravdess": corpora["iemocap"]})
+        emotion.peft_ser_release({"ravdess": corpora["iemocap"]})
 
 
 def test_corpora_of_the_released_models_are_read_together(tmp_path):
     iemocap(tmp_path / "iemocap")
     sound(tmp_path / "cremad" / "AudioWAV" / "1080_DFA_SAD_XX.wav")
     table(tmp_path / "cremad" / "processedResults" / "summaryTable.csv", "FileName,MultiModalVote", "1080_DFA_SAD_XX,S")
-    merged = read("PEFT-SER release", tmp_path)
+    merged = read_public_dataset("PEFT-SER release", tmp_path)
     parts = {name: len(merged.split(name)) for name in ("train", "valid", "test")}
     assert parts == {"train": 15, "valid": 5, "test": 6}
-    assert merged.classes == emotion.FOUR
+    assert merged.classes == emotion.FOUR_EMOTIONS
 
 
 @pytest.mark.parametrize(
@@ -410,13 +416,16 @@ def test_corpora_of_the_released_models_are_read_together(tmp_path):
 )
 def test_options_that_a_reader_does_not_have_are_named(tmp_path, name, options, message):
     with pytest.raises(ValueError, match=message):
-        read(name, tmp_path, **options)
+        read_public_dataset(name, tmp_path, **options)
 
 
 def test_options_of_a_table_reach_its_reader(tmp_path):
     sound(tmp_path / "sub" / "a.wav")
     table(tmp_path / "t.csv", "path,label", "a.wav,x")
-    assert read("files", tmp_path / "t.csv", root=str(tmp_path / "sub"), classes=["y", "x"]).classes == ("y", "x")
+    assert read_public_dataset("files", tmp_path / "t.csv", root=str(tmp_path / "sub"), classes=["y", "x"]).classes == (
+        "y",
+        "x",
+    )
 
 
 def test_collections_go_by_the_names_of_their_papers():
@@ -426,27 +435,27 @@ def test_collections_go_by_the_names_of_their_papers():
 
 def test_few_shot_takes_from_training_only():
     dataset = make(split=["train"] * 40 + ["valid"] * 10 + ["test"] * 10)
-    whole = divide(dataset, "splits")[0]
-    first, drawn, again = (protocols.with_few(dataset, whole, 3, seed) for seed in (None, 1, 1))
+    whole = make_splits(dataset, "splits")[0]
+    first, drawn, again = (protocols.few_shot_split(dataset, whole, 3, seed) for seed in (None, 1, 1))
     assert first.train.tolist() == [0, 1, 2, 3, 4, 5]
-    assert labels(dataset.take(drawn.train)).count("a") == 3
+    assert labels(dataset.select(drawn.train)).count("a") == 3
     assert drawn.train.tolist() != first.train.tolist()
     assert drawn.train.tolist() == again.train.tolist()
     assert len(drawn.valid) == 10
     assert len(drawn.test) == 10
     with pytest.raises(ValueError, match="few_shot must be at least 1"):
-        protocols.with_few(dataset, whole, 0, 1)
+        protocols.few_shot_split(dataset, whole, 0, 1)
 
 
 def test_wrong_divisions_are_refused():
     with pytest.raises(ValueError, match="did you mean 'folds'"):
-        divide(make(fold=list("123")), "fold")
+        make_splits(make(fold=list("123")), "fold")
     with pytest.raises(ValueError, match="have no speaker"):
-        divide(make(group=["a", "b", "c", ""]), "leave_group_out")
+        make_splits(make(group=["a", "b", "c", ""]), "leave_group_out")
     with pytest.raises(ValueError, match="nothing is left to validate"):
-        divide(make(split=["train", "test"]), "splits")
+        make_splits(make(split=["train", "test"]), "splits")
     with pytest.raises(ValueError, match="do not say what is train"):
-        divide(make(fold=list("123")), "splits")
+        make_splits(make(fold=list("123")), "splits")
     lacking = make(fold=list("1234"), labels=["a", "a", "a", "b"])
     with pytest.raises(ValueError, match="fold 4: class 'b' is in test, but not in training"):
-        protocols.refuse_missing_classes(lacking, divide(lacking, "folds")[0])
+        protocols.check_classes(lacking, make_splits(lacking, "folds")[0])

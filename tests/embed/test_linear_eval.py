@@ -14,7 +14,8 @@ from sklearn.preprocessing import StandardScaler
 
 from whisper_at.adapt.waveforms import Waves
 from whisper_at.cli import lineareval
-from whisper_at.data.clips import Clip, Dataset, read_folders
+from whisper_at.data.clips import Clip, Dataset
+from whisper_at.data.readers import read_folders
 from whisper_at.embed import linear_eval as lineareval_module
 from whisper_at.embed.fusion import load_fusion
 from whisper_at.embed.linear_eval import CHOSEN, Row, best_pair, cropped, divisions, embed_clips, evaluate_layers
@@ -347,7 +348,7 @@ def test_command_evaluates_draws_and_goes_on(tones, tmp_path, capsys, monkeypatc
         (('name = "tones"', 'nam = "tones"'), "there is no 'nam'"),
         (('name = "other"', 'name = "nano"'), "two networks are called 'nano'"),
         (("seconds = 0.5", ""), "no length is published"),
-        (('dataset = "files"', 'dataset = "esc51"'), "no task 'esc51': did you mean 'esc50'?"),
+        (('dataset = "files"', 'dataset = "esc51"'), "no dataset 'esc51': did you mean 'esc50'?"),
         (('dataset = "files"', ""), "missing 1 required"),
         (("epochs = 8", "epochs = "), "is not TOML"),
     ],

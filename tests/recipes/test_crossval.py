@@ -56,7 +56,7 @@ def test_a_table_of_other_settings_or_clips_is_refused(world, tmp_path):
     with pytest.raises(ValueError, match="holds a run with epochs = 1, not 2"):
         cross_validate(dataset, features, ["mean_mlp"], [0], Settings(**{**vars(SETTINGS), "epochs": 2}), table)
     with pytest.raises(ValueError, match="holds a run with clips = "):
-        cross_validate(dataset.take(range(15)), features, ["mean_mlp"], [0], SETTINGS, table)
+        cross_validate(dataset.select(range(15)), features, ["mean_mlp"], [0], SETTINGS, table)
 
 
 def test_the_command_hears_trains_prints_and_draws(tmp_path, capsys):

@@ -10,7 +10,7 @@ import soundfile
 
 from whisper_at import cli
 from whisper_at.audio import load_audio, pad_or_trim
-from whisper_at.data.clips import read_folders
+from whisper_at.data.readers import read_folders
 
 CLASSES = ("helicopter", "rain", "rooster")
 CLIPS = 6
@@ -19,7 +19,7 @@ CLIPS = 6
 def test_own_sounds_are_named_in_a_new_recording(data, tmp_path):
     new = {}
     for name in CLASSES:
-        clips = read_folders(data / "esc10").where(lambda clip, name=name: clip.labels == (name,)).clips
+        clips = read_folders(data / "esc10").filter(lambda clip, name=name: clip.labels == (name,)).clips
         of_source = {clip.path.name.split("-")[1]: clip for clip in clips}  # one of each source
         *taken, last = list(of_source.values())[: CLIPS + 1]
         (tmp_path / "sounds" / name).mkdir(parents=True)

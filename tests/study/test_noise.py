@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.io import wavfile
 
-from whisper_at.data.clips import read_folders
+from whisper_at.data.readers import read_folders
 from whisper_at.study.config import read_study
 from whisper_at.study.mix import SNRS, mix, power
 from whisper_at.study.recognisers import check_recogniser, load_recogniser
@@ -248,7 +248,7 @@ def test_noises_are_sorted_whatever_order_the_disk_has(tmp_path):
     for name in ("b", "a", "c"):
         write_wav(tmp_path / "rain" / f"{name}.wav", tone(0.05))
     data = read_folders(tmp_path)
-    shuffled = data.take([2, 0, 1])
+    shuffled = data.select([2, 0, 1])
     assert [c.path.stem for c in noises_of(shuffled)["rain"]] == ["a", "b", "c"]
 
 

@@ -10,7 +10,9 @@ import pytest
 import soundfile
 from conftest import SAMPLE_RATE, noise
 
-from whisper_at.data.clips import Clip, Dataset, hold_out, read_folders
+from whisper_at.data.clips import Clip, Dataset
+from whisper_at.data.readers import read_folders
+from whisper_at.data.splits import hold_out
 from whisper_at.train import validate_data
 from whisper_at.train.validate_data import (
     Finding,
@@ -235,5 +237,5 @@ def test_what_is_heard_of_a_part(tmp_path):
 
 
 def test_esc10_is_in_order(data):
-    findings = look_over(read_folders(data / "esc10", fold=r"^(\d)-").take(range(0, 320, 20)))[0]
+    findings = look_over(read_folders(data / "esc10", fold=r"^(\d)-").select(range(0, 320, 20)))[0]
     assert [finding for finding in findings if finding.level == "error"] == []

@@ -17,7 +17,7 @@ from typing import Any
 from ..data import datasets
 from ..data.protocols import PROTOCOLS
 from ..data.toml import parse_assignment, read_toml
-from ..data.validation import typed, unknown
+from ..data.validation import coerce, unknown_name
 from .backbones import RANDOM, Backbone, load_backbone, random_backbone
 from .classifier import AudioClassifier
 from .configs import RANDOM_NAMES
@@ -36,7 +36,7 @@ class Config:
     random : take random weights of the backbone's sizes, always the same, to try things out; ``whisper-nano``,
         ``ast-tiny`` …
     classes : their number, for counting without data
-    dataset, root, reader : as of `whisper_at.data.datasets.read`; root is relative to where the command runs
+    dataset, root, reader : as of `whisper_at.data.read_public_dataset`; root is relative to where the command runs
     protocol, parts, only : how to divide it (`whisper_at.data.protocols`), into how many parts where the protocol
         leaves that open, and which of the divisions to run (from 0; all if None)
     few_shot, few_shot_first : train on so many clips of each class, drawn with the seed or the first ones
@@ -128,7 +128,7 @@ def make_config(table: Mapping[str, Any]) -> Config:
     config = Config(**values)
     for name, known in (("layers", LAYERS), ("pooling", POOLINGS), ("protocol", tuple(PROTOCOLS))):
         if getattr(config, name) not in known:
-            raise ValueError(unknown(f"{name} =", getattr(config, name), known))
+            raise ValueError(unknown_name(f"{name} =", getattr(config, name), known))
     for name in ("seconds", "frames", "classes", "parts", "few_shot"):
         if (number := getattr(config, name)) is not None and not number > 0:
             raise ValueError(f"{name} must be more than 0, not {number!r}; leave it out to do without")
@@ -194,6 +194,8 @@ def _checked(kind: type, table: Mapping[str, Any], prefix: str) -> dict[str, Any
     out = {}
     for name, value in table.items():
         if name not in fields:
-            raise ValueError(unknown("there is no key", f"{prefix}{name}", [f"{prefix}{f}" for f in sorted(fields)]))
-        out[name] = value if name in ("method", "recipe") else typed(value, hints[name], f"{prefix}{name}")
+            raise ValueError(
+                unknown_name("there is no key", f"{prefix}{name}", [f"{prefix}{f}" for f in sorted(fields)])
+            )
+        out[name] = value if name in ("method", "recipe") else coerce(value, hints[name], f"{prefix}{name}")
     return out

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..checkpoints.files import atomic_write, to_jsonable
 from ..data import datasets
 from ..data.clips import Dataset
-from ..data.protocols import Division, divide, refuse_missing_classes, with_few
+from ..data.protocols import Split, check_classes, few_shot_split, make_splits
 from ..train.plots import draw_confusion, save_figure
 from .config import Config, build
 from .trainer import DECISIONS, RANKINGS, refuse_select
@@ -35,7 +35,7 @@ LONGEST = 80
 """Letters of a run's folder, before its seed: file systems take 255, and speakers' names may be long."""
 
 
-def prepare(config: Config) -> tuple[Dataset, list[Division]]:
+def prepare(config: Config) -> tuple[Dataset, list[Split]]:
     """The data of a configuration and the divisions to run; everything that can be wrong with them is said here.
 
     Raises
@@ -47,19 +47,19 @@ def prepare(config: Config) -> tuple[Dataset, list[Division]]:
     if not config.dataset or not config.root:
         raise ValueError(
             f"a dataset and its root are needed: --set dataset=NAME --set root=FOLDER, NAME being one of "
-            f"{', '.join(datasets.names())}"
+            f"{', '.join(datasets.dataset_names())}"
         )
-    dataset = datasets.read(config.dataset, config.root, **config.reader)
+    dataset = datasets.read_public_dataset(config.dataset, config.root, **config.reader)
     if missing := [clip.path for clip in dataset.clips if not os.path.isfile(clip.path)]:
         raise FileNotFoundError(f"no such recording: {missing[0]} ({len(missing)} such)")
     refuse_select(config.recipe.select, dataset.multi_label)
-    divisions = divide(dataset, config.protocol, k=config.parts)
+    divisions = make_splits(dataset, config.protocol, k=config.parts)
     if config.only is not None:
         if wrong := [i for i in config.only if not 0 <= i < len(divisions)]:
             raise ValueError(f"only = {wrong[0]}: there are divisions 0 to {len(divisions) - 1}")
         divisions = [divisions[i] for i in config.only]
     for division in divisions:
-        refuse_missing_classes(dataset, division)
+        check_classes(dataset, division)
     return dataset, divisions
 
 
@@ -78,7 +78,9 @@ def run(config: Config, progress: bool = False) -> list[dict[str, Any]]:
     dataset, divisions = prepare(config)
     model = build(config, dataset.classes, count_only=True)  # a method or a site that does not exist is refused now
     used = sorted({int(i) for division in divisions for part in division[1:] for i in part})
-    Waves(dataset.take(used).clips, model.backbone.sample_rate, config.cache, progress=progress)  # and so a broken file
+    Waves(
+        dataset.select(used).clips, model.backbone.sample_rate, config.cache, progress=progress
+    )  # and so a broken file
     out = Path(config.out).expanduser()
     rows = []
     for seed in config.seeds:
@@ -94,11 +96,11 @@ def run(config: Config, progress: bool = False) -> list[dict[str, Any]]:
 
 
 def run_one(
-    config: Config, dataset: Dataset, division: Division, seed: int, folder: Path, progress: bool = False
+    config: Config, dataset: Dataset, division: Split, seed: int, folder: Path, progress: bool = False
 ) -> dict[str, Any]:
     """Fit on one division with one seed and test the epoch that validation chose; or read what was found before."""
     if config.few_shot is not None:
-        division = with_few(dataset, division, config.few_shot, None if config.few_shot_first else seed)
+        division = few_shot_split(dataset, division, config.few_shot, None if config.few_shot_first else seed)
     recipe = replace(config.recipe, seed=seed)
     parts = ("train", "valid", "test")
     names = "\n".join(f"{part} {dataset.clips[i].key}" for part in parts for i in getattr(division, part))
@@ -112,11 +114,11 @@ def run_one(
     begun = time.perf_counter()
     model = build(config, dataset.classes, seed)
     model.kind = "multi_label" if dataset.multi_label else "single_label"
-    train, valid = dataset.take(division.train), dataset.take(division.valid)
+    train, valid = dataset.select(division.train), dataset.select(division.valid)
     with StepMemory(model) as memory:
         fitted = model.fit(train, valid, recipe, folder, config.cache, progress)
     trained_in = time.perf_counter() - begun
-    evaluation = model.evaluate(dataset.take(division.test), recipe.batch_size, config.cache, progress)
+    evaluation = model.evaluate(dataset.select(division.test), recipe.batch_size, config.cache, progress)
     chosen = fitted.history[fitted.epoch - 1]
     row = {"division": division.name, "seed": seed, **evaluation.scores, "epoch": fitted.epoch}
     row |= {f"valid_{name}": chosen[name] for name in evaluation.scores if name in chosen}

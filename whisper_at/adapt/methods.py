@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from ..data.validation import typed
+from ..data.validation import coerce
 from .adapters import add_adapter, add_post_ffn, add_scaled_parallel
 from .backbones import Backbone
 from .blocks import Block
@@ -127,7 +127,7 @@ def _complete(method: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if strange:
         raise ValueError(f"{name} has no setting {strange[0]!r}; it has {', '.join(known) or 'none'}")
     hints = typing.get_type_hints(METHODS[name])
-    settings = {key: typed(value, hints[key], f"{key} of {name}") for key, value in settings.items()}
+    settings = {key: coerce(value, hints[key], f"{key} of {name}") for key, value in settings.items()}
     if empty := [key for key, value in settings.items() if value == []]:
         raise ValueError(
             f"{name} needs at least one {empty[0].removesuffix('s')}; leave {empty[0]} out for the usual ones"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..checkpoints.download import download
 from ..checkpoints.files import is_state_dict, read_tensors
-from ..data.emotion import FOUR
+from ..data.emotion import FOUR_EMOTIONS
 from .backbones import Backbone, load_backbone
 from .classifier import AudioClassifier
 
@@ -136,7 +136,7 @@ def assembled(name: str, backbone: Backbone, head: Mapping[str, Tensor], lora: M
     rank = next(len(tensor) for key, tensor in lora.items() if key.endswith(".A"))
     # loralib's default alpha is 1, so that its scale is 1 / rank.
     method = {"name": "lora", "sites": ["up", "down"], "rank": rank, "alpha": 1.0}
-    model = AudioClassifier(backbone, method, FOUR, head="conv", layers="weighted_conv", seconds=SECONDS)
+    model = AudioClassifier(backbone, method, FOUR_EMOTIONS, head="conv", layers="weighted_conv", seconds=SECONDS)
     model.load_trained({**head, **lora}, name)
     return model.eval()
 

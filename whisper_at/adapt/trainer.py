@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..data.clips import Dataset, hold_out
+from ..data.clips import Dataset
+from ..data.splits import hold_out
 from ..train.fit import (
     Fitted,
     Plan,
@@ -268,7 +269,7 @@ def fit_classifier(
     """
     if valid is None:
         kept, held = hold_out(train, seed=recipe.seed)
-        train, valid = train.take(kept), train.take(held)
+        train, valid = train.select(kept), train.select(held)
     for part in (train, valid):
         if part.classes != model.classes:
             raise ValueError(f"the data have classes {_some(part.classes)}, but the model has {_some(model.classes)}")

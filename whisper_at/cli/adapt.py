@@ -15,7 +15,7 @@ from ..adapt.compare import compare, markdown, read_comparison
 from ..adapt.config import build, read_config, sized_backbone
 from ..adapt.experiment import SHARES, run, summary, write_json
 from ..checkpoints.files import to_jsonable
-from ..data.datasets import read
+from ..data.datasets import read_public_dataset
 from ..train.plots import draw_confusion, save_figure
 
 EXAMPLES = """\
@@ -137,7 +137,7 @@ def evaluate_command(args: argparse.Namespace) -> int:
     config = read_config(args.config, args.set)
     if not config.dataset or not config.root:
         raise ValueError("which recordings? --set dataset=NAME --set root=FOLDER")
-    dataset = read(config.dataset, config.root, **config.reader)
+    dataset = read_public_dataset(config.dataset, config.root, **config.reader)
     if args.split:
         dataset = dataset.split(args.split)
         if not len(dataset):

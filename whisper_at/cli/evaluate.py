@@ -94,7 +94,7 @@ def chosen_clips(dataset: Dataset, split: str | None = None, test_fold: str | No
         If there are no such clips.
     """
     if test_fold is not None:
-        part, what = dataset.where(lambda clip: clip.fold == test_fold), f"fold {test_fold}"
+        part, what = dataset.filter(lambda clip: clip.fold == test_fold), f"fold {test_fold}"
     elif split is not None or any(clip.split == "test" for clip in dataset.clips):
         part, what = dataset.split(split or "test"), f"split {split or 'test'}"
     else:

@@ -13,7 +13,8 @@ import torch
 from tqdm import tqdm
 
 from ..checkpoints.files import atomic_write
-from ..data.clips import AUDIO_SUFFIXES, Clip, class_folders, recordings
+from ..data.clips import AUDIO_SUFFIXES, Clip
+from ..data.readers import class_folders, find_audio
 from ..model import load_model
 from ..train.config import PROTOCOLS
 from ..train.extract import describe, extract, size
@@ -101,7 +102,7 @@ def _clips(source: Path, args: argparse.Namespace) -> list[Clip]:
         if clips := [Clip(root / line, ()) for line in lines if line]:
             return clips
         raise ValueError(f"{source} names no files")
-    if source.is_dir() and not any(any(recordings(folder)) for folder in class_folders(source)):
+    if source.is_dir() and not any(any(find_audio(folder)) for folder in class_folders(source)):
         paths = sorted(path for path in source.iterdir() if path.suffix.lower() in AUDIO_SUFFIXES)
         if clips := [Clip(path, ()) for path in paths]:
             return clips

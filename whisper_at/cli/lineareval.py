@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..checkpoints.files import write_text
-from ..data.tasks import SECONDS, read_task, task_name
+from ..data.datasets import CLIP_SECONDS, canonical_name, read_public_dataset
 from ..data.toml import tomllib
 from ..embed.fusion import fingerprint, load_fusion
 from ..embed.linear_eval import SEEDS, Row, evaluate_layers
@@ -26,7 +26,7 @@ from ..embed.probes import ProbeSettings
 class TaskConfig:
     """A task.
 
-    dataset, root, options : as of `read_task`; ``root`` is relative to where the command runs
+    dataset, root, options : as of `read_public_dataset`; ``root`` is relative to where the command runs
     name : what it is called in tables; the dataset by default
     seconds : length that clips are brought to; the published one by default
     folds : how many, where the data bring neither splits nor folds
@@ -112,7 +112,7 @@ def run(
     (out / "cells").mkdir(parents=True, exist_ok=True)
     cells: dict[tuple[str, str], list[Row]] = {}
     chosen_tasks = [task for task in config.task if not tasks or task.name in tasks]
-    data = {task.name: read_task(task.dataset, task.root, **task.options) for task in chosen_tasks}
+    data = {task.name: read_public_dataset(task.dataset, task.root, **task.options) for task in chosen_tasks}
     for network in config.network:
         if networks and network.name not in networks:
             continue
@@ -130,7 +130,7 @@ def run(
                 rows = evaluate_layers(
                     model,
                     data[task.name],
-                    task.seconds or SECONDS[task_name(task.dataset)],
+                    task.seconds or CLIP_SECONDS[canonical_name(task.dataset)],
                     fusions=network.fusions,
                     seeds=seeds,
                     n_folds=task.folds,
@@ -177,7 +177,7 @@ def read_evaluation(path: str | os.PathLike[str]) -> EvaluationConfig:
         _made(NetworkConfig, one, f"{path}, network") for one in _several(table.pop("network", None), path, "network")
     ]
     probe = _made(ProbeSettings, table.pop("probe", {}), f"{path}, probe")
-    tasks = [_named(task, task_name(task.dataset)) for task in tasks]
+    tasks = [_named(task, canonical_name(task.dataset)) for task in tasks]
     nets = [_named(net, net.backbone) for net in nets]
     for what, found in (("tasks", tasks), ("networks", nets)):
         names = [one.name for one in found]
@@ -186,7 +186,7 @@ def read_evaluation(path: str | os.PathLike[str]) -> EvaluationConfig:
         if bad := [name for name in names if "/" in name]:
             raise ValueError(f"{path}: {bad[0]!r} names files, so it may hold no '/'; give it a name")
     for task in tasks:
-        if task.seconds is None and task_name(task.dataset) not in SECONDS:
+        if task.seconds is None and canonical_name(task.dataset) not in CLIP_SECONDS:
             raise ValueError(f"{path}, task {task.name}: no length is published for it; say seconds = …")
     return _made(EvaluationConfig, table | {"task": tasks, "network": nets, "probe": probe}, str(path))
 

@@ -18,7 +18,8 @@ import torch
 import torch.distributed as distributed
 
 from .. import checkpoints
-from ..data.clips import Dataset, read_dataset
+from ..data.clips import Dataset
+from ..data.readers import read_dataset
 from ..data.toml import read_toml
 from ..model import load_model
 from ..tagging.heads import make_head
@@ -178,7 +179,7 @@ def _train(parser: argparse.ArgumentParser, args: argparse.Namespace, output: Pa
         say(
             f"{folder} does not say whose states it holds: they are taken for {args.model}'s, protocol {about.protocol}"
         )
-    dataset = dataset.take(np.flatnonzero(features.find(dataset.clips) >= 0))  # all, where nothing was left out
+    dataset = dataset.select(np.flatnonzero(features.find(dataset.clips) >= 0))  # all, where nothing was left out
 
     division = divide(dataset, settings, test_fold)
     say(f"{len(division.train)} clips to train on, {len(division.valid)} held out, {len(division.test)} to test on")
@@ -278,7 +279,7 @@ def _prepare(
         print("nothing was trained; repair or remove these, or give --skip-bad", file=sys.stderr)
         return None
     lost = {entry.clip.key for entry in unreadable}
-    return dataset.take(i for i in kept if dataset.clips[i].key not in lost)
+    return dataset.select(i for i in kept if dataset.clips[i].key not in lost)
 
 
 def report_unreadable(unreadable: Sequence[Unreadable]) -> None:

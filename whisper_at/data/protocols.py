@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from .clips import Clip, Dataset, few_shot, folds, hold_out
-from .datasets import Root, read
-from .emotion import FOUR
+from .clips import Dataset, sort_classes
+from .splits import few_shot, folds, hold_out
 
 
-class Division(NamedTuple):
+class Split(NamedTuple):
     """One training: its name, and indices of clips to train on, to choose the epoch on, and to test on."""
 
     name: str
@@ -29,7 +27,7 @@ class Division(NamedTuple):
     test: np.ndarray
 
 
-def divide(dataset: Dataset, protocol: str, seed: int = 0, k: int | None = None) -> list[Division]:
+def make_splits(dataset: Dataset, protocol: str, seed: int = 0, k: int | None = None) -> list[Split]:
     """Divide a dataset by the name of a protocol (see `PROTOCOLS`).
 
     Raises
@@ -49,15 +47,15 @@ def divide(dataset: Dataset, protocol: str, seed: int = 0, k: int | None = None)
     return divisions
 
 
-def by_splits(dataset: Dataset, seed: int = 0, k: int | None = None) -> list[Division]:
+def by_splits(dataset: Dataset, seed: int = 0, k: int | None = None) -> list[Split]:
     """The data's own ``train``, ``valid`` and ``test``; 10 % of training validates where there is no ``valid``."""
-    train, valid, test = (_where(dataset, split=[name]) for name in ("train", "valid", "test"))
+    train, valid, test = (_select(dataset, split=[name]) for name in ("train", "valid", "test"))
     if not len(train) or not len(test):
         raise ValueError("these data do not say what is train and what is test; choose a protocol that divides them")
-    return [_with_validation(dataset, "splits", train, valid, test, seed)]
+    return [_split_off_validation(dataset, "splits", train, valid, test, seed)]
 
 
-def by_folds(dataset: Dataset, seed: int = 0, k: int | None = None) -> list[Division]:
+def by_folds(dataset: Dataset, seed: int = 0, k: int | None = None) -> list[Split]:
     """One fold to test, the one before it to validate, the others to train: fold 0 of ESC-50 is 123/4/5, then rotated.
 
     So UrbanSound8K tests fold 10 first, then 1 to 9, and one of its training folds validates (P10).
@@ -65,16 +63,16 @@ def by_folds(dataset: Dataset, seed: int = 0, k: int | None = None) -> list[Divi
     names = _names(clip.fold for clip in dataset.clips)
     if len(names) < 3:
         raise ValueError(f"these data have {len(names)} folds of their own; at least 3 are needed")
-    parts = [_where(dataset, fold=[name]) for name in names]
+    parts = [_select(dataset, fold=[name]) for name in names]
     out = []
     for i in range(len(names)):
         test, valid = (i - 1) % len(names), (i - 2) % len(names)
         train = np.concatenate([part for j, part in enumerate(parts) if j not in (test, valid)])
-        out.append(Division(f"fold {names[test]}", np.sort(train), parts[valid], parts[test]))
+        out.append(Split(f"fold {names[test]}", np.sort(train), parts[valid], parts[test]))
     return out
 
 
-def by_sessions(dataset: Dataset, seed: int = 0, k: int | None = None) -> list[Division]:
+def by_sessions(dataset: Dataset, seed: int = 0, k: int | None = None) -> list[Split]:
     """PEFT-SER: test on each session in turn, validate on the last of the others (spec section 2.4)."""
     names = _names(clip.fold for clip in dataset.clips)
     if len(names) < 3:
@@ -82,12 +80,12 @@ def by_sessions(dataset: Dataset, seed: int = 0, k: int | None = None) -> list[D
     out = []
     for test in names:
         *train, valid = [name for name in names if name != test]
-        parts = [_where(dataset, fold=part) for part in (train, [valid], [test])]
-        out.append(Division(f"session {test}", *parts))
+        parts = [_select(dataset, fold=part) for part in (train, [valid], [test])]
+        out.append(Split(f"session {test}", *parts))
     return out
 
 
-def by_session_speakers(dataset: Dataset, seed: int = 0, k: int | None = None) -> list[Division]:
+def by_session_speakers(dataset: Dataset, seed: int = 0, k: int | None = None) -> list[Split]:
     """PETL_AST on IEMOCAP: of a session held out (5, 1, 2, 3, 4), one speaker validates, the other is tested.
 
     First F validates and M is tested, then the other way round: ten folds (spec section 1.4).
@@ -95,17 +93,17 @@ def by_session_speakers(dataset: Dataset, seed: int = 0, k: int | None = None) -
     names = _names(clip.fold for clip in dataset.clips)
     out = []
     for session in [*names[-1:], *names[:-1]]:
-        train = _where(dataset, fold=[name for name in names if name != session])
+        train = _select(dataset, fold=[name for name in names if name != session])
         for valid, test in (("F", "M"), ("M", "F")):
             parts = [
-                _where(dataset, fold=[session], group=[name for name in _speakers(dataset) if name.endswith(sex)])
+                _select(dataset, fold=[session], group=[name for name in _speakers(dataset) if name.endswith(sex)])
                 for sex in (valid, test)
             ]
-            out.append(Division(f"session {session}, {test} tested", train, *parts))
+            out.append(Split(f"session {session}, {test} tested", train, *parts))
     return out
 
 
-def by_speaker_folds(dataset: Dataset, seed: int = 0, k: int | None = None) -> list[Division]:
+def by_speaker_folds(dataset: Dataset, seed: int = 0, k: int | None = None) -> list[Split]:
     """PEFT-SER on CREMA-D: ``k`` (5) runs of neighbouring speakers are tested; the last fifth of the rest validates.
 
     Speakers stand in the order of their names and are not shuffled (spec section 2.4).
@@ -115,12 +113,12 @@ def by_speaker_folds(dataset: Dataset, seed: int = 0, k: int | None = None) -> l
     for i, part in enumerate(np.array_split(np.array(speakers), k or 5)):
         rest = [name for name in speakers if name not in set(part)]
         held = -(-len(rest) // 5)
-        parts = [_where(dataset, group=names) for names in (rest[:-held], rest[-held:], part)]
-        out.append(Division(f"fold {i + 1}", *parts))
+        parts = [_select(dataset, group=names) for names in (rest[:-held], rest[-held:], part)]
+        out.append(Split(f"fold {i + 1}", *parts))
     return out
 
 
-def leave_group_out(dataset: Dataset, seed: int = 0, k: int | None = None) -> list[Division]:
+def leave_group_out(dataset: Dataset, seed: int = 0, k: int | None = None) -> list[Split]:
     """Test on each speaker (group) in turn, or on ``k`` sets of them; another one of training's validates."""
     speakers = _speakers(dataset)
     sets = [part.tolist() for part in np.array_split(np.array(speakers), k or len(speakers))]
@@ -132,22 +130,22 @@ def leave_group_out(dataset: Dataset, seed: int = 0, k: int | None = None) -> li
     for i, test in enumerate(sets):
         valid = [sets[i - 1][-1]]
         train = [name for name in speakers if name not in {*test, *valid}]
-        parts = [_where(dataset, group=names) for names in (train, valid, test)]
-        out.append(Division(f"without {' '.join(test)}", *parts))
+        parts = [_select(dataset, group=names) for names in (train, valid, test)]
+        out.append(Split(f"without {' '.join(test)}", *parts))
     return out
 
 
-def by_random_folds(dataset: Dataset, seed: int = 0, k: int | None = None) -> list[Division]:
+def by_random_folds(dataset: Dataset, seed: int = 0, k: int | None = None) -> list[Split]:
     """``k`` (5) folds drawn with equal shares of classes, a group never on both sides; 10 % of training validates."""
     none = np.array([], int)
     unfolded = replace(dataset, clips=tuple(replace(clip, fold="") for clip in dataset.clips))
     return [
-        _with_validation(dataset, f"fold {i + 1}", train, none, test, seed)
+        _split_off_validation(dataset, f"fold {i + 1}", train, none, test, seed)
         for i, (train, test) in enumerate(folds(unfolded, k, seed))
     ]
 
 
-PROTOCOLS: dict[str, Callable[..., list[Division]]] = {
+PROTOCOLS: dict[str, Callable[..., list[Split]]] = {
     "splits": by_splits,
     "folds": by_folds,
     "sessions": by_sessions,
@@ -158,18 +156,18 @@ PROTOCOLS: dict[str, Callable[..., list[Division]]] = {
 }
 
 
-def with_few(dataset: Dataset, division: Division, k: int, seed: int | None) -> Division:
+def few_shot_split(dataset: Dataset, division: Split, k: int, seed: int | None) -> Split:
     """The same with ``k`` clips of each class to train on, the rest untouched; the first ``k`` where seed is None.
 
     ValueError if ``k`` is below 1.
     """
     if k < 1:
         raise ValueError(f"few_shot must be at least 1 clip of each class, not {k}")
-    kept = few_shot(dataset.take(division.train), k, seed)
+    kept = few_shot(dataset.select(division.train), k, seed)
     return division._replace(train=division.train[kept])
 
 
-def refuse_missing_classes(dataset: Dataset, division: Division) -> None:
+def check_classes(dataset: Dataset, division: Split) -> None:
     """Raise ValueError if a class of the data does not occur in training, or one of the test does not.
 
     Warns of a class that the test lacks, for no score will tell of it.
@@ -188,48 +186,7 @@ def refuse_missing_classes(dataset: Dataset, division: Division) -> None:
         warnings.warn(message, stacklevel=2)
 
 
-RELEASE_CORPORA = ("iemocap", "mspimprov", "msppodcast", "cremad")
-
-
-def peft_ser_release(corpora: Mapping[str, Dataset]) -> Dataset:
-    """Four corpora as one, with the splits that PEFT-SER's released models were trained by (spec section 2.4).
-
-    ``corpora`` has any of ``iemocap``, ``mspimprov``, ``msppodcast`` and ``cremad``. Sessions 4 of the first two
-    validate and sessions 5 test; of CREMA-D speakers 1059 to 1073 and 1074 to 1091.
-    """
-
-    def split(name: str, clip: Clip) -> str:
-        if name == "msppodcast":
-            return clip.split
-        if name == "cremad":
-            return "test" if clip.group >= "1074" else "valid" if clip.group >= "1059" else "train"
-        return {"4": "valid", "5": "test"}.get(clip.fold, "train")
-
-    if unknown := sorted(corpora.keys() - set(RELEASE_CORPORA)):
-        raise ValueError(f"the released models know nothing of {unknown[0]!r}")
-    clips = [
-        replace(clip, split=split(name, clip), group=f"{name} {clip.group}", fold="")
-        for name, corpus in corpora.items()
-        for clip in corpus.clips
-    ]
-    return Dataset(tuple(clips), FOUR)
-
-
-def read_peft_ser_release(root: Root) -> Dataset:
-    """`peft_ser_release` of those of the folders ``iemocap``, ``mspimprov``, ``msppodcast``, ``cremad`` in ``root``.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none of them.
-    """
-    there = [name for name in RELEASE_CORPORA if (Path(root) / name).is_dir()]
-    if not there:
-        raise FileNotFoundError(f"{root} has none of the folders {', '.join(RELEASE_CORPORA)}")
-    return peft_ser_release({name: read(name, Path(root) / name) for name in there})
-
-
-def _where(dataset: Dataset, **wanted: Iterable[str]) -> np.ndarray:
+def _select(dataset: Dataset, **wanted: Iterable[str]) -> np.ndarray:
     """Indices of the clips whose ``split``, ``fold`` or ``group`` is among these."""
     sets = {name: set(values) for name, values in wanted.items()}
     clips = enumerate(dataset.clips)
@@ -237,7 +194,7 @@ def _where(dataset: Dataset, **wanted: Iterable[str]) -> np.ndarray:
 
 
 def _names(found: Iterable[str]) -> list[str]:
-    names = sorted(set(found), key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
+    names = list(sort_classes(set(found)))
     if "" in names:
         raise ValueError("some of these clips have no fold or session")
     return names
@@ -250,10 +207,10 @@ def _speakers(dataset: Dataset) -> list[str]:
     return names
 
 
-def _with_validation(
+def _split_off_validation(
     dataset: Dataset, name: str, train: np.ndarray, valid: np.ndarray, test: np.ndarray, seed: int
-) -> Division:
+) -> Split:
     if not len(valid):
-        kept, held = hold_out(dataset.take(train), seed=seed)
+        kept, held = hold_out(dataset.select(train), seed=seed)
         train, valid = train[kept], train[held]
-    return Division(name, train, valid, test)
+    return Split(name, train, valid, test)

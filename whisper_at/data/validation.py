@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 
-def typed(value: Any, hint: Any, name: str) -> Any:
+def coerce(value: Any, hint: Any, name: str) -> Any:
     """The value in the type that a hint of a field or parameter says: lists for sequences, ``none`` for None.
 
     ValueError, by the name, if it is of another type; texts and truth values are no numbers.
@@ -24,10 +24,10 @@ def typed(value: Any, hint: Any, name: str) -> Any:
         if origin is tuple and several:
             each = [inner[0]] * len(value) if inner[-1] is ... else inner
             if len(each) == len(value):
-                return tuple(typed(one, kind, name) for one, kind in zip(value, each))
+                return tuple(coerce(one, kind, name) for one, kind in zip(value, each))
         elif origin is collections.abc.Sequence:
             if several:
-                return [typed(one, inner[0], name) for one in value]
+                return [coerce(one, inner[0], name) for one in value]
         elif origin is float and isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
         elif isinstance(value, origin) and not (origin is int and isinstance(value, bool)):
@@ -42,7 +42,7 @@ def _said(option: Any) -> str:
     return getattr(option, "__name__", str(option)).replace("NoneType", "none")
 
 
-def unknown(what: str, name: Any, known: Iterable[str]) -> str:
+def unknown_name(what: str, name: Any, known: Iterable[str]) -> str:
     """A message that there is no such name, with the nearest one and all that there are."""
     known = list(known)
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)

@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from ..adapt.waveforms import Waves
 from ..checkpoints.files import read_tensors, save_safetensors
-from ..data.clips import Clip, Dataset, folds, hold_out
-from ..data.protocols import Division
+from ..data.clips import Clip, Dataset
+from ..data.protocols import Split
+from ..data.splits import folds, hold_out
 from .fusion import Fusion, fingerprint
 from .probes import Parts, ProbeSettings, fit_probes, score
 
@@ -156,7 +157,7 @@ def _name(layers: tuple[int, ...], asked: Sequence[tuple[int, ...]]) -> str:
     return f"{kind} {'+'.join(map(str, layers))}"
 
 
-def divisions(dataset: Dataset, seed: int, n_folds: int | None = None) -> list[Division]:
+def divisions(dataset: Dataset, seed: int, n_folds: int | None = None) -> list[Split]:
     """What to train, validate and test on: the data's splits, or each fold in turn left out.
 
     Where no split is for validation, a tenth of training is held out before anything is fitted (defect F6).
@@ -179,13 +180,13 @@ def divisions(dataset: Dataset, seed: int, n_folds: int | None = None) -> list[D
 
 def _with_validation(
     dataset: Dataset, name: str, train: np.ndarray, valid: np.ndarray, test: np.ndarray, seed: int
-) -> Division:
+) -> Split:
     if not len(valid):
-        kept, held = hold_out(dataset.take(train), 0.1, seed)
+        kept, held = hold_out(dataset.select(train), 0.1, seed)
         train, valid = train[kept], train[held]
     if not len(valid):
         raise ValueError(f"{name}: {len(train)} clips are too few to hold some out for validation")
-    return Division(name, train, valid, test)
+    return Split(name, train, valid, test)
 
 
 def embed_clips(

@@ -15,7 +15,8 @@ from safetensors.numpy import load_file
 from tqdm import tqdm
 
 from ..checkpoints.files import atomic_write, save_safetensors
-from ..data.clips import Clip, Dataset, folds
+from ..data.clips import Clip, Dataset
+from ..data.splits import folds
 from ..train.extract import load_part
 from ..train.features import stamp
 

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..audio import SAMPLE_RATE, load_audio
-from ..data.clips import Clip, Dataset, read_csv, read_folders
+from ..data.clips import Clip, Dataset
+from ..data.readers import read_csv, read_folders
 
 Load = Callable[[], np.ndarray]
 """Gives float32 ``(samples,)`` at 16 kHz."""
@@ -129,7 +130,7 @@ def read_sounds(folder: str | os.PathLike[str], only: str | None = None) -> Data
             pattern = re.compile(only)
         except re.error as error:
             raise ValueError(f"{only!r} is no regular expression: {error}") from None
-        found = found.where(lambda clip: pattern.match(clip.path.name) is not None)
+        found = found.filter(lambda clip: pattern.match(clip.path.name) is not None)
         if not found.clips:
             shown = only if len(only) < 60 else f"{only[:57]}…"
             raise ValueError(f"no file in {root} has a name that begins with {shown!r}")

@@ -16,7 +16,8 @@ from torch import nn
 
 from ..checkpoints import save_safetensors
 from ..checkpoints.files import atomic_write
-from ..data.clips import Dataset, hold_out
+from ..data.clips import Dataset
+from ..data.splits import hold_out
 from ..tagging.heads import PREFIX, Head, make_head
 from ..tagging.labels import audioset_labels
 from ..tagging.listeners import Classes
@@ -84,7 +85,7 @@ def divide(dataset: Dataset, settings: Settings, test_fold: str | None = None) -
         split[of == test_fold] = "test"
     train, valid, test = (np.flatnonzero(split == name) for name in ("train", "valid", "test"))
     if not len(valid) and settings.valid_share > 0 and len(train):
-        kept, held = hold_out(dataset.take(train), settings.valid_share, settings.seed)
+        kept, held = hold_out(dataset.select(train), settings.valid_share, settings.seed)
         train, valid = train[kept], train[held]
     if not len(train):
         raise ValueError("no clip is left to train on; give some the split 'train', or none a split")
