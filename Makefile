@@ -1,26 +1,50 @@
-# make demo   transcribe and tag a recording with the embedded model
-# make test   everything the tests need, then the tests
-# make bench  timings beside other Whispers, of tiny (SIZE=small make bench), into benchmarks/results/SIZE/
-PYTHON ?= python3
-VENV   ?= .venv
-BIN     = $(VENV)/bin
-SAMPLE ?= sample/street.ogg
-SIZE   ?= tiny
-RESULTS = benchmarks/results/$(SIZE)
-BENCH   = $(BIN)/python benchmarks/
+# `make` lists the targets. Everything is installed into .venv (the documentation's tools into .venv-docs).
+PYTHON  ?= python3
+VENV    ?= .venv
+DOCS    ?= .venv-docs
+WORKERS ?= auto
+SAMPLE  ?= sample/street.ogg
+SIZE    ?= tiny
+BIN      = $(VENV)/bin
+RESULTS  = benchmarks/results/$(SIZE)
+BENCH    = $(BIN)/python benchmarks/
+# One thread in each of pytest's processes: several programs with a thread for each core slow one another down.
+PYTEST   = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
-.PHONY: demo test bench lint clean
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint pytest coverage format docs serve-docs bench clean
 
-demo: $(VENV)/.installed
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed ## transcribe and tag a recording with the embedded model (SAMPLE=FILE for another)
 	@$(BIN)/whisper-at $(SAMPLE) --model nano.en --fp16 False --at_time_res 4 --top_k 2 --p_threshold 0 --output_dir demo_output
 	@echo "Transcripts and tags as files: demo_output/"
 
-test: $(VENV)/.installed
-	$(BIN)/python -m ruff check .
-	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest -q
+test: lint pytest ## install what is needed, then lint and all tests
 
-bench: $(VENV)/.installed
+lint: $(VENV)/.installed ## ruff check, ruff format --check and mypy
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+pytest: $(VENV)/.installed ## the tests alone, in parallel (WORKERS=N)
+	$(PYTEST)
+
+coverage: $(VENV)/.installed ## the tests with a report of the lines they run (coverage.xml, htmlcov/)
+	$(PYTEST) --cov --cov-report=term:skip-covered --cov-report=xml --cov-report=html
+
+format: $(VENV)/.installed ## apply what ruff can fix, and its format
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+docs: $(DOCS)/.installed ## build the documentation strictly into site/
+	$(DOCS)/bin/mkdocs build --strict
+
+serve-docs: $(DOCS)/.installed ## show the documentation while it is being written
+	$(DOCS)/bin/mkdocs serve
+
+bench: $(VENV)/.installed ## time it beside other Whispers, into benchmarks/results/SIZE/ (SIZE=small)
 	mkdir -p $(RESULTS)
 	$(BENCH)stages.py --sizes $(SIZE) --json $(RESULTS)/stages.json --plot $(RESULTS)/stages.png
 	$(BENCH)tagging.py --sizes $(SIZE) --minutes 1 --json $(RESULTS)/tagging.json --plot $(RESULTS)/tagging.png
@@ -28,8 +52,8 @@ bench: $(VENV)/.installed
 	$(BENCH)scaling.py --size $(SIZE) --minutes 5 --json $(RESULTS)/scaling.json --plot $(RESULTS)/scaling.png
 	$(BENCH)peers.py --size $(SIZE) --minutes 6 --repeat 3 --json $(RESULTS)/peers.json --plot $(RESULTS)/peers.png
 
-lint: $(VENV)/.installed
-	$(BIN)/python -m ruff check --fix .
+clean: ## remove environments and everything that was built
+	rm -rf $(VENV) $(DOCS) build dist *.egg-info demo_output site htmlcov .coverage coverage.xml
 
 $(VENV)/.installed: requirements.lock pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -38,5 +62,8 @@ $(VENV)/.installed: requirements.lock pyproject.toml setup.py
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-clean:
-	rm -rf $(VENV) build dist *.egg-info demo_output
+$(DOCS)/.installed: requirements-docs.lock
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --upgrade pip
+	$(DOCS)/bin/python -m pip install --quiet -r requirements-docs.lock
+	@touch $@
