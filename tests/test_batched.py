@@ -12,9 +12,9 @@ from conftest import ROOT, SAMPLE_RATE, noise
 
 import whisper_at
 from whisper_at import batched
-from whisper_at.batched import quiet_cuts, transcribe_many
+from whisper_at.batched import transcribe_many
 from whisper_at.mel import LogMel
-from whisper_at.tagging.timeline import Window
+from whisper_at.windows import Window, quiet_cuts
 
 OPTIONS = {"language": "en", "fp16": False, "temperature": 0.0, "sample_len": 12}
 

@@ -14,7 +14,7 @@ from whisper_at.checkpoints import save_safetensors
 from whisper_at.engine.decoder import Rows
 from whisper_at.model import WhisperAT, _matrices
 from whisper_at.tagging.heads import make_head
-from whisper_at.tagging.timeline import Window
+from whisper_at.windows import Window
 
 
 def mels(n: int) -> torch.Tensor:

@@ -24,54 +24,21 @@ from whisper.utils import format_timestamp, get_end, make_safe
 
 from .engine.alignment import add_word_timestamps, timing_model
 from .engine.decoder import Heard
+from .fallback import Thresholds, decode_with_fallback, detect_language, hear, select_windows, use_half
 from .mel import LogMel
 from .segments import split_segments
-from .tagging.timeline import Window
-from .windows import (
-    Tagging,
-    Thresholds,
-    clips_of,
-    decode_with_fallback,
-    detect_language,
-    encode,
-    hear,
-    picked,
-    use_half,
-)
+from .tagging.tagger import Tagger, encode
+from .windows import Window, parse_clip_timestamps, quiet_cuts
 
 if TYPE_CHECKING:
     from .model import WhisperAT
 
 Audio = str | os.PathLike[str] | np.ndarray | Tensor
 
-SEARCH_FRAMES = 1000
-"""A window ends in the last ten of its thirty seconds."""
-PAUSE_FRAMES = 30
-"""How long a quiet place is."""
 END: Any = object()
 """Behind the last recording; None would be a wrong one."""
 SHORTEST_REST = 20
 """Frames behind a window's last segment that are not worth a window of their own."""
-
-
-def quiet_cuts(mel: LogMel, start: int, end: int) -> list[Window]:
-    """Cut the frames ``start`` to ``end`` into windows of at most 30 s, each ending where it is quietest.
-
-    The quietest 0.3 s of the last ten seconds are halved; of several that are equally quiet, the last. Windows follow
-    each other without gaps.
-    """
-    windows = []
-    while end - start > N_FRAMES:
-        region = mel.window(start + N_FRAMES - SEARCH_FRAMES, start + N_FRAMES)
-        loudness = region.mean(0).unfold(0, PAUSE_FRAMES, 1).mean(1)
-        quietest = int((loudness <= loudness.min() + 1e-6).nonzero()[-1])
-        stop = start + N_FRAMES - SEARCH_FRAMES + quietest + PAUSE_FRAMES // 2
-        stop -= stop % 2  # an encoder position is two frames
-        windows.append(Window(start, stop - start))
-        start = stop
-    if end > start:
-        windows.append(Window(start, end - start))
-    return windows
 
 
 class _Recording:
@@ -81,8 +48,8 @@ class _Recording:
         self.audio = audio
         self.mel = LogMel(audio, model.dims.n_mels)
         try:
-            self.clips = clips_of(options.clip_timestamps, self.mel.content_frames)
-            self.tagging = Tagging(model, options.at_time_res, self.mel.content_frames, audio)
+            self.clips = parse_clip_timestamps(options.clip_timestamps, self.mel.content_frames)
+            self.tagging = Tagger(model, options.at_time_res, self.mel.content_frames, audio)
             self.language = options.decode_options.get("language") or detect_language(
                 model, self.mel, None, options.dtype, options.verbose
             )
@@ -180,7 +147,7 @@ def transcribe_many(
         raise TypeError("transcribe_many takes several recordings: give a list, or use transcribe(…, batch_size=N)")
     DecodingOptions(**decode_options)  # what does not exist or cannot be tagged is refused before anything is read
     at_time_res = list(at_time_res) if isinstance(at_time_res, Iterator) else at_time_res
-    Tagging(model, at_time_res, 0)
+    Tagger(model, at_time_res, 0)
     half = use_half(model, decode_options.get("fp16", True))
     options = _Options(
         temperature,
@@ -285,7 +252,7 @@ def _hear_all(model: WhisperAT, batch: list[_Job], options: _Options) -> tuple[l
             try:
                 if job.before is not None:
                     job.recording.tagging.add(job.window, listened.states[i], job.before)
-                timed = picked(listened.heard, [i]) if options.word_timestamps else None
+                timed = select_windows(listened.heard, [i]) if options.word_timestamps else None
                 if (rest := _write(model, job, listened.states[i], result, timed, options)) is not None:
                     rests.append(rest)
             except Exception as error:

@@ -25,9 +25,10 @@ from .engine.encoder_bf16 import Encoder
 from .engine.onednn import attention_by_head, can_attend_by_head, quicken
 from .engine.speculative import Draft
 from .tagging.heads import N_CLASSES, TLTR, Head, LayerPoolHead, build_head
-from .tagging.listeners import RESERVED, Listener, Reader
-from .tagging.timeline import Window, pool_steps
+from .tagging.listeners import RESERVED, StateClassifier, WaveformClassifier
+from .tagging.timeline import pool_steps
 from .transcribe import transcribe as transcribe_function
+from .windows import Window
 
 N_MELS = 80
 """Of every Whisper that a head is published for."""
@@ -63,7 +64,7 @@ class WhisperAT(Whisper):
         quicken(self.encoder)
         self._decoder: Decoder | None = None
         self._encoder: Encoder | None = None
-        self.attached: dict[str, Head | Listener | Reader] = {}
+        self.attached: dict[str, Head | WaveformClassifier | StateClassifier] = {}
         self.draft: Draft | None = None
         self.head_missing = "this model has no head; give one: load_model(..., head=FILE)"
         self.head = head
@@ -85,14 +86,14 @@ class WhisperAT(Whisper):
             )
         return head.to(self.device).eval().requires_grad_(False)
 
-    def attach(self, name: str, head: Head | Listener | str | Path) -> None:
+    def attach(self, name: str, head: Head | WaveformClassifier | str | Path) -> None:
         """Let a head or classifier of one's own hear every recording too; ``result[name]`` holds what it finds.
 
         Parameters
         ----------
         name : a key of results that is not taken
         head : a head with classes of its own (``whisper-at train`` writes such), or the file of one, which reads the
-            encoder pass that the text comes from; or a `Listener`, such as a classifier of `whisper_at.adapt`, which
+            encoder pass that the text comes from; or a `WaveformClassifier`, such as a classifier of `whisper_at.adapt`, which
             hears recordings in a pass of its own unless that one holds all that it needs. The text is the same with
             any of them.
 
@@ -110,8 +111,10 @@ class WhisperAT(Whisper):
             head = self._fitted(head)
             if head.classes is None:
                 raise ValueError("this head's outputs have no names: it is AudioSet's (model.head), or lacks metadata")
-        elif not isinstance(head, Listener):
-            raise ValueError(f"a {type(head).__name__} cannot be attached: it is neither a head nor a Listener")
+        elif not isinstance(head, WaveformClassifier):
+            raise ValueError(
+                f"a {type(head).__name__} cannot be attached: it is neither a head nor a WaveformClassifier"
+            )
         elif hasattr(head, "on_states"):
             head = head.on_states(self) or head
         self.attached[name] = head
@@ -419,7 +422,7 @@ class _NoInitialValues(TorchFunctionMode):
 
 def _open_head_or_classifier(
     source: str | Path, model: WhisperAT, download_root: str | None = None, model_name: str = "this model"
-) -> Head | Listener:
+) -> Head | WaveformClassifier:
     """`open_fitting_head`, or the adapted classifier that a file holds instead."""
     path = checkpoints.find_head(str(source), download_root)
     if path.suffix == ".safetensors" and checkpoints.open_head(path)[1].get("kind", "").startswith("whisper_at.adapt"):

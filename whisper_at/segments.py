@@ -14,7 +14,7 @@ from whisper.decoding import DecodingResult
 from whisper.tokenizer import Tokenizer
 from whisper.utils import exact_div, get_end
 
-from .tagging.timeline import Window
+from .windows import Window
 
 PUNCTUATION = "\"'“¿([{-\"'.。,，!！?？:：”)]}、"
 """Marks that do not count as words when a segment is judged."""

@@ -22,10 +22,11 @@ from .batched import transcribe_many
 from .engine.alignment import add_word_timestamps, timing_model
 from .engine.decoder import Heard
 from .engine.onednn import can_attend_by_head
+from .fallback import Thresholds, decode_with_fallback, detect_language, hear, use_half
 from .mel import LogMel
 from .segments import drop_hallucinations, seek_past_leading_silence, seek_with_words, split_segments
-from .tagging.timeline import Window
-from .windows import Tagging, Thresholds, clips_of, decode_with_fallback, detect_language, encode, hear, use_half
+from .tagging.tagger import Tagger, encode
+from .windows import Window, parse_clip_timestamps
 
 if TYPE_CHECKING:
     from .model import WhisperAT
@@ -120,7 +121,7 @@ def transcribe(
             raise result
         return result
     at_time_res = list(at_time_res) if isinstance(at_time_res, Iterator) else at_time_res
-    Tagging(model, at_time_res, 0, audio)  # what cannot be tagged is refused before anything is read
+    Tagger(model, at_time_res, 0, audio)  # what cannot be tagged is refused before anything is read
     half = use_half(model, decode_options.get("fp16", True))
     decode_options = {**decode_options, "fp16": half}
     dtype = torch.float16 if half else torch.float32
@@ -128,8 +129,8 @@ def transcribe(
     # 30 s of silence behind the recording: language detection hears it, windows are cut before it
     mel = LogMel(audio, model.dims.n_mels)
     content_frames = mel.content_frames
-    clips = clips_of(clip_timestamps, content_frames)
-    tagging = Tagging(model, at_time_res, content_frames)
+    clips = parse_clip_timestamps(clip_timestamps, content_frames)
+    tagging = Tagger(model, at_time_res, content_frames)
     thresholds = Thresholds(compression_ratio_threshold, logprob_threshold, no_speech_threshold)
 
     reuse = not strict_word_timing or model.compute_type in ("bfloat16", "int8")
@@ -216,7 +217,7 @@ class _Encoded(NamedTuple):
 class _EncodeOnce:
     """Encodes a window the first time it is asked for; keeps the latest one only."""
 
-    def __init__(self, model: WhisperAT, mel: LogMel, dtype: torch.dtype, tagging: Tagging) -> None:
+    def __init__(self, model: WhisperAT, mel: LogMel, dtype: torch.dtype, tagging: Tagger) -> None:
         self.model, self.mel, self.dtype, self.tagging = model, mel, dtype, tagging
         self.latest: tuple[Window, _Encoded] | None = None
 

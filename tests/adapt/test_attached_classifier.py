@@ -8,7 +8,7 @@ import whisper_at
 from whisper_at import checkpoints
 from whisper_at.adapt import AudioClassifier
 from whisper_at.adapt.backbones import whisper_backbone
-from whisper_at.tagging.listeners import Listener, Reader
+from whisper_at.tagging.listeners import StateClassifier, WaveformClassifier
 
 MOODS = ("calm", "angry", "sad")
 SETTINGS = {"language": "en", "temperature": 0.0, "logprob_threshold": None, "sample_len": 12, "at_time_res": 2}
@@ -43,7 +43,7 @@ def test_a_head_on_the_plain_encoder_needs_no_pass(model_en, options):
     without = model_en.transcribe(audio, **SETTINGS)
     once = len(passes)
     model_en.attach("mood", made)
-    assert isinstance(model_en.attached["mood"], Reader)
+    assert isinstance(model_en.attached["mood"], StateClassifier)
     result = model_en.transcribe(audio, **SETTINGS)
     assert len(passes) == 2 * once
     assert result["segments"] == without["segments"]
@@ -87,7 +87,7 @@ def test_what_changes_the_encoder_hears_in_a_pass_of_its_own(model_en, options):
     without = model_en.transcribe(audio, **SETTINGS)
     model_en.attach("mood", made)
     assert model_en.attached["mood"] is made
-    assert isinstance(made, Listener)
+    assert isinstance(made, WaveformClassifier)
     result = model_en.transcribe(audio, **SETTINGS)
     assert (result["text"], result["segments"]) == (without["text"], without["segments"])
     assert torch.equal(result["audio_tag"], without["audio_tag"])

@@ -16,7 +16,7 @@ from whisper_at.adapt.shared_pass import heard, reader_of
 from whisper_at.adapt.trainer import HeardSource, Recipe, WaveSource
 from whisper_at.adapt.waveforms import Waves
 from whisper_at.data.clips import Clip, Dataset
-from whisper_at.tagging.listeners import Reader
+from whisper_at.tagging.listeners import StateClassifier
 from whisper_at.train.extract import describe, extract
 from whisper_at.train.features import Features
 
@@ -86,7 +86,7 @@ def test_files_are_told_alike_by_evaluate_and_transcribe(model_en, sounds, cache
     np.testing.assert_allclose(found, batched, atol=1e-4)
     model_en.attached.clear()
     model_en.attach("sounds", model)
-    assert isinstance(model_en.attached["sounds"], Reader)
+    assert isinstance(model_en.attached["sounds"], StateClassifier)
     for clip, wanted in zip(sounds.clips[::4], found[::4]):
         result = model_en.transcribe(str(clip.path), language="en", temperature=0.0, sample_len=1, at_time_res=30)
         (logits,) = result["sounds"]["logits"]

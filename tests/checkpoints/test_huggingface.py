@@ -31,8 +31,8 @@ from whisper_at.checkpoints import (
     save_safetensors,
 )
 from whisper_at.checkpoints.huggingface import is_hub_id, whisper_shapes
+from whisper_at.tagging.classes import ClassSet
 from whisper_at.tagging.heads import make_head
-from whisper_at.tagging.listeners import Classes
 
 TEXT_LAYERS = 2
 
@@ -604,7 +604,7 @@ def test_a_model_takes_the_head_of_its_teacher_by_itself(model, folder, tmp_path
     assert "no head is published for" in capsys.readouterr().err
     assert not (tmp_path / "none" / "one.json").exists()
     own = make_head("tl_tr_1_8", n_layer=3, rep_dim=16, label_dim=2)
-    about = Classes(("hiss", "hum")).metadata() | {"mode": "tl_tr_1_8"}
+    about = ClassSet(("hiss", "hum")).metadata() | {"mode": "tl_tr_1_8"}
     save_safetensors(own.state_dict(), tmp_path / "own.safetensors", about)
     with pytest.warns(UserWarning, match="no tags of AudioSet's classes: no head is published for"):
         assert list(load(folder, head=["auto", tmp_path / "own.safetensors"]).attached) == ["own"]

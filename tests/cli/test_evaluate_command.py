@@ -19,10 +19,10 @@ from whisper_at.cli.evaluate import EXAMPLES, chosen_clips, classes_of, learned_
 from whisper_at.data.clips import Clip, Dataset
 from whisper_at.data.readers import read_folders
 from whisper_at.model import load_model
+from whisper_at.tagging.classes import ClassSet
 from whisper_at.tagging.heads import make_head
-from whisper_at.tagging.listeners import Classes
-from whisper_at.tagging.timeline import Window
 from whisper_at.train.concat_clips import in_random_order, join
+from whisper_at.windows import Window
 
 NAMES = ("hiss", "hum")
 
@@ -43,7 +43,7 @@ def head_file(tmp_path_factory):
     torch.manual_seed(3)
     head = make_head("tl_tr_1_8", n_layer=2, rep_dim=64, label_dim=2)
     path = tmp_path_factory.mktemp("heads") / "own.safetensors"
-    classes = Classes(NAMES, "single_label", 1.5, (0.4, 0.6)).metadata()
+    classes = ClassSet(NAMES, "single_label", 1.5, (0.4, 0.6)).metadata()
     save_safetensors(head.state_dict(), path, classes | {"mode": "tl_tr_1_8", "n_layer": "2"})
     return path, head.eval()
 
@@ -165,13 +165,13 @@ def test_no_example_scores_all_that_an_example_of_training_learns():
 def test_labels_are_the_heads_classes_in_its_order():
     clips = (Clip("a.wav", ("hum",)), Clip("b.wav", ("hiss",)))
     data = Dataset(clips, ("hum", "hiss"))
-    assert targets_for(data, Classes(NAMES, "single_label")).tolist() == [[0, 1], [1, 0]]
+    assert targets_for(data, ClassSet(NAMES, "single_label")).tolist() == [[0, 1], [1, 0]]
     with pytest.raises(ValueError, match="label 'hum', which the head does not know: it knows x, y"):
-        targets_for(data, Classes(("x", "y")))
+        targets_for(data, ClassSet(("x", "y")))
     both = Dataset((Clip("a.wav", NAMES), Clip("b.wav", ())), NAMES)
-    assert targets_for(both, Classes(NAMES)).tolist() == [[1, 1], [0, 0]]
+    assert targets_for(both, ClassSet(NAMES)).tolist() == [[1, 1], [0, 0]]
     with pytest.raises(ValueError, match="decides for one class, but a.wav has the labels"):
-        targets_for(both, Classes(NAMES, "single_label"))
+        targets_for(both, ClassSet(NAMES, "single_label"))
 
 
 def test_audiosets_classes_go_by_name_or_mid():

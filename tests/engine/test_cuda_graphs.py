@@ -16,8 +16,8 @@ from whisper_at.decoding import FastDecodingTask
 from whisper_at.engine.alignment import HeardModel
 from whisper_at.engine.cuda_graphs import StaticStep
 from whisper_at.engine.decoder import Decoder, Rows
+from whisper_at.fallback import select_windows
 from whisper_at.model import WhisperAT
-from whisper_at.windows import picked
 
 
 def mel(n: int) -> torch.Tensor:
@@ -94,7 +94,7 @@ def test_what_takes_no_steps_needs_none(model_multilingual):
         heard = decoder.hear(model_multilingual.embed_audio(mel(2)))
     model_multilingual.detect_language(heard)
     tokens = torch.tensor([[50258, 50259, 50359, 11, 12, 50257]])
-    HeardModel(model_multilingual, picked(heard, [1]))(mel(1), tokens)
+    HeardModel(model_multilingual, select_windows(heard, [1]))(mel(1), tokens)
     gc.collect()
     assert not decoder.steps
 

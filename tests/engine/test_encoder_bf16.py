@@ -13,7 +13,7 @@ from conftest import noise
 
 from whisper_at.engine import encoder_bf16
 from whisper_at.engine.encoder_bf16 import ROWS, Encoder
-from whisper_at.tagging.timeline import Window
+from whisper_at.windows import Window
 
 pytestmark = pytest.mark.skipif(not encoder_bf16.SUPPORTED, reason="this processor has no bfloat16 products")
 

@@ -23,8 +23,8 @@ from fastapi.testclient import TestClient
 import whisper_at
 from whisper_at import cli
 from whisper_at.serve import Limits, create_app
+from whisper_at.tagging.classes import ClassSet
 from whisper_at.tagging.heads import make_head
-from whisper_at.tagging.listeners import Classes
 
 SAMPLE = ROOT / "sample" / "street.ogg"
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
@@ -33,7 +33,7 @@ TRANSCRIPTIONS = "/v1/audio/transcriptions"
 def own_head(classes=("bell", "horn")):
     torch.manual_seed(3)
     head = make_head("mean_mlp", n_layer=2, rep_dim=64, label_dim=len(classes))
-    head.classes = Classes(tuple(classes), temperature=2.0, thresholds=(0.1,) * len(classes))
+    head.classes = ClassSet(tuple(classes), temperature=2.0, thresholds=(0.1,) * len(classes))
     return head
 
 

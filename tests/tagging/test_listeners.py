@@ -11,24 +11,25 @@ from conftest import SAMPLE_RATE, noise
 import whisper_at
 from whisper_at import cli
 from whisper_at.checkpoints import save_safetensors
+from whisper_at.tagging.classes import ClassSet
 from whisper_at.tagging.heads import PREFIX, build_head, make_head
-from whisper_at.tagging.listeners import Classes, Reader, listen, named_tags, own_classes, span_logits
-from whisper_at.tagging.timeline import Window
+from whisper_at.tagging.listeners import StateClassifier, listen, named_tags, own_classes, span_logits
+from whisper_at.windows import Window
 from whisper_at.writers import plain_result
 
-BIRDS = Classes(("wren", "owl", "swift"), "single_label", temperature=2.0)
-ENGINES = Classes(("car", "train"), thresholds=(0.4, math.inf))
+BIRDS = ClassSet(("wren", "owl", "swift"), "single_label", temperature=2.0)
+ENGINES = ClassSet(("car", "train"), thresholds=(0.4, math.inf))
 SETTINGS = {"language": "en", "temperature": 0.0, "logprob_threshold": None, "sample_len": 12}
 
 
-def own_head(classes: Classes, seed: int = 0):
+def own_head(classes: ClassSet, seed: int = 0):
     torch.manual_seed(seed)
     head = make_head("mean_mlp", n_layer=2, rep_dim=64, label_dim=len(classes.names))
     head.classes = classes
     return head.eval()
 
 
-def head_file(path, classes: Classes, n_layer: int = 2, rep_dim: int = 64, **extra):
+def head_file(path, classes: ClassSet, n_layer: int = 2, rep_dim: int = 64, **extra):
     head = make_head("tl_tr_1_8", n_layer=n_layer, rep_dim=rep_dim, label_dim=len(classes.names))
     tensors = {PREFIX + name: tensor for name, tensor in head.state_dict().items()}
     save_safetensors(tensors, path, {"mode": "tl_tr_1_8", "n_layer": str(n_layer)} | classes.metadata() | extra)
@@ -111,7 +112,7 @@ def test_a_listener_may_read_the_models_own_pass(model_en):
 
     class Lazy(Loudness):
         def on_states(self, model):
-            return Reader(Classes(self.classes), lambda states: states.mean(2).flatten(1)[:, [0, -1]])
+            return StateClassifier(ClassSet(self.classes), lambda states: states.mean(2).flatten(1)[:, [0, -1]])
 
     audio, settings = noise(20), SETTINGS | {"at_time_res": 0.4}
     model_en.attach("birds", own_head(BIRDS))
@@ -210,7 +211,7 @@ def test_what_cannot_be_attached_is_refused(model_en, tmp_path):
         model_en.attach("tags", make_head("mean_mlp", n_layer=2, rep_dim=64))
     with pytest.raises(ValueError, match="encoders of 3 layers"):
         model_en.attach("birds", head_file(tmp_path / "b.safetensors", BIRDS, n_layer=3))
-    with pytest.raises(ValueError, match="neither a head nor a Listener"):
+    with pytest.raises(ValueError, match="neither a head nor a WaveformClassifier"):
         model_en.attach("birds", object())
     assert model_en.attached == {}
 
@@ -234,9 +235,9 @@ def test_damaged_metadata(metadata, message):
 
 def test_metadata_come_back():
     for classes in (BIRDS, ENGINES):
-        assert Classes.from_metadata(classes.metadata()) == classes
+        assert ClassSet.from_metadata(classes.metadata()) == classes
         json.loads(classes.metadata()["temperature"])
-    assert Classes.from_metadata({"classes": "audioset-527"}) is None
+    assert ClassSet.from_metadata({"classes": "audioset-527"}) is None
 
 
 def test_heads_may_be_read_by_whom_other_new_files_may(tmp_path):

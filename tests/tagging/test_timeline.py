@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from whisper_at.tagging.timeline import (
     TagRows,
-    Window,
+    first_step,
     is_single,
     pool_steps,
     position_mask,
@@ -20,6 +20,7 @@ from whisper_at.tagging.timeline import (
     seconds_to_steps,
     steps_to_seconds,
 )
+from whisper_at.windows import Window
 
 
 @given(st.integers(1, 100_000))
@@ -97,7 +98,7 @@ def test_steps_hold_only_their_own_audio(seek, size):
     steps = pool_steps(clock(window)[None], [window])[0]
     assert steps.shape[0] == 75 + (seek % 40 > 1)
     for i, (time, one) in enumerate(steps.tolist()):
-        begin = (window.first_step + i) * 40
+        begin = (first_step(window) + i) * 40
         mine = [f for f in range(seek, seek + size, 2) if begin <= f and f + 2 <= min(begin + 40, seek + size)]
         if mine:
             assert time == pytest.approx(np.mean(mine), rel=1e-6)
@@ -157,13 +158,13 @@ def brute_force(windows: list[Window], start: int, end: int, content: int) -> li
             heard = [(int(count(w, s)), -off_centre(w, s * 40, s * 40 + 40)) for w in windows]
             if heard and max(heard)[0]:
                 chosen.append((s, windows[heard.index(max(heard))]))
-    times = [float(pool_steps(clock(w)[None], [w])[0, s - w.first_step, 0]) for s, w in chosen]
+    times = [float(pool_steps(clock(w)[None], [w])[0, s - first_step(w), 0]) for s, w in chosen]
     return [t for t in times if not math.isnan(t)]
 
 
 def count(window: Window, step: int) -> int:
     per_step = position_mask(window).view(-1, 20).sum(1)
-    i = step - window.first_step
+    i = step - first_step(window)
     return int(per_step[i]) if 0 <= i < len(per_step) else 0
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from whisper_at.cli import train
+from whisper_at.tagging.classes import ClassSet
 from whisper_at.tagging.labels import audioset_labels
-from whisper_at.tagging.listeners import Classes
 from whisper_at.train.calibration import (
     expected_calibration_error,
     fit_temperature,
@@ -183,7 +183,7 @@ def test_events_of_audiosets_classes_hang_on_no_threshold(audioset):
     names = tuple(label.name for label in audioset_labels()) if audioset else ("hiss", "hum")
     fitted = SimpleNamespace(epoch=1)
     table = [{"class": name, "threshold": np.inf} for name in names]
-    trained = Trained(None, Classes(names), fitted, {"mAP": 0.5}, {}, table)
+    trained = Trained(None, ClassSet(names), fitted, {"mAP": 0.5}, {}, table)
     told: list[str] = []
     train._report(trained, Settings(), told.append)
     assert trained.of_audioset == audioset

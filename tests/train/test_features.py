@@ -21,11 +21,11 @@ from whisper_at.cli import features as features_command
 from whisper_at.cli.features import write_npz
 from whisper_at.data.clips import Clip
 from whisper_at.mel import LogMel
-from whisper_at.tagging.timeline import Window
 from whisper_at.train import extract as extraction
 from whisper_at.train.concat_clips import in_random_order, join
 from whisper_at.train.extract import JOINED, audible, describe, encode, extract, load_part, mel_windows
 from whisper_at.train.features import About, Features, FeatureWriter, key_of, short_key
+from whisper_at.windows import Window
 
 SECONDS = (0.7, 3.0, 5.0, 31.0)
 

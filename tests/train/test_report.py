@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from whisper_at.tagging.listeners import Classes
+from whisper_at.tagging.classes import ClassSet
 from whisper_at.train.calibration import probabilities, reliability
 from whisper_at.train.metrics import average_precision
 from whisper_at.train.plots import draw_confusion, draw_precision_recall, draw_reliability, save_figure
@@ -24,18 +24,18 @@ def single(n: int = 60, seed: int = 0) -> Scored:
 
 
 def test_figures_of_one_right_class_do_not_hang_on_what_a_softmax_ignores():
-    classes = Classes(NAMES, "single_label")
+    classes = ClassSet(NAMES, "single_label")
     scored = single()
     shifted = Scored(scored.name, scored.targets, scored.logits + np.random.default_rng(1).normal(0, 9, (60, 1)))
     assert summary(shifted, classes) == pytest.approx(summary(scored, classes))
     assert summary(scored, classes)["accuracy"] == np.mean(scored.logits.argmax(1) == scored.targets.argmax(1))
-    assert "accuracy" not in summary(scored, Classes(NAMES))  # classes decided one by one
+    assert "accuracy" not in summary(scored, ClassSet(NAMES))  # classes decided one by one
 
 
 def test_rows_of_classes_by_hand():
     targets = np.array([[1, 0], [1, 0], [0, 0], [0, 0]])
     logits = np.array([[2.0, 0], [0, 0], [1, 0], [-1, 0]])
-    own = Classes(("a", "b"), "multi_label", temperature=2.0, thresholds=(0.55, 0.5))
+    own = ClassSet(("a", "b"), "multi_label", temperature=2.0, thresholds=(0.55, 0.5))
     a, b = class_rows(Scored("x", targets, logits), own)
     assert (a["positives"], a["AP"], a["AUC"]) == (2, pytest.approx((1 + 2 / 3) / 2), 3 / 4)
     # sigmoid(2 / 2) and sigmoid(1 / 2) are above 0.55: one of the two is right, of two that there are
@@ -43,12 +43,12 @@ def test_rows_of_classes_by_hand():
     assert b["positives"] == 0
     assert np.isnan([b["AP"], b["recall"]]).all()
     assert b["precision"] == 0
-    a, b = class_rows(Scored("x", targets, logits), Classes(("a", "b")))
+    a, b = class_rows(Scored("x", targets, logits), ClassSet(("a", "b")))
     assert 0.731 < a["threshold"] < 0.881
     assert (a["precision"], a["recall"]) == (1.0, 0.5)
     assert np.isnan(b["threshold"])
     assert np.isnan(b["precision"])
-    a, b = class_rows(Scored("x", targets, logits), Classes(("a", "b"), "single_label", thresholds=(0.99, 0.99)))
+    a, b = class_rows(Scored("x", targets, logits), ClassSet(("a", "b"), "single_label", thresholds=(0.99, 0.99)))
     assert np.isnan(a["threshold"])
     assert (a["precision"], a["recall"]) == (2 / 3, 1.0)
     assert b["precision"] == 0
@@ -57,7 +57,9 @@ def test_rows_of_classes_by_hand():
 def test_a_report_holds_every_way_of_scoring_by_itself(tmp_path):
     # Defect D8: what is heard in 10 s alone and in windows of 30 s are two results, not one.
     first, second = single(), Scored("30 s windows", single().targets, single(seed=5).logits)
-    path = write_report(tmp_path / "out", "A head", Classes(NAMES, "single_label", 1.5), [first, second], {"data": "x"})
+    path = write_report(
+        tmp_path / "out", "A head", ClassSet(NAMES, "single_label", 1.5), [first, second], {"data": "x"}
+    )
     text = path.read_text("utf-8")
     pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
     assert len(pictures) == len(set(pictures)) == 6
@@ -65,7 +67,7 @@ def test_a_report_holds_every_way_of_scoring_by_itself(tmp_path):
     for name in pictures:
         assert (path.parent / name).read_bytes().startswith(b"\x89PNG")
     for item in (first, second):
-        found = summary(item, Classes(NAMES, "single_label", 1.5))
+        found = summary(item, ClassSet(NAMES, "single_label", 1.5))
         row = next(line for line in text.splitlines() if line.startswith(f"| {item.name} |"))
         assert f" {found['accuracy']:.3f} (" in row
         assert f" {found['mAP']:.3f} |" in row
@@ -74,7 +76,7 @@ def test_a_report_holds_every_way_of_scoring_by_itself(tmp_path):
 
 def test_classes_without_clips_are_counted_and_left_out(tmp_path):
     targets = np.array([[1, 0, 0], [0, 1, 0]])
-    text = write_report(tmp_path, "A head", Classes(NAMES), [Scored("x", targets, 3.0 * targets)]).read_text("utf-8")
+    text = write_report(tmp_path, "A head", ClassSet(NAMES), [Scored("x", targets, 3.0 * targets)]).read_text("utf-8")
     assert "No clip has any of 1 of the 3 classes" in text
     assert "| rain | 1 |" in text
     assert "| sneeze |" not in text
@@ -84,15 +86,15 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_written(tmp_path):
     scored = single()
     scored.logits[3, 1] = np.nan
     with pytest.raises(ValueError, match="1 clips have scores that are no numbers"):
-        write_report(tmp_path / "out", "A head", Classes(NAMES), [scored])
+        write_report(tmp_path / "out", "A head", ClassSet(NAMES), [scored])
     with pytest.raises(ValueError, match="no clips"):
-        write_report(tmp_path / "out", "A head", Classes(NAMES), [Scored("x", np.zeros((0, 3)), np.zeros((0, 3)))])
+        write_report(tmp_path / "out", "A head", ClassSet(NAMES), [Scored("x", np.zeros((0, 3)), np.zeros((0, 3)))])
     assert not (tmp_path / "out").exists()
 
 
 def test_scores_come_back_from_the_csv(tmp_path):
     scored = single(n=2)
-    path = write_scores(tmp_path / "scores.csv", ["a.wav", "b.wav"], ["rain", ""], [scored], Classes(NAMES))
+    path = write_scores(tmp_path / "scores.csv", ["a.wav", "b.wav"], ["rain", ""], [scored], ClassSet(NAMES))
     rows = list(csv.DictReader(path.open(newline="")))
     assert [(row["clip"], row["labels"]) for row in rows] == [("a.wav", "rain"), ("b.wav", "")]
     found = [[float(row[name]) for name in NAMES] for row in rows]

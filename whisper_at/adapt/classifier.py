@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ..checkpoints.files import read_tensors, save_safetensors
 from ..data.clips import Clip, Dataset
-from ..tagging.listeners import KINDS, Classes, Reader
+from ..tagging.classes import KINDS, ClassSet
+from ..tagging.listeners import StateClassifier
 from ..train.fit import Fitted
 from .backbones import Backbone, Hidden, load_backbone
 from .lora import unmerged
@@ -33,7 +34,7 @@ Method = str | Mapping[str, Any]
 
 
 class AudioClassifier(nn.Module):
-    """From waveforms to logits of classes. A `Listener`: ``model.attach("emotion", classifier)`` lets it hear along.
+    """From waveforms to logits of classes. A `WaveformClassifier`: ``model.attach("emotion", classifier)`` lets it hear along.
 
     Parameters
     ----------
@@ -146,7 +147,7 @@ class AudioClassifier(nn.Module):
         return self.head.reduce(self.backbone(waveforms, lengths))
 
     def logits(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
-        """Logits ``(batch, classes)`` for `tagging.listeners.Listener`: of clips of any length, without gradients.
+        """Logits ``(batch, classes)`` for `tagging.listeners.WaveformClassifier`: of clips of any length, without gradients.
 
         Longer ones than `seconds` are cut, and shorter ones filled up, as in training.
         """
@@ -159,7 +160,7 @@ class AudioClassifier(nn.Module):
         with torch.no_grad():
             return self.eval()(waveforms.to(self.device), lengths.clamp(min=least).to(self.device))
 
-    def on_states(self, model: WhisperAT) -> Reader | None:
+    def on_states(self, model: WhisperAT) -> StateClassifier | None:
         """Itself as a reader of a model's own encoder pass, where that holds all that it needs, else None."""
         return reader_of(self, model)
 
@@ -197,7 +198,7 @@ class AudioClassifier(nn.Module):
             return np.zeros((0, len(self.classes)), np.float32)
         source = WaveSource(self, Dataset(tuple(Clip(Path(f), ()) for f in files), self.classes), cache, progress)
         logits = torch.from_numpy(all_logits(self, source, batch_size, progress))
-        return Classes(self.classes, self.kind).probabilities(logits).numpy()
+        return ClassSet(self.classes, self.kind).probabilities(logits).numpy()
 
     def count(self) -> dict[str, int]:
         """Parameters of the patch, of it and its norms, all that train, and the frozen ones (`count_parameters`)."""

@@ -18,10 +18,12 @@ from tqdm import tqdm
 from whisper.audio import N_FRAMES
 
 from ..data.clips import Clip
-from ..tagging.listeners import Classes, Reader
-from ..tagging.timeline import POSITION_FRAMES, Window, pool_steps
+from ..tagging.classes import ClassSet
+from ..tagging.listeners import StateClassifier
+from ..tagging.timeline import POSITION_FRAMES, pool_steps
 from ..train.concat_clips import TIMES, company_states, in_random_order, recordings_of
 from ..train.extract import mel_windows, recording_states, steps_of
+from ..windows import Window
 from .backbones import Backbone, whisper_backbone
 from .frontends import WhisperFront
 from .pooling import AdaptHead, LinearHead, Reduced, TLTRHead, concatenate
@@ -48,7 +50,7 @@ def can_read(backbone: Backbone, head: nn.Module) -> bool:
     return len(backbone.front.positional_embedding) == N_FRAMES // POSITION_FRAMES
 
 
-def reader_of(classifier: AudioClassifier, model: WhisperAT) -> Reader | None:
+def reader_of(classifier: AudioClassifier, model: WhisperAT) -> StateClassifier | None:
     """The classifier as a reader of a model's states, or None if it needs a pass of its own.
 
     It can read them if it was trained to hear in windows, and the model's encoder has the same weights as its own.
@@ -62,7 +64,7 @@ def reader_of(classifier: AudioClassifier, model: WhisperAT) -> Reader | None:
         logits: Tensor = head(*read(head, values.to(next(head.parameters()))))
         return logits.to(states.device)
 
-    return Reader(Classes(tuple(classifier.classes), classifier.kind), classify)
+    return StateClassifier(ClassSet(tuple(classifier.classes), classifier.kind), classify)
 
 
 def is_plain(backbone: Backbone, model: WhisperAT) -> bool:

@@ -29,9 +29,9 @@ from ..model import COMPUTE_TYPES, WhisperAT, load_model
 from ..tagging.captions import CAPTION_RESOLUTION
 from ..tagging.labels import find_classes
 from ..tagging.listeners import attached_names
+from ..tagging.tagger import AUTO_RESOLUTION
 from ..tagging.timeline import resolutions, steps_to_seconds
 from ..version import __version__
-from ..windows import AUTO_RESOLUTION
 from ..writers import CAPTIONS, get_writer, own_rows, tag_rows
 
 TRACEBACK_VARIABLE = "WHISPER_AT_TRACEBACK"

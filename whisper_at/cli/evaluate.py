@@ -17,8 +17,8 @@ import numpy as np
 from .. import checkpoints
 from ..data.clips import Dataset
 from ..model import WhisperAT, load_model, open_fitting_head
+from ..tagging.classes import ClassSet
 from ..tagging.labels import audioset_labels, find_class
-from ..tagging.listeners import Classes
 from ..train.extract import JOINED, describe, extract
 from ..train.features import Features
 from ..train.recipe import score
@@ -37,7 +37,7 @@ SCORED = ("10", *WAYS)
 """The protocols that heads are scored under: clips alone, with silence behind them, and in each other's company."""
 
 
-def classes_of(metadata: Mapping[str, str], label_dim: int) -> Classes:
+def classes_of(metadata: Mapping[str, str], label_dim: int) -> ClassSet:
     """What a head's outputs mean; AudioSet's classes where its file does not say and there are 527.
 
     Raises
@@ -45,19 +45,19 @@ def classes_of(metadata: Mapping[str, str], label_dim: int) -> Classes:
     ValueError
         If nothing says what they mean.
     """
-    found = Classes.from_metadata(metadata)
+    found = ClassSet.from_metadata(metadata)
     if found is not None:
         return found
     names = tuple(label.name for label in audioset_labels())
     if label_dim != len(names):
         raise ValueError(f"the head's {label_dim} outputs have no names, and are not AudioSet's {len(names)}")
     try:  # a head for AudioSet's classes may be calibrated all the same
-        return Classes.from_metadata(dict(metadata, classes=json.dumps(names))) or Classes(names)
+        return ClassSet.from_metadata(dict(metadata, classes=json.dumps(names))) or ClassSet(names)
     except ValueError:
-        return Classes(names)
+        return ClassSet(names)
 
 
-def targets_for(dataset: Dataset, classes: Classes) -> np.ndarray:
+def targets_for(dataset: Dataset, classes: ClassSet) -> np.ndarray:
     """float32 ``(clips, classes)`` of the head's classes, in the order of its outputs.
 
     Labels are the head's names; of AudioSet's classes, MIDs and names in any case will do.

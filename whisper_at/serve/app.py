@@ -20,8 +20,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..audio import SAMPLE_RATE, stream_audio
 from ..model import WhisperAT
+from ..tagging.classes import ClassSet
 from ..tagging.labels import label_names
-from ..tagging.listeners import Classes
 from ..version import __version__
 from .responses import answer
 from .schemas import Asked, tag_options, transcribe_options
@@ -176,7 +176,7 @@ def _heads(model: WhisperAT) -> dict[str, list[str]]:
     """The classes of each head, by the name under which answers tell of it."""
     heads = {} if model.head is None else {"audio_tag": list(label_names())}
     for name, head in model.attached.items():
-        heads[name] = list(head.classes.names if isinstance(head.classes, Classes) else head.classes or ())
+        heads[name] = list(head.classes.names if isinstance(head.classes, ClassSet) else head.classes or ())
     return heads
 
 

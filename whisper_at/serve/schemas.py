@@ -12,8 +12,8 @@ from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
 from ..model import WhisperAT
 from ..tagging.captions import CAPTION_RESOLUTION
 from ..tagging.labels import find_classes
+from ..tagging.tagger import AUTO_RESOLUTION, Tagger
 from ..tagging.timeline import resolutions, steps_to_seconds
-from ..windows import AUTO_RESOLUTION, Tagging
 
 CAPTIONS = ("srt", "vtt")
 TEMPERATURE_STEP = 0.2
@@ -109,5 +109,5 @@ def _resolution(asked: Asked, model: WhisperAT) -> float | list[float] | None:
     except ValueError as error:
         raise ValueError(f"at_time_res: {error}") from None
     resolution = seconds[0] if len(seconds) == 1 else seconds
-    Tagging(model, resolution, 0)  # a model without heads is refused before anything is heard
+    Tagger(model, resolution, 0)  # a model without heads is refused before anything is heard
     return resolution

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from whisper.model import ResidualAttentionBlock
 
 from ..engine.onednn import quicken
-from .listeners import Classes
+from .classes import ClassSet
 
 N_CLASSES = 527
 PREFIX = "at_model."
@@ -64,7 +64,7 @@ class TLTR(nn.Module):
         width = int(down) if down else rep_dim
         _refuse_heads(mode, width, time_heads, layer_heads)
         self.label_dim, self.n_layer, self.rep_dim, self.mode = label_dim, n_layer, rep_dim, mode
-        self.classes: Classes | None = None  # AudioSet's
+        self.classes: ClassSet | None = None  # AudioSet's
         if down:
             self.down_layer = _linear(rep_dim, width)
         self.time_tr = ResidualAttentionBlock(width, int(time_heads))
@@ -100,7 +100,7 @@ class LayerPoolHead(nn.Module):
         width = int(down) if down else rep_dim
         _refuse_heads(mode, width, *([heads] if heads else []))
         self.label_dim, self.n_layer, self.rep_dim, self.mode = label_dim, n_layer, rep_dim, mode
-        self.classes: Classes | None = None  # AudioSet's
+        self.classes: ClassSet | None = None  # AudioSet's
         if self.pooling == "wa":
             self.layer_weight = nn.Parameter(torch.full((n_layer,), 1 / n_layer))
         if down:
@@ -197,7 +197,7 @@ def build_head(tensors: dict[str, Tensor], metadata: dict[str, str] | None, *, n
             f"expected {wanted.get(name, 'none of that name')} ({len(wrong)} such)"
         )
     head.load_state_dict(tensors)
-    head.classes = Classes.from_metadata(metadata or {})
+    head.classes = ClassSet.from_metadata(metadata or {})
     if head.classes is not None and len(head.classes.names) != head.label_dim:
         raise ValueError(
             f"this head has {head.label_dim} outputs, but its metadata name {len(head.classes.names)} classes"

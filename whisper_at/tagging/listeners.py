@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import json
 import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -23,79 +21,21 @@ import torch
 from torch import Tensor
 
 from ..audio import SAMPLE_RATE, stream_audio
-from .timeline import STEP_FRAMES, STEP_POSITIONS, Classifier, Window, position_mask, steps_to_seconds
+from ..windows import Window
+from .classes import ClassSet
+from .timeline import STEP_FRAMES, STEP_POSITIONS, Classifier, first_step, position_mask, steps_to_seconds
 
-KINDS = ("multi_label", "single_label")
 RESERVED = frozenset(
     "text segments words language duration task at_time_res audio_tag audio_tag_coverage audio events auto".split()
 )
 """Names that a result's own keys have, or may come to have."""
 
 
-@dataclass(frozen=True)
-class Classes:
-    """What a head's outputs mean.
-
-    Attributes
-    ----------
-    names : one for each output
-    kind : ``multi_label`` (each class alone: sigmoid) or ``single_label`` (one of them: softmax)
-    temperature : logits are divided by it before they become probabilities
-    thresholds : the probability from which each class makes an event and, of ``multi_label``, counts as a tag; or None
-    """
-
-    names: tuple[str, ...]
-    kind: str = "multi_label"
-    temperature: float = 1.0
-    thresholds: tuple[float, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if not self.names or len(set(self.names)) != len(self.names):
-            raise ValueError(f"classes must have different names, and be at least one; they are {list(self.names)}")
-        if self.kind not in KINDS:
-            raise ValueError(f"kind must be {' or '.join(KINDS)}, not {self.kind!r}")
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"temperature must be a positive number, not {self.temperature}")
-        if self.thresholds is not None and len(self.thresholds) != len(self.names):
-            raise ValueError(f"there are {len(self.thresholds)} thresholds for {len(self.names)} classes")
-
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Calibrated probabilities of logits ``(…, classes)``."""
-        scaled = logits.float() / self.temperature
-        return scaled.softmax(-1) if self.kind == "single_label" else scaled.sigmoid()
-
-    def metadata(self) -> dict[str, str]:
-        """As strings, for the metadata of a ``.safetensors``."""
-        values = {"classes": list(self.names), "kind": self.kind, "temperature": self.temperature}
-        if self.thresholds is not None:  # JSON has no infinity: a class that never counts has null
-            values["thresholds"] = [t if math.isfinite(t) else None for t in self.thresholds]
-        return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
-
-    @classmethod
-    def from_metadata(cls, metadata: Mapping[str, str]) -> Classes | None:
-        """The classes that a head's metadata tell of; None for AudioSet's.
-
-        Raises ValueError where they are there but damaged.
-        """
-        if not metadata.get("classes", "").startswith("["):
-            return None
-        try:
-            thresholds = json.loads(metadata.get("thresholds", "null"))
-            return cls(
-                tuple(str(name) for name in json.loads(metadata["classes"])),
-                metadata.get("kind", "multi_label"),
-                float(metadata.get("temperature", 1.0)),
-                None if thresholds is None else tuple(math.inf if t is None else float(t) for t in thresholds),
-            )
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"the head's metadata about its classes are damaged: {error}") from None
-
-
 @runtime_checkable
-class Listener(Protocol):
+class WaveformClassifier(Protocol):
     """A classifier of sound that hears recordings itself.
 
-    It may have a method ``on_states(model)``, which gives a `Reader` if the model's own encoder pass holds all that it
+    It may have a method ``on_states(model)``, which gives a `StateClassifier` if the model's own encoder pass holds all that it
     needs, or else None.
     """
 
@@ -105,7 +45,7 @@ class Listener(Protocol):
 
     @property
     def kind(self) -> str:
-        """As of `Classes`."""
+        """As of `ClassSet`."""
 
     @property
     def sample_rate(self) -> int:
@@ -115,7 +55,7 @@ class Listener(Protocol):
         """Logits ``(batch, classes)`` of float32 ``(batch, samples)``, of which ``lengths`` ``(batch,)`` are sound."""
 
 
-class Reader:
+class StateClassifier:
     """A classifier on what the model's own encoder pass leaves.
 
     Parameters
@@ -125,7 +65,7 @@ class Reader:
         before the encoder's last norm and, behind them, those of the last one after it
     """
 
-    def __init__(self, classes: Classes, classify: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, classes: ClassSet, classify: Callable[[Tensor], Tensor]) -> None:
         self.classes, self.label_dim, self.classify = classes, len(classes.names), classify
 
     @torch.no_grad()
@@ -142,8 +82,8 @@ def span_logits(
     those that hold audio; NaN where there is none.
     """
     count = position_mask(window).view(-1, STEP_POSITIONS).sum(1)
-    first = math.floor(round(start * 100) / STEP_FRAMES) - window.first_step
-    last = math.ceil(round(end * 100) / STEP_FRAMES) - window.first_step
+    first = math.floor(round(start * 100) / STEP_FRAMES) - first_step(window)
+    last = math.ceil(round(end * 100) / STEP_FRAMES) - first_step(window)
     first = min(max(first, 0), len(count) - 1)
     steps = [i for i in range(first, min(max(last, first + 1), len(count))) if count[i]]
     if not steps:
@@ -152,7 +92,7 @@ def span_logits(
 
 
 def listen(
-    listener: Listener,
+    listener: WaveformClassifier,
     audio: str | os.PathLike[str] | np.ndarray | Tensor,
     spans: Sequence[tuple[float, float]],
     batch_size: int = 8,
@@ -257,7 +197,7 @@ def calibrated(found: Mapping[str, Any], logits: Any) -> tuple[np.ndarray, np.nd
 
     Arguments are those of `named_tags`.
     """
-    classes = Classes(tuple(found["classes"]), found["kind"], found["temperature"])
+    classes = ClassSet(tuple(found["classes"]), found["kind"], found["temperature"])
     n = len(classes.names)
     full = [[None] * n if row is None else row for row in (logits.tolist() if hasattr(logits, "tolist") else logits)]
     rows = np.array(full, dtype=np.float64).reshape(len(full), n)

@@ -14,12 +14,13 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from whisper.audio import HOP_LENGTH, N_FRAMES, SAMPLE_RATE
+
+from ..windows import Window
 
 POSITION_FRAMES = 2  # mel frames per encoder position
 STEP_FRAMES = 40  # mel frames per pooled step
@@ -29,25 +30,6 @@ WINDOW_STEPS = N_FRAMES // STEP_FRAMES  # 75
 
 Classifier = Callable[[Tensor], Tensor]
 """From pooled states ``(batch, layers, steps, dim)`` to logits ``(batch, classes)``."""
-
-
-class Window(NamedTuple):
-    """The mel that one encoder pass sees: ``size`` frames of audio from frame ``seek`` on.
-
-    The encoder always gets 3000 frames; those past ``size`` are padding.
-    """
-
-    seek: int
-    size: int = N_FRAMES
-
-    @property
-    def end(self) -> int:
-        return self.seek + self.size
-
-    @property
-    def first_step(self) -> int:
-        """Absolute index of the step in which the window starts."""
-        return self.seek // STEP_FRAMES
 
 
 def seconds_to_steps(at_time_res: float) -> int:
@@ -87,6 +69,11 @@ def steps_to_seconds(steps: int) -> float:
     return steps * 4 / 10
 
 
+def first_step(window: Window) -> int:
+    """Return the absolute index of the step in which a window starts."""
+    return window.seek // STEP_FRAMES
+
+
 def position_mask(window: Window, n_positions: int = N_FRAMES // POSITION_FRAMES) -> Tensor:
     """Which encoder positions count, laid out on the grid of steps: bool ``(steps * 20,)``.
 
@@ -113,7 +100,7 @@ def pool_steps(x: Tensor, windows: Sequence[Window]) -> Tensor:
     """Average encoder positions ``(batch, 1500, dim)`` into steps of the absolute grid.
 
     Returns float32 ``(batch, steps, dim)``: step ``i`` of item ``b`` is the step
-    ``windows[b].first_step + i`` of the file. 75 steps if every window starts on the grid, else 76.
+    ``first_step(windows[b]) + i`` of the file. 75 steps if every window starts on the grid, else 76.
     A step without audio is NaN. Source: spec section 1.1, defects D5, D6, D7, D10.
     """
     if len(windows) != x.shape[0]:
@@ -227,8 +214,8 @@ class TagRows:
             cell = first + i
             if whole[i]:
                 window, states, count = self._held[owner[i]]
-                lo = self._cell_start[cell] - window.first_step
-                hi = self._cell_end[cell] - window.first_step
+                lo = self._cell_start[cell] - first_step(window)
+                hi = self._cell_end[cell] - first_step(window)
                 states, count = states[:, lo:hi], count[lo:hi]
                 if not count.all():
                     states = states[:, torch.from_numpy(count > 0).to(states.device)]
@@ -258,7 +245,7 @@ class TagRows:
         for step in range(self._cell_start[cell], self._cell_end[cell]):
             best, state = (0, -math.inf), None
             for window, states, count in self._held:
-                i = step - window.first_step
+                i = step - first_step(window)
                 if 0 <= i < len(count):
                     off_centre = abs((step + 0.5) * STEP_FRAMES - (window.seek + window.end) / 2)
                     if (rank := (int(count[i]), -off_centre)) > best and rank[0]:

@@ -23,7 +23,8 @@ from ..checkpoints import encoder_sha256
 from ..data.clips import Clip
 from ..mel import LogMel
 from ..model import WhisperAT
-from ..tagging.timeline import POSITION_FRAMES, STEP_POSITIONS, Window, pool_steps
+from ..tagging.timeline import POSITION_FRAMES, STEP_POSITIONS, pool_steps
+from ..windows import Window
 from .concat_clips import company_states, in_random_order, recordings_of
 from .config import PROTOCOLS
 from .features import About, FeatureWriter, hearings_of, key_of, stamp

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from ..checkpoints.files import atomic_write, write_text
-from ..tagging.listeners import Classes
+from ..tagging.classes import ClassSet
 from . import plots
 from .calibration import (
     expected_calibration_error,
@@ -54,7 +54,7 @@ class Scored:
     targets: np.ndarray
     logits: np.ndarray
 
-    def ranks(self, classes: Classes) -> np.ndarray:
+    def ranks(self, classes: ClassSet) -> np.ndarray:
         """Scores that put clips in the order of their probabilities, ``(clips, classes)``.
 
         Those are the logits themselves, except where one class is right: a softmax knows only their differences.
@@ -62,7 +62,7 @@ class Scored:
         return log_softmax(self.logits, axis=1) if classes.kind == "single_label" else self.logits
 
 
-def summary(scored: Scored, classes: Classes) -> dict[str, float]:
+def summary(scored: Scored, classes: ClassSet) -> dict[str, float]:
     """Figures of a classifier: ``clips``, those of `ranking_scores`, for one right class those of `decision_scores`,
     and the mean ``gap`` between claimed probability and what came true.
 
@@ -78,7 +78,7 @@ def summary(scored: Scored, classes: Classes) -> dict[str, float]:
     return found
 
 
-def class_rows(scored: Scored, classes: Classes) -> list[dict[str, float]]:
+def class_rows(scored: Scored, classes: ClassSet) -> list[dict[str, float]]:
     """A row for each class: ``positives``, ``AP``, ``AUC``, ``d_prime``, the ``threshold`` (a probability) and the
     ``precision`` and ``recall`` of deciding by it; NaN where there is nothing to tell from.
 
@@ -114,7 +114,7 @@ def class_rows(scored: Scored, classes: Classes) -> list[dict[str, float]]:
 def write_report(
     folder: str | os.PathLike[str],
     title: str,
-    classes: Classes,
+    classes: ClassSet,
     scored: Sequence[Scored],
     facts: Mapping[str, str] | None = None,
 ) -> Path:
@@ -148,7 +148,7 @@ def write_report(
 
 
 def write_scores(path: str | os.PathLike[str], clips: Sequence[str], labels: Sequence[str], items: Sequence[Scored],
-                 classes: Classes) -> Path:  # fmt: skip
+                 classes: ClassSet) -> Path:  # fmt: skip
     """Write logits as CSV: a row for each clip and way of scoring, a column for each class; return the path.
 
     ``clips`` and ``labels`` name each clip and what it is labelled with.
@@ -166,7 +166,7 @@ def write_scores(path: str | os.PathLike[str], clips: Sequence[str], labels: Seq
 # --- parts of the report ------------------------------------------------------------------------------------
 
 
-def _overview(scored: Sequence[Scored], figures: Sequence[Mapping[str, float]], classes: Classes) -> list[str]:
+def _overview(scored: Sequence[Scored], figures: Sequence[Mapping[str, float]], classes: ClassSet) -> list[str]:
     single = classes.kind == "single_label"
     header = ["scored", "clips", *(["accuracy", "UAR", "F1"] if single else []), "mAP", "AUC", "d′", "calibration gap"]
     rows = []
@@ -201,7 +201,7 @@ def _interval(item: Scored, single: bool) -> tuple[float, float] | None:
     return bootstrap_interval(lambda a, b: ranking_scores(a, b)["mAP"], item.targets, item.logits, draws=200)
 
 
-def _section(folder: Path, item: Scored, classes: Classes) -> list[str]:
+def _section(folder: Path, item: Scored, classes: ClassSet) -> list[str]:
     single = classes.kind == "single_label"
     slug = "".join(c if c.isalnum() else "_" for c in item.name.lower()).strip("_")
     ranks = item.ranks(classes)

@@ -18,9 +18,9 @@ from ..checkpoints import save_safetensors
 from ..checkpoints.files import atomic_write
 from ..data.clips import Dataset
 from ..data.splits import hold_out
+from ..tagging.classes import ClassSet
 from ..tagging.heads import PREFIX, Head, make_head
 from ..tagging.labels import audioset_labels
-from ..tagging.listeners import Classes
 from .calibration import fit_temperature, probabilities, thresholds_for_precision
 from .config import Settings, as_dict
 from .features import About, Features, Row
@@ -53,7 +53,7 @@ class Trained:
     """
 
     head: Head
-    classes: Classes
+    classes: ClassSet
     fitted: Fitted
     scores: dict[str, float]
     test_scores: dict[str, float]
@@ -190,7 +190,7 @@ def train_head(
     if len(division.test):
         tested, wanted = all_hearings(division.test)
         test_scores = scores_of(wanted, score(head, features, tested, longest), settings.loss)
-    classes = Classes(
+    classes = ClassSet(
         dataset.classes,
         "multi_label" if multi_label else "single_label",
         temperature,
