@@ -114,7 +114,7 @@ def test_files_and_changes(tmp_path):
     with pytest.raises(ValueError, match="key=value"):
         read_config(str(one), ["rank"])
     two.write_text("frames = ")
-    with pytest.raises(ValueError, match=r"two.toml is no TOML"):
+    with pytest.raises(ValueError, match=r"two.toml is not TOML"):
         read_config(str(two))
     with pytest.raises(FileNotFoundError, match="three.toml"):
         read_config("three.toml")

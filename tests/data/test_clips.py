@@ -110,20 +110,20 @@ def test_tables(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("path,name\na.wav,x\n", "no column labels or label or .*; it has path, name"),
         ("label\ndog\n", "no column path"),
         ("path,label\n", "has no rows"),
         ("", "no column path"),
-        ("path,label\na.wav,dog\n,dog\n", "line 3: no file is named"),
-        ("path,label,start\na.wav,dog,soon\n", "line 2: start is 'soon', no number of seconds"),
+        ("path,label\na.wav,dog\n,dog\n", "line 3: the file name is missing"),
+        ("path,label,start\na.wav,dog,soon\n", "line 2: start is 'soon', not a number of seconds"),
         ("path,label,split\na.wav,dog,half\n", "line 2: split is 'half'; it may be train,"),
     ],
 )
-def test_wrong_tables_are_told_by_line(tmp_path, text, told):
+def test_wrong_tables_are_told_by_line(tmp_path, text, message):
     (tmp_path / "table.csv").write_text(text)
-    with pytest.raises(ValueError, match=f"table.csv.*{told}"):
+    with pytest.raises(ValueError, match=f"table.csv.*{message}"):
         read_dataset(tmp_path / "table.csv")
 
 
@@ -152,7 +152,7 @@ def test_json_of_earlier_recipes(tmp_path):
         with pytest.raises(ValueError, match=r"data.json is not \{"):
             read_dataset(path, labels)
     labels.write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match="no list of classes"):
+    with pytest.raises(ValueError, match="not a list of classes"):
         read_dataset(path, labels)
 
 
@@ -187,7 +187,7 @@ def test_folds_keep_groups_together_and_classes_even():
             assert np.abs(shares - 0.5).max() < 0.05
             assert 24 <= len(test) <= 36
     assert [t.tolist() for _, t in folds(dataset, 4, 0)] == [t.tolist() for _, t in folds(dataset, 4, 0)]
-    with pytest.raises(ValueError, match="3 clips or groups cannot be cut into 5 folds"):
+    with pytest.raises(ValueError, match="3 clips or groups cannot be divided into 5 folds"):
         folds(data(("a", "x"), ("b", "x"), ("c", "y")))
 
 

@@ -408,8 +408,8 @@ def test_corpora_of_the_released_models_are_read_together(tmp_path):
         ("files", {"classes": ["a"]}, "has no option 'classes'"),
         ("emodb", {"klasses": ["happy"]}, "did you mean 'classes'"),
         ("emodb", {"classes": "happy"}, "reader.classes = 'happy' is not a list of str"),
-        ("emodb", {"classes": ["neutral", "hapy"]}, "no class of emotion is called 'hapy': did you mean 'happy'"),
-        ("iemocap", {"classes": ["joy"]}, "no class of emotion is called 'joy'"),
+        ("emodb", {"classes": ["neutral", "hapy"]}, "no emotion 'hapy': did you mean 'happy'"),
+        ("iemocap", {"classes": ["joy"]}, "no emotion 'joy'"),
         ("iemocap", {"improvised": "yes"}, "reader.improvised = 'yes' is not bool"),
         ("esc50", {"root": "x"}, "has no option 'root'"),
     ],
@@ -454,7 +454,7 @@ def test_wrong_divisions_are_refused():
         make_splits(make(group=["a", "b", "c", ""]), "leave_group_out")
     with pytest.raises(ValueError, match="nothing is left to validate"):
         make_splits(make(split=["train", "test"]), "splits")
-    with pytest.raises(ValueError, match="do not say what is train"):
+    with pytest.raises(ValueError, match="define no training and test split"):
         make_splits(make(fold=list("123")), "splits")
     lacking = make(fold=list("1234"), labels=["a", "a", "a", "b"])
     with pytest.raises(ValueError, match="fold 4: class 'b' is in test, but not in training"):

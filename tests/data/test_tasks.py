@@ -63,7 +63,7 @@ def test_nsynth_by_family_and_by_pitch(tmp_path):
     with pytest.raises(ValueError, match="family or pitch"):
         read_public_dataset("nsynth", tmp_path, label="velocity")
     (tmp_path / "nsynth-test" / "examples.json").unlink()
-    with pytest.raises(FileNotFoundError, match="one for train, valid and test"):
+    with pytest.raises(FileNotFoundError, match="nsynth-test/examples.json is missing"):
         read_public_dataset("nsynth", tmp_path)
 
 
@@ -132,5 +132,7 @@ def test_names_of_the_paper_and_of_other_readers(tmp_path):
         with pytest.raises(FileNotFoundError):
             reader(tmp_path / "nowhere")
         (tmp_path / "empty").mkdir(exist_ok=True)
-        with pytest.raises((ValueError, FileNotFoundError), match="no recordings in|is missing|has none of the folders"):
+        with pytest.raises(
+            (ValueError, FileNotFoundError), match="no recordings in|is missing|has none of the folders"
+        ):
             reader(tmp_path / "empty")

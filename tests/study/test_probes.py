@@ -414,7 +414,7 @@ def test_probes_by_another_classifier_or_of_other_clips_are_another_run(study_fi
         (("[noise]", "[mix]\nsnrs = []\n[noise]"), "mix.snrs is a list of ratios"),
         (("[noise]", "[robustness]\nlow = -12\n[noise]"), "robustness.low is -12 dB, but mix.snrs has -20, -15, -10,"),
         (("[noise]", "[mix]\nsnrs = [0, 10]\n[robustness]\nhigh = 20\n[noise]"), "robustness.high is 20 dB, but mix"),
-        (("[noise]", "[noise"), "is no TOML"),
+        (("[noise]", "[noise"), "is not TOML"),
     ],
 )
 def test_a_study_that_makes_no_sense_is_refused_in_a_line(study_file, change, message):

@@ -7,20 +7,15 @@ import re
 from pathlib import Path
 
 from .clips import AUDIO_SUFFIXES, Clip, Dataset
-from .files import StrPath, check_folder, first_file, make_dataset, read_lines
+from .files import StrPath, check_file, check_folder, first_file, make_dataset, read_lines
 from .readers import read_csv
 
 
 def read_gtzan(root: StrPath) -> Dataset:
-    """GTZAN (Tzanetakis & Cook, 2002): ``<genre>/<genre>.<number>.wav`` or ``.au``, perhaps in a folder ``genres``.
+    """Read GTZAN (Tzanetakis & Cook, 2002): ``<genre>/<genre>.<number>.wav`` or ``.au``, there or in ``genres/``.
 
-    With the fault-filtered lists ``train_filtered.txt``, ``valid_filtered.txt`` and ``test_filtered.txt`` (paths a
-    line) beside, those are the splits, and what they leave out is left out.
-
-    Raises
-    ------
-    FileNotFoundError
-        If some of the lists are there and others not, or a clip that one names is not.
+    The fault-filtered lists ``{train,valid,test}_filtered.txt``, one path per line, define splits if they are in
+    ``root``; clips in none of them are left out.
     """
     root = check_folder(root)
     genres = root / "genres" if (root / "genres").is_dir() else root
@@ -37,9 +32,9 @@ def read_gtzan(root: StrPath) -> Dataset:
 
 
 def read_nsynth(root: StrPath, label: str = "family") -> Dataset:
-    """NSynth (Engel et al., 2017): ``nsynth-{train,valid,test}/examples.json`` and ``audio/*.wav``.
+    """Read NSynth (Engel et al., 2017): ``nsynth-{train,valid,test}/examples.json`` and ``audio/*.wav``.
 
-    ``label`` is ``family`` for the instrument's family, or ``pitch`` for the MIDI note.
+    ``label`` is ``family`` for the instrument family or ``pitch`` for the MIDI note; the group is the instrument.
     """
     if label not in ("family", "pitch"):
         raise ValueError(f"label must be family or pitch, not {label!r}")
@@ -47,20 +42,18 @@ def read_nsynth(root: StrPath, label: str = "family") -> Dataset:
     key = "instrument_family_str" if label == "family" else "pitch"
     clips = []
     for split in ("train", "valid", "test"):
-        table = root / f"nsynth-{split}" / "examples.json"
-        if not table.is_file():
-            raise FileNotFoundError(f"{table} is missing; NSynth comes with one for train, valid and test")
-        for name, facts in sorted(json.loads(table.read_text("utf-8")).items()):
+        table = check_file(root / f"nsynth-{split}" / "examples.json")
+        for name, note in sorted(json.loads(table.read_text("utf-8")).items()):
             path = table.parent / "audio" / f"{name}.wav"
-            clips.append(Clip(path, (str(facts[key]),), split, group=facts["instrument_str"]))
+            clips.append(Clip(path, (str(note[key]),), split, group=note["instrument_str"]))
     return make_dataset(clips, root)
 
 
 def read_surge(root: StrPath, table: StrPath | None = None) -> Dataset:
-    """Surge pitch: one folder a patch of the synthesizer, with a recording of each note named by its MIDI number.
+    """Read Surge pitch: one folder per patch of the synthesizer, a file per note, named by its MIDI number.
 
-    A patch is a group, so that folds keep it together; ``table`` is a CSV ``file_name, label, split`` that fixes
-    splits, as the evaluation of the paper ships one.
+    The group is the patch. The data set has no splits; ``table`` is a CSV ``file_name, label, split`` that defines
+    them.
     """
     if table is not None:
         return read_csv(table, root)

@@ -1,12 +1,11 @@
-"""How papers divide their data into training, validation and test: indices of clips, never a clip in two of them.
+"""Evaluation protocols of the papers: how a data set is divided into training, validation and test.
 
-The epoch is always chosen on validation, never on the test; where a collection has no validation part, one is held
-out of training (P10).
+The best epoch is always chosen on validation data, never on the test. If a data set has no validation part, one is
+held out of its training part (P10).
 """
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -16,10 +15,19 @@ import numpy as np
 
 from .clips import Dataset, sort_classes
 from .splits import few_shot, folds, hold_out
+from .validation import unknown_name
 
 
 class Split(NamedTuple):
-    """One training: its name, and indices of clips to train on, to choose the epoch on, and to test on."""
+    """A division of a data set for one training run.
+
+    Attributes
+    ----------
+    name : str
+        Name in results, such as ``fold 5``.
+    train, valid, test : ndarray of int
+        Indices of clips for training, for choosing the epoch and for testing.
+    """
 
     name: str
     train: np.ndarray
@@ -28,188 +36,219 @@ class Split(NamedTuple):
 
 
 def make_splits(dataset: Dataset, protocol: str, seed: int = 0, k: int | None = None) -> list[Split]:
-    """Divide a dataset by the name of a protocol (see `PROTOCOLS`).
+    """Divide a data set by a protocol.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Clips to divide.
+    protocol : str
+        A key of `PROTOCOLS`.
+    seed : int
+        Seed of random choices, if the protocol makes any.
+    k : int, optional
+        Number of splits, if the protocol leaves it open.
+
+    Returns
+    -------
+    list of Split
 
     Raises
     ------
     ValueError
-        If there is no such protocol, the data lack what it divides by, or a part would be empty.
+        If the protocol is unknown, the clips lack what it divides by (folds, speakers …), or a part would be empty.
     """
     if protocol not in PROTOCOLS:
-        near = difflib.get_close_matches(protocol, PROTOCOLS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"no protocol {protocol!r}: {hint}There are {', '.join(PROTOCOLS)}")
-    divisions = PROTOCOLS[protocol](dataset, seed, k)
-    for name, *parts in divisions:
-        for what, part in zip(("train", "validate", "test"), parts):
+        raise ValueError(unknown_name("no protocol", protocol, PROTOCOLS))
+    splits = PROTOCOLS[protocol](dataset, seed, k)
+    for name, *parts in splits:
+        for purpose, part in zip(("train", "validate", "test"), parts):
             if not len(part):
-                raise ValueError(f"protocol {protocol}, {name}: nothing is left to {what} on")
-    return divisions
+                raise ValueError(f"protocol {protocol}, {name}: nothing is left to {purpose} on")
+    return splits
 
 
-def by_splits(dataset: Dataset, seed: int = 0, k: int | None = None) -> list[Split]:
-    """The data's own ``train``, ``valid`` and ``test``; 10 % of training validates where there is no ``valid``."""
-    train, valid, test = (_select(dataset, split=[name]) for name in ("train", "valid", "test"))
+def predefined_split(dataset: Dataset, seed: int = 0, k: int | None = None) -> list[Split]:
+    """Use the data set's own ``train``, ``valid`` and ``test``; hold out 10 % of training if there is no ``valid``."""
+    train, valid, test = (_indices(dataset, split=[name]) for name in ("train", "valid", "test"))
     if not len(train) or not len(test):
-        raise ValueError("these data do not say what is train and what is test; choose a protocol that divides them")
-    return [_split_off_validation(dataset, "splits", train, valid, test, seed)]
+        raise ValueError("these data define no training and test split; choose a protocol that divides them")
+    return [_with_validation(dataset, "splits", train, valid, test, seed)]
 
 
-def by_folds(dataset: Dataset, seed: int = 0, k: int | None = None) -> list[Split]:
-    """One fold to test, the one before it to validate, the others to train: fold 0 of ESC-50 is 123/4/5, then rotated.
+def rotate_folds(dataset: Dataset, seed: int = 0, k: int | None = None) -> list[Split]:
+    """Test on each fold in turn, starting with the last; validate on the fold before it, train on the others.
 
-    So UrbanSound8K tests fold 10 first, then 1 to 9, and one of its training folds validates (P10).
+    ESC-50 starts with folds 1, 2, 3 for training, 4 for validation and 5 for the test. UrbanSound8K tests on fold 10
+    first, then on 1 to 9; one of its nine other folds is for validation (P10).
     """
-    names = _names(clip.fold for clip in dataset.clips)
+    names = _fold_names(dataset)
     if len(names) < 3:
         raise ValueError(f"these data have {len(names)} folds of their own; at least 3 are needed")
-    parts = [_select(dataset, fold=[name]) for name in names]
-    out = []
+    parts = [_indices(dataset, fold=[name]) for name in names]
+    splits = []
     for i in range(len(names)):
         test, valid = (i - 1) % len(names), (i - 2) % len(names)
         train = np.concatenate([part for j, part in enumerate(parts) if j not in (test, valid)])
-        out.append(Split(f"fold {names[test]}", np.sort(train), parts[valid], parts[test]))
-    return out
+        splits.append(Split(f"fold {names[test]}", np.sort(train), parts[valid], parts[test]))
+    return splits
 
 
-def by_sessions(dataset: Dataset, seed: int = 0, k: int | None = None) -> list[Split]:
-    """PEFT-SER: test on each session in turn, validate on the last of the others (spec section 2.4)."""
-    names = _names(clip.fold for clip in dataset.clips)
-    if len(names) < 3:
-        raise ValueError(f"these data have {len(names)} sessions; at least 3 are needed")
-    out = []
-    for test in names:
-        *train, valid = [name for name in names if name != test]
-        parts = [_select(dataset, fold=part) for part in (train, [valid], [test])]
-        out.append(Split(f"session {test}", *parts))
-    return out
+def leave_session_out(dataset: Dataset, seed: int = 0, k: int | None = None) -> list[Split]:
+    """Test on each session in turn and validate on the last of the others, as PEFT-SER does (spec section 2.4)."""
+    sessions = _fold_names(dataset)
+    if len(sessions) < 3:
+        raise ValueError(f"these data have {len(sessions)} sessions; at least 3 are needed")
+    splits = []
+    for test in sessions:
+        *train, valid = [name for name in sessions if name != test]
+        parts = [_indices(dataset, fold=names) for names in (train, [valid], [test])]
+        splits.append(Split(f"session {test}", *parts))
+    return splits
 
 
-def by_session_speakers(dataset: Dataset, seed: int = 0, k: int | None = None) -> list[Split]:
-    """PETL_AST on IEMOCAP: of a session held out (5, 1, 2, 3, 4), one speaker validates, the other is tested.
+def leave_session_speaker_out(dataset: Dataset, seed: int = 0, k: int | None = None) -> list[Split]:
+    """Leave each session of IEMOCAP out; validate on one of its speakers and test on the other (spec section 1.4).
 
-    First F validates and M is tested, then the other way round: ten folds (spec section 1.4).
+    As in PETL_AST, sessions are left out in the order 5, 1, 2, 3, 4, and each is used twice: first F is for
+    validation and M for the test, then the other way round.
     """
-    names = _names(clip.fold for clip in dataset.clips)
-    out = []
-    for session in [*names[-1:], *names[:-1]]:
-        train = _select(dataset, fold=[name for name in names if name != session])
+    sessions = _fold_names(dataset)
+    splits = []
+    for session in [*sessions[-1:], *sessions[:-1]]:
+        train = _indices(dataset, fold=[name for name in sessions if name != session])
         for valid, test in (("F", "M"), ("M", "F")):
             parts = [
-                _select(dataset, fold=[session], group=[name for name in _speakers(dataset) if name.endswith(sex)])
+                _indices(dataset, fold=[session], group=[name for name in _group_names(dataset) if name.endswith(sex)])
                 for sex in (valid, test)
             ]
-            out.append(Split(f"session {session}, {test} tested", train, *parts))
-    return out
+            splits.append(Split(f"session {session}, {test} tested", train, *parts))
+    return splits
 
 
-def by_speaker_folds(dataset: Dataset, seed: int = 0, k: int | None = None) -> list[Split]:
-    """PEFT-SER on CREMA-D: ``k`` (5) runs of neighbouring speakers are tested; the last fifth of the rest validates.
+def speaker_folds(dataset: Dataset, seed: int = 0, k: int | None = None) -> list[Split]:
+    """Divide the speakers, sorted by name, into ``k`` (5) consecutive folds, as PEFT-SER does on CREMA-D.
 
-    Speakers stand in the order of their names and are not shuffled (spec section 2.4).
+    Each fold is tested in turn; the last fifth of the other speakers is for validation (spec section 2.4).
     """
-    speakers = _speakers(dataset)
-    out = []
-    for i, part in enumerate(np.array_split(np.array(speakers), k or 5)):
-        rest = [name for name in speakers if name not in set(part)]
-        held = -(-len(rest) // 5)
-        parts = [_select(dataset, group=names) for names in (rest[:-held], rest[-held:], part)]
-        out.append(Split(f"fold {i + 1}", *parts))
-    return out
+    speakers = _group_names(dataset)
+    splits = []
+    for i, test in enumerate(np.array_split(np.array(speakers), k or 5)):
+        others = [name for name in speakers if name not in set(test)]
+        n_valid = -(-len(others) // 5)
+        parts = [_indices(dataset, group=names) for names in (others[:-n_valid], others[-n_valid:], test)]
+        splits.append(Split(f"fold {i + 1}", *parts))
+    return splits
 
 
 def leave_group_out(dataset: Dataset, seed: int = 0, k: int | None = None) -> list[Split]:
-    """Test on each speaker (group) in turn, or on ``k`` sets of them; another one of training's validates."""
-    speakers = _speakers(dataset)
-    sets = [part.tolist() for part in np.array_split(np.array(speakers), k or len(speakers))]
-    if len(sets) < 2 or not sets[-1]:
-        raise ValueError(f"{len(speakers)} speakers or groups cannot be divided into {k or len(speakers)} parts")
-    if len(speakers) < 3:
-        raise ValueError(f"{len(speakers)} speakers or groups: at least 3 are needed to train, validate and test")
-    out = []
-    for i, test in enumerate(sets):
-        valid = [sets[i - 1][-1]]
-        train = [name for name in speakers if name not in {*test, *valid}]
-        parts = [_select(dataset, group=names) for names in (train, valid, test)]
-        out.append(Split(f"without {' '.join(test)}", *parts))
-    return out
+    """Test on each speaker (group) in turn, or on each of ``k`` sets of them; validate on one of the others."""
+    groups = _group_names(dataset)
+    test_sets = [part.tolist() for part in np.array_split(np.array(groups), k or len(groups))]
+    if len(test_sets) < 2 or not test_sets[-1]:
+        raise ValueError(f"{len(groups)} speakers or groups cannot be divided into {k or len(groups)} parts")
+    if len(groups) < 3:
+        raise ValueError(f"{len(groups)} speakers or groups: at least 3 are needed to train, validate and test")
+    splits = []
+    for i, test in enumerate(test_sets):
+        valid = [test_sets[i - 1][-1]]
+        train = [name for name in groups if name not in {*test, *valid}]
+        parts = [_indices(dataset, group=names) for names in (train, valid, test)]
+        splits.append(Split(f"without {' '.join(test)}", *parts))
+    return splits
 
 
-def by_random_folds(dataset: Dataset, seed: int = 0, k: int | None = None) -> list[Split]:
-    """``k`` (5) folds drawn with equal shares of classes, a group never on both sides; 10 % of training validates."""
-    none = np.array([], int)
-    unfolded = replace(dataset, clips=tuple(replace(clip, fold="") for clip in dataset.clips))
+def random_folds(dataset: Dataset, seed: int = 0, k: int | None = None) -> list[Split]:
+    """Divide into ``k`` (5) random stratified folds, groups together; hold out 10 % of training for validation."""
+    no_folds = replace(dataset, clips=tuple(replace(clip, fold="") for clip in dataset.clips))
     return [
-        _split_off_validation(dataset, f"fold {i + 1}", train, none, test, seed)
-        for i, (train, test) in enumerate(folds(unfolded, k, seed))
+        _with_validation(dataset, f"fold {i + 1}", train, np.array([], int), test, seed)
+        for i, (train, test) in enumerate(folds(no_folds, k, seed))
     ]
 
 
-PROTOCOLS: dict[str, Callable[..., list[Split]]] = {
-    "splits": by_splits,
-    "folds": by_folds,
-    "sessions": by_sessions,
-    "session_speakers": by_session_speakers,
-    "speaker_folds": by_speaker_folds,
+PROTOCOLS: dict[str, Callable[[Dataset, int, int | None], list[Split]]] = {
+    "splits": predefined_split,
+    "folds": rotate_folds,
+    "sessions": leave_session_out,
+    "session_speakers": leave_session_speaker_out,
+    "speaker_folds": speaker_folds,
     "leave_group_out": leave_group_out,
-    "random_folds": by_random_folds,
+    "random_folds": random_folds,
 }
+"""Protocols by their names in configurations."""
 
 
-def few_shot_split(dataset: Dataset, division: Split, k: int, seed: int | None) -> Split:
-    """The same with ``k`` clips of each class to train on, the rest untouched; the first ``k`` where seed is None.
+def few_shot_split(dataset: Dataset, split: Split, k: int, seed: int | None) -> Split:
+    """Reduce the training part of a split to ``k`` clips of each class.
 
-    ValueError if ``k`` is below 1.
+    Parameters
+    ----------
+    dataset : Dataset
+        The divided data set.
+    split : Split
+        One of its splits.
+    k : int
+        Clips of each class to keep, at least 1.
+    seed : int, optional
+        Seed of the random choice; None keeps the first ``k``.
+
+    Returns
+    -------
+    Split
+        With fewer training clips; validation and test are unchanged.
     """
     if k < 1:
         raise ValueError(f"few_shot must be at least 1 clip of each class, not {k}")
-    kept = few_shot(dataset.select(division.train), k, seed)
-    return division._replace(train=division.train[kept])
+    kept = few_shot(dataset.select(split.train), k, seed)
+    return split._replace(train=split.train[kept])
 
 
-def check_classes(dataset: Dataset, division: Split) -> None:
-    """Raise ValueError if a class of the data does not occur in training, or one of the test does not.
+def check_classes(dataset: Dataset, split: Split) -> None:
+    """Check that every class has training clips; warn if a class has no test clips and so no score.
 
-    Warns of a class that the test lacks, for no score will tell of it.
+    Raises
+    ------
+    ValueError
+        If a class does not occur in training.
     """
-    have = {name for i in division.train for name in dataset.clips[i].labels}
-    for what, part in (("validation", division.valid), ("test", division.test)):
-        needed = {name for i in part for name in dataset.clips[i].labels}
-        if missing := sorted(needed - have):
-            raise ValueError(f"{division.name}: class {missing[0]!r} is in {what}, but not in training")
-    if missing := [name for name in dataset.classes if name not in have]:
-        raise ValueError(f"{division.name}: class {missing[0]!r} has nothing to train on ({len(missing)} such)")
-    valid, test = ({name for i in part for name in dataset.clips[i].labels} for part in division[2:])
+    train, valid, test = ({name for i in part for name in dataset.clips[i].labels} for part in split[1:])
+    for part, classes in (("validation", valid), ("test", test)):
+        if missing := sorted(classes - train):
+            raise ValueError(f"{split.name}: class {missing[0]!r} is in {part}, but not in training")
+    if missing := [name for name in dataset.classes if name not in train]:
+        raise ValueError(f"{split.name}: class {missing[0]!r} has nothing to train on ({len(missing)} such)")
     if missing := [name for name in dataset.classes if name not in test]:
         where = "in the test" if missing[0] in valid else "in validation or in the test"
-        message = f"{division.name}: class {missing[0]!r} is not {where}, so no score tells of it ({len(missing)} such)"
+        message = f"{split.name}: class {missing[0]!r} is not {where}, so it gets no score ({len(missing)} such)"
         warnings.warn(message, stacklevel=2)
 
 
-def _select(dataset: Dataset, **wanted: Iterable[str]) -> np.ndarray:
-    """Indices of the clips whose ``split``, ``fold`` or ``group`` is among these."""
-    sets = {name: set(values) for name, values in wanted.items()}
-    clips = enumerate(dataset.clips)
-    return np.array([i for i, clip in clips if all(getattr(clip, name) in s for name, s in sets.items())], int)
+def _indices(dataset: Dataset, **allowed: Iterable[str]) -> np.ndarray:
+    """Return the indices of clips whose ``split``, ``fold`` and ``group`` are among the given values."""
+    sets = {field: set(values) for field, values in allowed.items()}
+    matches = [all(getattr(clip, field) in values for field, values in sets.items()) for clip in dataset.clips]
+    return np.flatnonzero(np.array(matches, bool))
 
 
-def _names(found: Iterable[str]) -> list[str]:
-    names = list(sort_classes(set(found)))
+def _fold_names(dataset: Dataset) -> list[str]:
+    names = list(sort_classes({clip.fold for clip in dataset.clips}))
     if "" in names:
         raise ValueError("some of these clips have no fold or session")
     return names
 
 
-def _speakers(dataset: Dataset) -> list[str]:
+def _group_names(dataset: Dataset) -> list[str]:
     names = sorted({clip.group for clip in dataset.clips})
     if "" in names:
         raise ValueError("some of these clips have no speaker or group")
     return names
 
 
-def _split_off_validation(
+def _with_validation(
     dataset: Dataset, name: str, train: np.ndarray, valid: np.ndarray, test: np.ndarray, seed: int
 ) -> Split:
+    """Return a split; hold its validation part out of training if it has none."""
     if not len(valid):
         kept, held = hold_out(dataset.select(train), seed=seed)
         train, valid = train[kept], train[held]

@@ -10,9 +10,9 @@ from .readers import read_folders
 
 
 def read_esc50(root: StrPath, esc10: bool = False) -> Dataset:
-    """ESC-50 (Piczak, 2015): ``meta/esc50.csv`` and ``audio/``; five folds, clips of one source in one fold.
+    """Read ESC-50 (Piczak, 2015): ``meta/esc50.csv`` and ``audio/``; only the classes of ESC-10 if ``esc10`` is true.
 
-    With ``esc10``, only its ten classes of the ESC-10 subset.
+    There are five folds; clips of one Freesound recording form a group and are in the same fold.
     """
     root = check_folder(root)
     clips = []
@@ -24,7 +24,7 @@ def read_esc50(root: StrPath, esc10: bool = False) -> Dataset:
 
 
 def read_esc10(root: StrPath) -> Dataset:
-    """ESC-10 as one folder per class with files ``<fold>-<source>-<take>.ogg``, or in the layout of ESC-50."""
+    """Read ESC-10: one folder per class with files ``<fold>-<source>-<take>.ogg``, or the layout of ESC-50."""
     root = check_folder(root)
     if (root / "meta" / "esc50.csv").is_file():
         return read_esc50(root, esc10=True)
@@ -32,9 +32,9 @@ def read_esc10(root: StrPath) -> Dataset:
 
 
 def read_urbansound8k(root: StrPath) -> Dataset:
-    """UrbanSound8K (Salamon et al., 2014): ``metadata/UrbanSound8K.csv`` and ``audio/fold1`` … ``fold10``.
+    """Read UrbanSound8K (Salamon et al., 2014): ``metadata/UrbanSound8K.csv`` and ``audio/fold1`` … ``fold10``.
 
-    Several channels become their mean when they are decoded.
+    The classes are in the order of ``classID``.
     """
     root = check_folder(root)
     table = root / "metadata" / "UrbanSound8K.csv"
@@ -42,14 +42,14 @@ def read_urbansound8k(root: StrPath) -> Dataset:
     for row in read_rows(table, "slice_file_name", "fsID", "fold", "classID", "class"):
         path = root / "audio" / f"fold{row['fold']}" / row["slice_file_name"]
         clips.append((int(row["classID"]), Clip(path, (row["class"],), fold=row["fold"], group=row["fsID"])))
-    by_id = dict(sorted((i, clip.labels[0]) for i, clip in clips))
-    return make_dataset([clip for _, clip in clips], root, by_id.values())
+    name_of = dict(sorted((class_id, clip.labels[0]) for class_id, clip in clips))
+    return make_dataset([clip for _, clip in clips], root, name_of.values())
 
 
 def read_birdclef(root: StrPath, secondary: bool = False) -> Dataset:
-    """BirdCLEF 2022: ``train_metadata.csv`` and ``train_audio/``; the label is the bird in the foreground.
+    """Read BirdCLEF 2022: ``train_metadata.csv`` and ``train_audio/``.
 
-    With ``secondary``, birds in the background are labels, too.
+    The label is the bird in the foreground; if ``secondary`` is true, birds in the background are labels, too.
     """
     root = check_folder(root)
     rows = list(read_rows(root / "train_metadata.csv", "primary_label", "secondary_labels", "filename"))
@@ -63,10 +63,10 @@ def read_birdclef(root: StrPath, secondary: bool = False) -> Dataset:
 
 
 def read_fsd50k(root: StrPath) -> Dataset:
-    """FSD50K (Fonseca et al., 2022): ``FSD50K.ground_truth/{dev,eval,vocabulary}.csv`` and the folders of audio.
+    """Read FSD50K (Fonseca et al., 2022): ``FSD50K.ground_truth/*.csv`` and ``FSD50K.{dev,eval}_audio/``.
 
-    Several labels a clip, scored by mean average precision; ``val`` of dev.csv validates, eval.csv tests. The classes
-    stand in the order of vocabulary.csv.
+    Clips have several labels. ``dev.csv`` says what is for training and validation, ``eval.csv`` is the test; the
+    classes are in the order of ``vocabulary.csv``.
     """
     root = check_folder(root)
     truth = root / "FSD50K.ground_truth"

@@ -1,4 +1,4 @@
-"""Settings as TOML: whole files, and single values on a command line."""
+"""Settings in TOML files and in ``name=value`` arguments."""
 
 from __future__ import annotations
 
@@ -14,14 +14,23 @@ else:
 
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Names and values in a TOML file.
+    """Read a TOML file.
+
+    Parameters
+    ----------
+    path : path
+        The file; ``~`` is expanded.
+
+    Returns
+    -------
+    dict of str to Any
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is no TOML.
+        If it is not TOML.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -29,17 +38,36 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no TOML: {error}") from None
+        raise ValueError(f"{path} is not TOML: {error}") from None
 
 
 def parse_assignment(text: str, form: str = "name=value") -> tuple[str, Any]:
-    """``rate=1e-4``, ``rows=[25]`` or ``mode=mean_mlp`` as name and value; a value that is no TOML is text.
+    """Split ``name=value`` into the name and the value, which is parsed as TOML if possible and is text otherwise.
 
-    Raises ValueError, which says the ``form`` that is wanted, if there is no ``=``.
+    Parameters
+    ----------
+    text : str
+        The argument.
+    form : str
+        The expected form, for the error message.
+
+    Returns
+    -------
+    (str, Any)
+
+    Raises
+    ------
+    ValueError
+        If there is no ``=``.
+
+    Examples
+    --------
+    >>> parse_assignment("rows=[25]"), parse_assignment("mode=mean_mlp")
+    (('rows', [25]), ('mode', 'mean_mlp'))
     """
-    name, mark, value = text.partition("=")
-    if not mark:
-        raise ValueError(f"a change is written {form}, not {text!r}")
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"expected {form}, not {text!r}")
     try:
         return name.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:

@@ -1,4 +1,4 @@
-"""What people write into configurations: values of the right type, and the nearest of the right names."""
+"""Checks of configuration values: convert to the declared type, suggest the nearest valid name."""
 
 from __future__ import annotations
 
@@ -11,40 +11,68 @@ from typing import Any
 
 
 def coerce(value: Any, hint: Any, name: str) -> Any:
-    """The value in the type that a hint of a field or parameter says: lists for sequences, ``none`` for None.
+    """Convert a value read from TOML to the type of a field or parameter.
 
-    ValueError, by the name, if it is of another type; texts and truth values are no numbers.
+    Parameters
+    ----------
+    value : Any
+        The value. Integers become floats where the hint is float; booleans are not numbers; ``"none"`` is None.
+    hint : type hint
+        A class, ``tuple[…]``, ``Sequence[…]`` or a union of these.
+    name : str
+        Name in the error message.
+
+    Returns
+    -------
+    Any
+        The value; lists become tuples where the hint is a tuple.
+
+    Raises
+    ------
+    ValueError
+        If the value has another type.
+
+    Examples
+    --------
+    >>> coerce([1, 2], tuple[float, ...], "rates")
+    (1.0, 2.0)
+    >>> coerce("none", int | None, "count")
     """
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if types.NoneType in options and value in (None, "none"):  # TOML has no word for it
+    if types.NoneType in options and value in (None, "none"):  # TOML has no null
         return None
+    is_list = isinstance(value, (list, tuple, range))
     for option in options:
-        origin, inner = typing.get_origin(option) or option, typing.get_args(option)
-        several = isinstance(value, (list, tuple, range))
-        if origin is tuple and several:
-            each = [inner[0]] * len(value) if inner[-1] is ... else inner
-            if len(each) == len(value):
-                return tuple(coerce(one, kind, name) for one, kind in zip(value, each))
+        origin, args = typing.get_origin(option) or option, typing.get_args(option)
+        if origin is tuple and is_list:
+            item_types = [args[0]] * len(value) if args[-1] is ... else args
+            if len(item_types) == len(value):
+                return tuple(coerce(item, item_type, name) for item, item_type in zip(value, item_types))
         elif origin is collections.abc.Sequence:
-            if several:
-                return [coerce(one, inner[0], name) for one in value]
+            if is_list:
+                return [coerce(item, args[0], name) for item in value]
         elif origin is float and isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
         elif isinstance(value, origin) and not (origin is int and isinstance(value, bool)):
             return value
-    said = " or ".join(_said(option) for option in options)
-    raise ValueError(f"{name} = {value!r} is not {said}")
+    raise ValueError(f"{name} = {value!r} is not {' or '.join(map(_type_name, options))}")
 
 
-def _said(option: Any) -> str:
-    if typing.get_origin(option) is collections.abc.Sequence:
-        return f"a list of {_said(typing.get_args(option)[0])}"
-    return getattr(option, "__name__", str(option)).replace("NoneType", "none")
+def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is collections.abc.Sequence:
+        return f"a list of {_type_name(typing.get_args(hint)[0])}"
+    return getattr(hint, "__name__", str(hint)).replace("NoneType", "none")
 
 
 def unknown_name(what: str, name: Any, known: Iterable[str]) -> str:
-    """A message that there is no such name, with the nearest one and all that there are."""
+    """Return an error message for an unknown name: the nearest valid name and all of them.
+
+    Examples
+    --------
+    >>> unknown_name("no dataset", "esc5", ["esc50", "gsc"])
+    "no dataset 'esc5': did you mean 'esc50'? There are esc50, gsc"
+    """
     known = list(known)
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     return f"{what} {name!r}: {hint}There are {', '.join(known)}"
