@@ -1,54 +1,15 @@
-"""Readers of published collections on small trees in their layouts, and the divisions of the papers."""
+"""Readers of public data sets of sounds, speech and music, on small folders in their layouts."""
 
 from __future__ import annotations
 
-import wave
-from pathlib import Path
+import json
 
-import numpy as np
 import pytest
+from dataset_files import assert_decodes, labels, sound, table, touch
 
-from whisper_at.audio import load_audio
-from whisper_at.data import datasets, emotion, protocols
-from whisper_at.data.clips import Clip, Dataset
-from whisper_at.data.datasets import read_public_dataset
+from whisper_at.data import datasets, emotion, read_public_dataset
+from whisper_at.data.datasets import CLIP_SECONDS, READERS, canonical_name
 from whisper_at.data.protocols import make_splits
-
-
-def sound(path: Path, rate: int = 16000, seconds: float = 0.1) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    samples = (np.sin(np.arange(int(rate * seconds)) / rate * 2764) * 9000).astype("<i2")
-    with wave.open(str(path), "wb") as file:
-        file.setparams((1, 2, rate, len(samples), "NONE", ""))
-        file.writeframes(samples.tobytes())
-
-
-def table(path: Path, *lines: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n", "utf-8")
-
-
-def labels(dataset: Dataset) -> list[str]:
-    return [clip.labels[0] for clip in dataset.clips]
-
-
-def assert_decodes(dataset: Dataset) -> None:
-    for clip in dataset.clips:
-        assert len(load_audio(clip.path)) > 0
-
-
-def make(**columns: list[str]) -> Dataset:
-    """Clips without files: a list per field."""
-    n = len(next(iter(columns.values())))
-    names = columns.pop("labels", ["a", "b"] * n)[:n]
-    rows = [dict(zip(columns, row)) for row in zip(*columns.values())]
-    return Dataset(
-        tuple(Clip(Path(f"{i}.wav"), (name,), **row) for i, (name, row) in enumerate(zip(names, rows))),
-        tuple(sorted(set(names))),
-    )
-
-
-# --- sounds and commands -------------------------------------------------------------------------------------------
 
 
 def test_esc50(tmp_path):
@@ -125,132 +86,125 @@ def test_birdclef(tmp_path):
     assert both.multi_label
 
 
-# --- emotion ------------------------------------------------------------------------------------------------------
+def by_split(dataset):
+    out: dict[str, list] = {}
+    for clip in dataset.clips:
+        out.setdefault(clip.split, []).append((clip.path.name, clip.labels))
+    return out
 
 
-def iemocap(root: Path) -> None:
-    for session in range(1, 6):
-        dialogue = f"Ses0{session}F_impro01"
-        turns = [("F000", "neu"), ("M001", "exc"), ("F002", "sad"), ("M003", "ang"), ("M004", "xxx"), ("F005", "hap")]
-        lines = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
-        for turn, code in turns:
-            sound(root / f"Session{session}/sentences/wav/{dialogue}/{dialogue}_{turn}.wav")
-            lines.append(f"[6.2901 - 8.2357]\t{dialogue}_{turn}\t{code}\t[2.5000, 2.5000, 2.5000]")
-            lines.append("C-E2:\tNeutral;\t()")
-        table(root / f"Session{session}/dialog/EmoEvaluation/{dialogue}.txt", *lines)
-        (root / f"Session{session}/dialog/EmoEvaluation/._{dialogue}.txt").write_bytes(b"\x00\x05\x16\x07")
-
-
-def test_s4_one_order_of_emotions_in_every_corpus(tmp_path):
-    assert emotion.FOUR_EMOTIONS == ("neutral", "angry", "sad", "happy")  # as PEFT-SER's released models number them
-    iemocap(tmp_path)
-    dataset = read_public_dataset("iemocap", tmp_path)
-    assert dataset.classes == emotion.FOUR_EMOTIONS
-    assert labels(dataset)[:5] == ["neutral", "sad", "happy", "happy", "angry"]
-    for codes in (emotion.IEMOCAP_CODES, emotion.MSP_CODES, emotion.CREMA_D_CODES, emotion.MELD_CODES):
-        assert set(emotion.FOUR_EMOTIONS) < set(codes.values()) <= set(emotion.EMOTIONS)
-
-
-def test_iemocap_knows_who_speaks(tmp_path):
-    iemocap(tmp_path)
-    dataset = read_public_dataset("IEMOCAP", tmp_path)
-    assert [clip.group for clip in dataset.clips[:5]] == ["Ses01F", "Ses01F", "Ses01F", "Ses01M", "Ses01M"]
-    assert {clip.fold for clip in dataset.clips} == set("12345")
-    assert_decodes(dataset.select(range(3)))
-    kept = read_public_dataset("IEMOCAP", tmp_path, classes=("happy", "excited"))
-    assert labels(kept)[:2] == ["happy", "excited"]
-
-
-def test_iemocap_without_its_scripted_dialogues(tmp_path):
-    iemocap(tmp_path)
-    table(
-        tmp_path / "Session3/dialog/EmoEvaluation/Ses03F_script01_1.txt",
-        "[0.5 - 1.5]\tSes03F_script01_1_F000\tang\t[2.5, 2.5, 2.5]",
-    )
-    whole, improvised = (
-        read_public_dataset("IEMOCAP", tmp_path),
-        read_public_dataset("IEMOCAP", tmp_path, improvised=True),
-    )
-    assert len(improvised.clips) == len(whole.clips) - 1
-    assert all("impro" in clip.path.name for clip in improvised.clips)
-
-
-def test_msp_improv(tmp_path):
-    lines = []
-    for name, code in (("S01A-F01-P-FM01", "H"), ("S01A-M01-S-FM02", "X"), ("S02A-M02-R-MF05", "N")):
-        _, speaker, kind, _ = name.split("-")
-        sound(tmp_path / f"Audio/session{int(speaker[1:])}/{name[:4]}/{kind}/MSP-IMPROV-{name}.wav")
-        lines += [f"UTD-IMPROV-{name}.avi; {code}; A:4.5; V:3.0; D:3.5; N:2.0;", "f1; H; ; A:4.0; V:3; D:3; N:2;", ""]
-    table(tmp_path / "Evalution.txt", *lines)
-    dataset = read_public_dataset("msp-improv", tmp_path)
-    assert [(c.labels[0], c.fold, c.group) for c in dataset.clips] == [("happy", "1", "F01"), ("neutral", "2", "M02")]
-    assert_decodes(dataset)
-
-
-@pytest.mark.parametrize("name", ["labels_concensus.csv", "labels_consensus.csv"])
-def test_msp_podcast(tmp_path, name):
-    rows = {
-        "a": ("A", "12", "Female", "Train"),
-        "b": ("N", "13", "Male", "Validation"),
-        "c": ("S", "14", "Male", "Test1"),
-        "d": ("H", "15", "Male", "Test2"),
-        "e": ("H", "Unknown", "Unknown", "Train"),
-        "f": ("C", "12", "Female", "Train"),
+def test_gtzan_without_lists_and_with_them(tmp_path):
+    names = [f"genres/{genre}/{genre}.0000{i}.au" for genre in ("blues", "jazz") for i in range(3)]
+    touch(tmp_path, *names)
+    plain = read_public_dataset("GTZAN", tmp_path)
+    assert plain.classes == ("blues", "jazz")
+    assert len(plain) == 6
+    assert {c.split for c in plain.clips} == {""}
+    (tmp_path / "train_filtered.txt").write_text("blues/blues.00000.wav\njazz/jazz.00002.wav\n")
+    (tmp_path / "valid_filtered.txt").write_text("blues/blues.00001.wav\n")
+    with pytest.raises(FileNotFoundError, match="test_filtered.txt is missing"):
+        read_public_dataset("gtzan", tmp_path)
+    (tmp_path / "test_filtered.txt").write_text("jazz/jazz.00000.wav\n\n")
+    assert by_split(read_public_dataset("gtzan", tmp_path)) == {
+        "train": [("blues.00000.au", ("blues",)), ("jazz.00002.au", ("jazz",))],
+        "valid": [("blues.00001.au", ("blues",))],
+        "test": [("jazz.00000.au", ("jazz",))],
     }
-    for file in rows:
-        sound(tmp_path / "Audios" / f"MSP_{file}.wav")
-    lines = [f"MSP_{file}.wav,{code},4,4,4,{who},{sex},{part}" for file, (code, who, sex, part) in rows.items()]
-    lines.append("MSP_gone.wav,N,4,4,4,9,Male,Train")
-    table(tmp_path / "Labels" / name, "FileName,EmoClass,EmoAct,EmoVal,EmoDom,SpkrID,Gender,Split_Set", *lines)
-    with pytest.warns(UserWarning, match="1 of 4 recordings are not in"):
-        dataset = read_public_dataset("MSP-Podcast", tmp_path)
-    found = [(clip.labels[0], clip.split, clip.group) for clip in dataset.clips]
-    assert found == [("angry", "train", "12"), ("neutral", "valid", "13"), ("sad", "test", "14")]
-    assert_decodes(dataset)
+    (tmp_path / "test_filtered.txt").write_text("jazz/jazz.00009.wav\n")
+    with pytest.raises(FileNotFoundError, match="jazz.00009.wav"):
+        read_public_dataset("gtzan", tmp_path)
 
 
-def test_crema_d_takes_the_vote_and_leaves_out_ties(tmp_path):
-    names = ["1001_DFA_ANG_XX", "1001_IEO_HAP_HI", "1002_TIE_SAD_LO", "1076_MTI_SAD_XX"]
-    for name in names:
-        sound(tmp_path / "AudioWAV" / f"{name}.wav")
-    votes = ["A", "N", "A:S", "S"]
-    lines = [f'"{i}","{name}","N",1,"N",1,"{vote}",70' for i, (name, vote) in enumerate(zip(names, votes))]
-    header = '"","FileName","VoiceVote","VoiceLevel","FaceVote","FaceLevel","MultiModalVote","MultiModalLevel"'
-    table(tmp_path / "processedResults" / "summaryTable.csv", header, *lines)
-    dataset = read_public_dataset("crema_d", tmp_path)
-    assert [(clip.labels[0], clip.group) for clip in dataset.clips] == [("angry", "1001"), ("neutral", "1001")]
-    assert labels(read_public_dataset("crema_d", tmp_path, intended=True)) == ["angry", "happy", "sad"]
-    assert_decodes(dataset)
+def test_nsynth_by_family_and_by_pitch(tmp_path):
+    for split, notes in (("train", (60, 9)), ("valid", (60,)), ("test", (9,))):
+        folder = tmp_path / f"nsynth-{split}"
+        folder.mkdir()
+        facts = {
+            f"{split}_{n}": {"instrument_family_str": "bass" if n == 9 else "organ", "pitch": n, "instrument_str": "i"}
+            for n in notes
+        }
+        (folder / "examples.json").write_text(json.dumps(facts))
+    family, pitch = read_public_dataset("nsynth", tmp_path), read_public_dataset("nspitch", tmp_path, label="pitch")
+    assert family.classes == ("bass", "organ")
+    assert pitch.classes == ("9", "60")
+    assert by_split(family)["train"] == [("train_60.wav", ("organ",)), ("train_9.wav", ("bass",))]
+    assert family.clips[0].path == tmp_path / "nsynth-train" / "audio" / "train_60.wav"
+    with pytest.raises(ValueError, match="family or pitch"):
+        read_public_dataset("nsynth", tmp_path, label="velocity")
+    (tmp_path / "nsynth-test" / "examples.json").unlink()
+    with pytest.raises(FileNotFoundError, match="nsynth-test/examples.json is missing"):
+        read_public_dataset("nsynth", tmp_path)
 
 
-def test_meld(tmp_path):
-    places = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
-    header = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime"
-    for split, folder in places.items():
-        sound(tmp_path / folder / "dia0_utt0.mp4")
-        sound(tmp_path / folder / "waves" / "dia0_utt1.wav")
-        rows = [
-            f'{i},"Oh, no",{who},{what},x,0,{i},1,1,"0","1"' for i, who, what in ((0, "Joey", "joy"), (1, "X", "fear"))
-        ]
-        table(
-            tmp_path / f"{split}_sent_emo.csv", header, *rows, *(['9,a,Y,anger,x,110,7,1,1,"",""'] * (split == "train"))
-        )
-    with pytest.warns(UserWarning, match="1 of 7 recordings"):
-        dataset = read_public_dataset("meld", tmp_path)
-    assert labels(dataset) == ["happy", "fear"] * 3
-    assert [clip.split for clip in dataset.clips[::2]] == ["train", "valid", "test"]
-    assert len(dataset.classes) == 7
-    assert_decodes(dataset)
+def test_voxforge_keeps_users_together(tmp_path):
+    names = ("de/anna-2010-abc/wav/1.wav", "de/anna-2011-xyz/wav/1.wav", "it/anonymous-2010-a/wav/1.wav")
+    touch(tmp_path, *names, "it/anonymous-2010-b/wav/1.wav", "it/anonymous-2010-b/etc/README")
+    found = read_public_dataset("VoxForge", tmp_path)
+    assert found.classes == ("de", "it")
+    groups = ["de/anna", "de/anna", "anonymous-2010-a", "anonymous-2010-b"]
+    assert [clip.group for clip in found.clips] == groups
+    table = tmp_path / "voxforge.csv"
+    table.write_text(f"file_name,label,split\n{names[0]},de,train\n{names[2]},it,test\n")
+    assert list(by_split(read_public_dataset("voxforge", tmp_path, table=table))) == ["train", "test"]
 
 
-def test_s12_odd_actors_of_ravdess_are_men(tmp_path):
-    for name in ("Actor_01/03-01-01-01-01-01-01", "Actor_02/03-01-05-01-02-01-02", "Actor_02/03-02-05-01-02-01-02"):
-        sound(tmp_path / f"{name}.wav", 48000)
-        sound(tmp_path / "audio_speech_actors_01-24" / f"{name}.wav", 48000)  # the archive holds all files twice
-    dataset = read_public_dataset("RAVDESS", tmp_path)
-    assert [(clip.labels[0], clip.group) for clip in dataset.clips] == [("neutral", "M01"), ("angry", "F02")]
-    assert len(dataset.classes) == 8
-    assert_decodes(dataset)
+def test_voxceleb1_identification(tmp_path):
+    touch(tmp_path, "wav/id1/vid/1.wav", "dev/wav/id2/vid/1.wav", "test/wav/id1/other/1.wav")
+    lines = "1 id1/vid/1.wav\n2 id2/vid/1.wav\n3 id1/other/1.wav\n"
+    (tmp_path / "iden_split.txt").write_text(lines)
+    found = read_public_dataset("VC1", tmp_path)
+    assert [(c.labels[0], c.split, c.group) for c in found.clips] == [
+        ("id1", "train", "vid"),
+        ("id2", "valid", "vid"),
+        ("id1", "test", "other"),
+    ]
+    (tmp_path / "iden_split.txt").write_text("4 id1/vid/1.wav\n")
+    with pytest.raises(ValueError, match="is not a split, 1 to 3"):
+        read_public_dataset("voxceleb1", tmp_path)
+    (tmp_path / "iden_split.txt").write_text("1 id9/vid/1.wav\n")
+    with pytest.raises(FileNotFoundError, match="no such recording"):
+        read_public_dataset("voxceleb1", tmp_path)
+
+
+def test_surge_by_note_with_the_patch_as_group(tmp_path):
+    touch(tmp_path, "Bass/Deep/021.ogg", "Bass/Deep/note_108.ogg", "Keys/E 4/60.ogg", "Keys/E 4/readme.ogg")
+    found = read_public_dataset("surge", tmp_path)
+    assert found.classes == ("21", "60", "108")
+    assert [clip.group for clip in found.clips] == ["Bass/Deep", "Bass/Deep", "Keys/E 4"]
+    (tmp_path / "surge.csv").write_text("file_name,label,split\nBass/Deep/021.ogg,21,test\n")
+    assert read_public_dataset("surge", tmp_path, table=tmp_path / "surge.csv").clips[0].split == "test"
+
+
+def test_fsd50k_has_several_labels(tmp_path):
+    truth = tmp_path / "FSD50K.ground_truth"
+    truth.mkdir()
+    (truth / "vocabulary.csv").write_text("0,Bark,/m/05tny_\n1,Animal,/m/0jbk\n2,Rain,/m/06mb1\n")
+    (truth / "dev.csv").write_text('fname,labels,mids,split\n1,"Bark,Animal",x,train\n2,Rain,x,val\n')
+    (truth / "eval.csv").write_text('fname,labels,mids\n3,"Animal",x\n')
+    found = read_public_dataset("FSD50K", tmp_path)
+    assert found.classes == ("Bark", "Animal", "Rain")
+    assert found.multi_label
+    assert [clip.split for clip in found.clips] == ["train", "valid", "test"]
+    assert found.targets().tolist() == [[1, 1, 0], [0, 0, 1], [0, 1, 0]]
+    assert found.clips[2].path == tmp_path / "FSD50K.eval_audio" / "3.wav"
+
+
+def test_names_of_the_paper_and_of_other_readers(tmp_path):
+    pairs = {"US8K": "urbansound8k", "SPCV2": "gsc", "VC1": "voxceleb1", "VF": "voxforge", "CRM-D": "cremad"}
+    assert {name: canonical_name(name) for name in pairs} == pairs
+    assert {canonical_name(name) for name in CLIP_SECONDS} == set(CLIP_SECONDS)
+    with pytest.raises(ValueError, match="no dataset 'gtzam': did you mean 'gtzan'"):
+        canonical_name("gtzam")
+    touch(tmp_path, "a/1.wav", "b/2.wav")
+    assert len(read_public_dataset("files", tmp_path)) == 2
+    for reader in READERS.values():
+        with pytest.raises(FileNotFoundError):
+            reader(tmp_path / "nowhere")
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(
+            (ValueError, FileNotFoundError), match="no recordings in|is missing|has none of the folders"
+        ):
+            reader(tmp_path / "empty")
 
 
 def test_real_emodb(data):
@@ -289,9 +243,6 @@ def test_real_fsdd(data):
     assert len(make_splits(speakers, "folds")) == 5
 
 
-# --- wrong data -----------------------------------------------------------------------------------------------------
-
-
 def test_what_is_not_there_is_said(tmp_path):
     with pytest.raises(ValueError, match="did you mean 'esc50'"):
         read_public_dataset("esc5", tmp_path)
@@ -305,100 +256,6 @@ def test_what_is_not_there_is_said(tmp_path):
     table(tmp_path / "train_metadata.csv", "primary_label,filename", "a,b.ogg")
     with pytest.raises(ValueError, match="no column 'secondary_labels'"):
         read_public_dataset("birdclef2022", tmp_path)
-
-
-# --- protocols --------------------------------------------------------------------------------------------------
-
-
-def folds_of(dataset: Dataset, indices: np.ndarray, what: str = "fold") -> str:
-    return " ".join(sorted({getattr(dataset.clips[i], what) for i in indices}, key=lambda n: (len(n), n)))
-
-
-def test_p10_every_protocol_tests_all_and_mixes_nothing(tmp_path):
-    iemocap(tmp_path)
-    corpora = {
-        "folds": make(fold=list("12345") * 8),
-        "sessions": read_public_dataset("iemocap", tmp_path),
-        "session_speakers": read_public_dataset("iemocap", tmp_path),
-        "speaker_folds": make(group=[str(1001 + i // 2) for i in range(182)]),
-        "leave_group_out": make(group=["x", "y", "z", "w"] * 6),
-        "random_folds": make(group=[str(i // 2) for i in range(60)], labels=["a", "a", "b", "b"] * 15),
-        "splits": make(split=["train"] * 20 + ["test"] * 6),
-    }
-    assert corpora.keys() == protocols.PROTOCOLS.keys()
-    for protocol, dataset in corpora.items():
-        divisions = make_splits(dataset, protocol)
-        for name, *parts in divisions:
-            joined = np.concatenate(parts)
-            assert len(set(joined.tolist())) == len(joined), (protocol, name)
-            if protocol != "splits":
-                assert protocol == "session_speakers" or len(joined) == len(dataset)
-        tested = np.concatenate([division.test for division in divisions])
-        everything = range(20, 26) if protocol == "splits" else range(len(dataset))
-        assert sorted(tested.tolist()) == list(everything), protocol
-
-
-def test_folds_turn_as_in_petl_ast():
-    esc = make(fold=list("12345"))
-    found = [tuple(folds_of(esc, part) for part in division[1:]) for division in make_splits(esc, "folds")]
-    assert found[:3] == [("1 2 3", "4", "5"), ("2 3 4", "5", "1"), ("3 4 5", "1", "2")]
-    us8k = make(fold=[str(i) for i in range(1, 11)])
-    first, second, *_ = make_splits(us8k, "folds")
-    assert (folds_of(us8k, first.test), folds_of(us8k, second.test)) == ("10", "1")
-    assert len(first.valid) == 1  # P10: one of the nine training folds chooses the epoch, not the test
-
-
-def test_iemocap_divisions_of_both_papers(tmp_path):
-    iemocap(tmp_path)
-    dataset = read_public_dataset("iemocap", tmp_path)
-    found = [tuple(folds_of(dataset, part) for part in division[1:]) for division in make_splits(dataset, "sessions")]
-    assert found == [
-        ("2 3 4", "5", "1"),
-        ("1 3 4", "5", "2"),
-        ("1 2 4", "5", "3"),
-        ("1 2 3", "5", "4"),
-        ("1 2 3", "4", "5"),
-    ]
-    ten = make_splits(dataset, "session_speakers")
-    held = [(folds_of(dataset, d.valid, "group"), folds_of(dataset, d.test, "group")) for d in ten]
-    assert held[:3] == [("Ses05F", "Ses05M"), ("Ses05M", "Ses05F"), ("Ses01F", "Ses01M")]
-    assert len(held) == 10
-    assert folds_of(dataset, ten[0].train) == "1 2 3 4"
-
-
-def test_crema_d_speakers_are_divided_as_by_an_unshuffled_kfold():
-    from sklearn.model_selection import KFold
-
-    dataset = make(group=[str(1001 + i) for i in range(91)])
-    divisions = make_splits(dataset, "speaker_folds")
-    for division, (rest, test) in zip(divisions, KFold(5).split(np.arange(91))):
-        assert division.test.tolist() == test.tolist()
-        assert division.valid.tolist() == rest[-15:].tolist()  # the last 15 of 72 or 73
-
-
-def test_splits_of_the_released_models():
-    corpora = {
-        "iemocap": make(fold=list("12345"), group=["s"] * 5, labels=["sad"] * 5),
-        "mspimprov": make(fold=list("123456"), group=["s"] * 6, labels=["sad"] * 6),
-        "msppodcast": make(split=["train", "valid", "test"], labels=["angry"] * 3),
-        "cremad": make(group=["1001", "1058", "1059", "1073", "1074", "1091"], labels=["happy"] * 6),
-    }
-    merged = emotion.peft_ser_release(corpora)
-    found = [clip.split[:2] for clip in merged.clips]
-    assert " ".join(found) == "tr tr tr va te tr tr tr va te tr tr va te tr tr va va te te"
-    assert merged.classes == emotion.FOUR_EMOTIONS
-    with pytest.raises(ValueError, match="ravdess"):
-        emotion.peft_ser_release({"ravdess": corpora["iemocap"]})
-
-
-def test_corpora_of_the_released_models_are_read_together(tmp_path):
-    iemocap(tmp_path / "iemocap")
-    sound(tmp_path / "cremad" / "AudioWAV" / "1080_DFA_SAD_XX.wav")
-    table(tmp_path / "cremad" / "processedResults" / "summaryTable.csv", "FileName,MultiModalVote", "1080_DFA_SAD_XX,S")
-    merged = read_public_dataset("PEFT-SER release", tmp_path)
-    parts = {name: len(merged.split(name)) for name in ("train", "valid", "test")}
-    assert parts == {"train": 15, "valid": 5, "test": 6}
-    assert merged.classes == emotion.FOUR_EMOTIONS
 
 
 @pytest.mark.parametrize(
@@ -431,31 +288,3 @@ def test_options_of_a_table_reach_its_reader(tmp_path):
 def test_collections_go_by_the_names_of_their_papers():
     for name, key in (("Fluent Speech Commands", "fsc"), ("BirdCLEF", "birdclef2022"), ("Speech Commands V2", "gsc")):
         assert datasets.canonical_name(name) == key
-
-
-def test_few_shot_takes_from_training_only():
-    dataset = make(split=["train"] * 40 + ["valid"] * 10 + ["test"] * 10)
-    whole = make_splits(dataset, "splits")[0]
-    first, drawn, again = (protocols.few_shot_split(dataset, whole, 3, seed) for seed in (None, 1, 1))
-    assert first.train.tolist() == [0, 1, 2, 3, 4, 5]
-    assert labels(dataset.select(drawn.train)).count("a") == 3
-    assert drawn.train.tolist() != first.train.tolist()
-    assert drawn.train.tolist() == again.train.tolist()
-    assert len(drawn.valid) == 10
-    assert len(drawn.test) == 10
-    with pytest.raises(ValueError, match="few_shot must be at least 1"):
-        protocols.few_shot_split(dataset, whole, 0, 1)
-
-
-def test_wrong_divisions_are_refused():
-    with pytest.raises(ValueError, match="did you mean 'folds'"):
-        make_splits(make(fold=list("123")), "fold")
-    with pytest.raises(ValueError, match="have no speaker"):
-        make_splits(make(group=["a", "b", "c", ""]), "leave_group_out")
-    with pytest.raises(ValueError, match="nothing is left to validate"):
-        make_splits(make(split=["train", "test"]), "splits")
-    with pytest.raises(ValueError, match="define no training and test split"):
-        make_splits(make(fold=list("123")), "splits")
-    lacking = make(fold=list("1234"), labels=["a", "a", "a", "b"])
-    with pytest.raises(ValueError, match="fold 4: class 'b' is in test, but not in training"):
-        protocols.check_classes(lacking, make_splits(lacking, "folds")[0])
