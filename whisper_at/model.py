@@ -346,7 +346,7 @@ def _head_of_encoder(model: WhisperAT, low: bool, download_root: str | None) -> 
             width, theirs = checkpoints.HEADS[name].width, None
         if (width, N_MELS) != (model.dims.n_audio_state, model.dims.n_mels) or name.endswith("_low"):
             continue  # what cannot be it is not read
-        theirs = theirs or checkpoints.published_encoder(name, download_root)
+        theirs = theirs or checkpoints.published_encoder_sha256(name, download_root)
         if theirs is not None:
             own = own or checkpoints.encoder_sha256(model.state_dict())
             if own == theirs:
@@ -375,7 +375,7 @@ def open_fitting_head(
     trained_on = metadata.get("encoder_sha256")  # hashing takes time: only where there is something to compare
     published = str(source).removesuffix("_low")
     if trained_on is None and published in checkpoints.HEADS and published != model_name:
-        trained_on = checkpoints.published_encoder(published, download_root)
+        trained_on = checkpoints.published_encoder_sha256(published, download_root)
         if trained_on is None:
             message = f"head {source} is right for {model_name} only if that has the encoder of {published}, which is "
             warnings.warn(f"{message}not here to compare with: load_model({published!r}) fetches it", stacklevel=4)

@@ -21,11 +21,10 @@ from safetensors import safe_open
 from whisper.model import ModelDimensions
 
 import whisper_at.checkpoints.download as downloads
-from whisper_at import checkpoints
 from whisper_at.checkpoints import (
     HEADS,
     WIDTHS,
-    Head,
+    PublishedHead,
     alignment_heads,
     available_heads,
     available_models,
@@ -35,6 +34,7 @@ from whisper_at.checkpoints import (
     head_shapes,
     open_head,
     open_whisper,
+    registry,
     save_safetensors,
 )
 from whisper_at.checkpoints.download import download
@@ -337,7 +337,7 @@ def test_paths(tmp_path, monkeypatch):
         find_whisper(str(tmp_path))
     with pytest.raises(RuntimeError, match="not found"):
         find_whisper(str(tmp_path / "absent.pt"))
-    monkeypatch.setattr(checkpoints, "ASSETS", tmp_path)
+    monkeypatch.setattr(registry, "ASSETS", tmp_path)
     with pytest.raises(RuntimeError, match="reinstall"):
         find_whisper("nano.en")
     (tmp_path / "nano.en.pt").write_bytes(b"x")
@@ -477,10 +477,10 @@ def test_head_shapes_are_the_published_ones(size, low, n_keys, n_parameters):
 
 def test_the_table_of_heads():
     whispers = "tiny.en tiny base.en base small.en small medium.en medium large-v1 large-v2".split()
-    assert [name for name in HEADS if not HEADS[name].low] == whispers
-    assert [name for name in HEADS if HEADS[name].low] == [f"{name}_low" for name in whispers[4:]]
+    assert [name for name in HEADS if not HEADS[name].low_compute] == whispers
+    assert [name for name in HEADS if HEADS[name].low_compute] == [f"{name}_low" for name in whispers[4:]]
     assert available_heads() == [*HEADS, "nano.en"]
-    assert HEADS["small"] == Head(
+    assert HEADS["small"] == PublishedHead(
         "small_ori.pth",
         768,
         False,
@@ -499,15 +499,15 @@ def test_the_table_of_heads():
 
 def test_head_names():
     assert [head_name(name) for name in ("tiny", "large-v2", "nano.en")] == ["tiny", "large-v2", "nano.en"]
-    assert head_name("small.en", low=True) == "small.en_low"
+    assert head_name("small.en", low_compute=True) == "small.en_low"
     for name in ("large", "large-v3", "turbo", "large-v3-turbo", "my/own.pt"):  # no head was made for these
-        assert head_name(name) is head_name(name, low=True) is None
+        assert head_name(name) is head_name(name, low_compute=True) is None
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny.en", "base", "base.en", "nano.en"])
 def test_low_compute_heads_that_do_not_exist_are_refused_first_D21(name, server):
     with pytest.raises(ValueError, match="small.en, small, medium.en, medium, large-v1, large-v2"):
-        head_name(name, low=True)
+        head_name(name, low_compute=True)
     with pytest.raises(ValueError, match=f"'{name}'"):
         find_head(f"{name}_low")
     assert server.log == []
@@ -529,7 +529,7 @@ def test_unknown_heads(name, says):
 
 
 def test_embedded_head_and_paths(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "ASSETS", tmp_path)
+    monkeypatch.setattr(registry, "ASSETS", tmp_path)
     (tmp_path / "nano.en.head.safetensors").write_bytes(b"x")
     assert find_head("nano.en") == find_head(tmp_path / "nano.en.head.safetensors")
 
@@ -542,7 +542,7 @@ def make_head(width: int = 384, low: bool = False) -> dict[str, torch.Tensor]:
 def small_head(server, monkeypatch, tmp_path):
     """A head "tiny" of width 8 on the local server, its first share gone."""
     urls = (f"{server.url}/plain/gone.pth", f"{server.url}/plain/tiny_ori.pth")
-    monkeypatch.setitem(HEADS, "tiny", Head("tiny_ori.pth", 8, False, urls))
+    monkeypatch.setitem(HEADS, "tiny", PublishedHead("tiny_ori.pth", 8, False, urls))
     server.files["tiny_ori.pth"] = torch_bytes(make_head(8), tmp_path)
     (tmp_path / "root").mkdir()
     return tmp_path / "root"
@@ -700,7 +700,7 @@ def test_the_manual_lists_every_head():
     assert [row[0] for row in rows] == list(HEADS)
     for name, url, mirror, n_bytes, n_parameters, score in rows:
         head = HEADS[name]
-        total = sum(math.prod(shape) for shape in head_shapes(head.width, head.low).values())
+        total = sum(math.prod(shape) for shape in head_shapes(head.width, head.low_compute).values())
         assert url.startswith(f"[{head.file}]")
         assert tuple(filter(None, (link(url), link(mirror)))) == head.urls
         assert int(n_parameters.replace(" ", "")) == total

@@ -18,7 +18,7 @@ from test_huggingface import tiny, write
 
 import whisper_at
 from whisper_at import cli
-from whisper_at.checkpoints import files, open_whisper, sha256_of
+from whisper_at.checkpoints import file_sha256, files, open_whisper
 from whisper_at.checkpoints.convert import convert
 
 PAIRS = [[0, 3], [1, 0], [1, 2]]
@@ -101,7 +101,7 @@ def test_an_official_name_keeps_its_word_timing(checkpoint, here, monkeypatch):
     """An official file has no alignment heads inside: they hang on its name, which is lost with it."""
     mask = np.zeros((2, 4), bool)
     mask[1, 3] = True
-    url = f"https://example.invalid/{sha256_of(checkpoint)}/{checkpoint.name}"
+    url = f"https://example.invalid/{file_sha256(checkpoint)}/{checkpoint.name}"
     monkeypatch.setitem(whisper._MODELS, "tiny", url)
     monkeypatch.setitem(whisper._ALIGNMENT_HEADS, "tiny", base64.b85encode(gzip.compress(mask.tobytes())))
     assert cli.main(["convert", "tiny", "out.safetensors", "--model_dir", str(checkpoint.parent)]) == 0

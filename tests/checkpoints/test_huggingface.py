@@ -23,14 +23,15 @@ import whisper_at
 from whisper_at import checkpoints, cli
 from whisper_at.checkpoints import (
     alignment_heads,
+    decode_alignment_heads,
     encoder_sha256,
     find_whisper,
     huggingface,
-    list_alignment_heads,
     open_whisper,
     save_safetensors,
 )
-from whisper_at.checkpoints.huggingface import is_hub_id, whisper_shapes
+from whisper_at.checkpoints.huggingface import is_hub_id
+from whisper_at.checkpoints.shapes import whisper_shapes
 from whisper_at.tagging.classes import ClassSet
 from whisper_at.tagging.heads import make_head
 
@@ -234,7 +235,7 @@ def test_a_padded_vocabulary_is_trimmed_aloud(tmp_path, known, rows):
     key = "model.decoder.embed_tokens.weight"
     tensors[key] = torch.cat([tensors[key], torch.zeros(rows - known, 16)])
     write(tmp_path / "m", model, tensors, vocab_size=rows)
-    if rows in huggingface.VOCABULARIES:  # as large as another of Whisper's: taken as it is
+    if rows in huggingface.VOCABULARY_SIZES:  # as large as another of Whisper's: taken as it is
         assert load(tmp_path / "m").dims.n_vocab == rows
         return
     with pytest.warns(UserWarning, match=f"the last {rows - known} of {rows} tokens are empty") as caught:
@@ -294,7 +295,7 @@ BAD = {
     "config is no json": (lambda f, m: (f / "config.json").write_text("{"), r"config\.json is not JSON"),
     "config is a list": (lambda f, m: (f / "config.json").write_text("[]"), r"config\.json is not a JSON object"),
     "other model": (lambda f, m: edit(f, m, model_type="wav2vec2"), "type 'wav2vec2', not of a Whisper"),
-    "config too short": (lambda f, m: edit(f, m, d_model=None, vocab_size="9"), "does not tell d_model, vocab_size;"),
+    "config too short": (lambda f, m: edit(f, m, d_model=None, vocab_size="9"), "does not give d_model, vocab_size;"),
     "other activation": (lambda f, m: edit(f, m, activation_function="relu"), "activation 'relu'"),
     "scaled": (lambda f, m: edit(f, m, scale_embedding=True), "scale_embedding True"),
     "no weights": (lambda f, m: (f / "model.safetensors").unlink(), r"has no weights: neither model\.safetensors nor"),
@@ -375,13 +376,13 @@ def test_official_alignment_heads_as_lists_and_back(tmp_path):
     for name, (layers, heads) in sizes.items():
         dims = {"n_text_layer": layers, "n_text_head": heads}
         dump = whisper._ALIGNMENT_HEADS[name]
-        pairs = list_alignment_heads(dump, dims)
+        pairs = decode_alignment_heads(dump, dims)
         (tmp_path / "generation_config.json").write_text(json.dumps({"alignment_heads": pairs}))
         again = alignment_heads("own", tmp_path, dims)
         assert again is not None
-        assert list_alignment_heads(again, dims) == pairs
+        assert decode_alignment_heads(again, dims) == pairs
         assert len(pairs) > 4
-    assert list_alignment_heads(whisper._ALIGNMENT_HEADS["turbo"], dims) == [  # as generation_config.json has it
+    assert decode_alignment_heads(whisper._ALIGNMENT_HEADS["turbo"], dims) == [  # as generation_config.json has it
         [2, 4], [2, 11], [3, 3], [3, 6], [3, 11], [3, 14]
     ]  # fmt: skip
 
@@ -572,12 +573,15 @@ def test_a_model_takes_the_head_of_its_teacher_by_itself(model, folder, tmp_path
     name, asked = "small", []
     width = model.dims.n_audio_state
     known = {key: head._replace(width=width) for key, head in checkpoints.HEADS.items() if key.startswith("small")}
-    monkeypatch.setattr(checkpoints, "HEADS", known)
-    published = checkpoints.find_head
+    for head in set(checkpoints.HEADS) - set(known):
+        monkeypatch.delitem(checkpoints.HEADS, head)
+    for head, published in known.items():
+        monkeypatch.setitem(checkpoints.HEADS, head, published)
+    find_head = checkpoints.find_head
     monkeypatch.setattr(
         checkpoints,
         "find_head",
-        lambda head, *rest: asked.append(head) or head_of(tmp_path) if head in known else published(head, *rest),
+        lambda head, *rest: asked.append(head) or head_of(tmp_path) if head in known else find_head(head, *rest),
     )
     (tmp_path / "root").mkdir()
     root = {"download_root": str(tmp_path / "root")}
@@ -637,7 +641,7 @@ def test_the_manual_tells_of_folders_and_ids():
     named = re.findall(r'load_model\("([^"]*/[^"]*)"', text)
     assert [name for name in named if is_hub_id(name)] == ["distil-whisper/distil-medium.en"]
     assert re.search(r"It must be Whisper's: (\d+), (\d+) or (\d+) tokens", text).groups() == tuple(
-        str(n) for n in huggingface.VOCABULARIES
+        str(n) for n in huggingface.VOCABULARY_SIZES
     )
     for word in ("whisper-at convert SOURCE TARGET.safetensors", "`huggingface_hub`", "`encoder_sha256`"):
         assert word in text

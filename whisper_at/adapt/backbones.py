@@ -348,7 +348,7 @@ def _kind_of(source: str) -> str:
     if source in checkpoints.available_models() or path.is_file():
         return "whisper"
     if path.is_dir():
-        huggingface.require_config(path)
+        huggingface.check_config(path)
         try:
             kind = json.loads((path / "config.json").read_bytes()).get("model_type", "whisper")
         except ValueError as error:

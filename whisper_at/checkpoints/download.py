@@ -1,8 +1,7 @@
-"""Bring a file from one of several addresses: resumed, verified, and named only when it is whole."""
+"""Downloads that resume, are verified, and get their final name only when they are complete."""
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import os
 import urllib.error
@@ -13,18 +12,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-MANUAL = "pretrained_models/README.md"
+from .hashing import file_sha256
+from .registry import MANUAL
+
 TIMEOUT = 60.0  # seconds a server may stay silent
-CHUNK = 1 << 20  # bytes
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+CHUNK_BYTES = 1 << 20
 
 
 def download(
@@ -34,37 +26,54 @@ def download(
     progress: bool = True,
     check: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Bring a file to `path` from the first of `urls` that has it, and return `path`.
+    """Download a file from the first of several URLs that has it.
 
-    The bytes go to `<path>.part`, which a later call continues where the server allows it. Only a file that
-    is whole, has the `sha256` and passes `check` (which raises RuntimeError) takes the final name. Processes
-    that want the same file at once wait for one another.
+    The bytes go to ``<path>.part``, which a later call continues where the server allows it. Processes that want the
+    same file at once wait for one another.
+
+    Parameters
+    ----------
+    urls : str or iterable of str
+        Tried in order.
+    path : str or path
+        Where the file goes, once it is complete and verified; its folder is made if need be.
+    sha256 : str, optional
+        What its SHA-256 must be.
+    progress : bool
+        Show a progress bar.
+    check : callable, optional
+        Called with the path of the bytes; raises RuntimeError if they are not what is wanted.
+
+    Returns
+    -------
+    Path
+        `path`.
 
     Raises
     ------
     RuntimeError
-        if no URL gave the file; it names each with its reason, `path`, and how to do without a connection
+        If no URL gave the file; it names each with its reason, `path`, and how to do without a connection.
     """
     path = Path(path)
     part = path.with_name(f"{path.name}.part")
     failures = []
-    before = _stamp(path)
+    before = _inode_and_mtime(path)
     try:
         if path.exists() and not path.is_file():
             raise OSError(f"{path} exists and is not a regular file")
         path.parent.mkdir(parents=True, exist_ok=True)
         with _lock(path.with_name(f"{path.name}.lock")):
-            if _stamp(path) not in (None, before):
-                return path  # another process has just brought it
+            if _inode_and_mtime(path) not in (None, before):
+                return path  # another process has just downloaded it
             for url in [urls] if isinstance(urls, str) else urls:
                 try:
-                    fault = _fetch_whole(url, part, path, sha256, progress, check)
-                # ValueError is what urllib says to a URL it cannot read
+                    problem = _fetch_verified(url, part, path, sha256, progress, check)
+                # ValueError is what urllib raises for a URL it cannot read
                 except (OSError, http.client.HTTPException, ValueError) as error:
-                    fault = str(error) or type(error).__name__
-                if fault is None:
+                    problem = str(error) or type(error).__name__
+                if problem is None:
                     return path
-                failures.append(f"{url}: {fault}")
+                failures.append(f"{url}: {problem}")
     except OSError as error:
         failures.append(str(error))
     raise RuntimeError(
@@ -73,11 +82,11 @@ def download(
     )
 
 
-def _fetch_whole(
+def _fetch_verified(
     url: str, part: Path, path: Path, sha256: str | None, progress: bool, check: Callable[[Path], None] | None
 ) -> str | None:
-    """Bring `url` to `path` through `part`; return None, or what is wrong with the bytes that came."""
-    # Bytes without a published hash may only be continued from where they began: mirrors may differ.
+    """Download `url` to `part` and rename it to `path`; return what is wrong with the bytes, or None."""
+    # Without a published hash, bytes may be continued only from the URL that they came from: mirrors may differ.
     origin = part.with_name(f"{part.name}.url")
     if sha256 is None:
         if part.exists() and not (origin.exists() and origin.read_text("utf-8") == url):
@@ -86,21 +95,21 @@ def _fetch_whole(
     try:
         while True:
             continued = _fetch(url, part, progress)
-            fault = fault_of(part, sha256, check)
-            if fault is None:
+            problem = verify(part, sha256, check)
+            if problem is None:
                 os.replace(part, path)
                 return None
             part.unlink()
             if not continued:
-                return fault
-            # The old beginning may have been of another file: once more, from the start.
+                return problem
+            # The part that was there may have been of another file: try once more, from the start.
     finally:
         if not part.exists():
             origin.unlink(missing_ok=True)
 
 
 def _fetch(url: str, part: Path, progress: bool) -> bool:
-    """Bring `url` to `part`, continuing what is there if the server can; return whether it was continued."""
+    """Download `url` to `part`, continuing what is there if the server can; return whether it was continued."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "whisper-at", "Accept-Encoding": "identity"})
     if have:
@@ -110,7 +119,7 @@ def _fetch(url: str, part: Path, progress: bool) -> bool:
     except urllib.error.HTTPError as error:
         if error.code != 416 or not have:
             raise
-        # There is nothing after what we have: it is whole already, or of another file.
+        # There is nothing after what we have: it is complete already, or of another file.
         if error.headers.get("Content-Range") == f"bytes */{have}":
             return True
         part.unlink()
@@ -128,7 +137,7 @@ def _fetch(url: str, part: Path, progress: bool) -> bool:
         unit = {"unit": "iB", "unit_scale": True, "unit_divisor": 1024}
         bar = tqdm(total=total, initial=have, disable=not progress, desc=part.stem, **unit)
         with open(part, "ab" if continued else "wb") as file, bar:
-            while chunk := source.read(CHUNK):
+            while chunk := source.read(CHUNK_BYTES):
                 file.write(chunk)
                 bar.update(len(chunk))
     size = part.stat().st_size
@@ -137,9 +146,9 @@ def _fetch(url: str, part: Path, progress: bool) -> bool:
     return continued
 
 
-def fault_of(path: Path, sha256: str | None, check: Callable[[Path], None] | None) -> str | None:
-    """Return what is wrong with the bytes at `path`, or None."""
-    if sha256 is not None and (found := sha256_of(path)) != sha256:
+def verify(path: Path, sha256: str | None, check: Callable[[Path], None] | None) -> str | None:
+    """Return what is wrong with the file at `path`, or None; `check` raises RuntimeError for a bad file."""
+    if sha256 is not None and (found := file_sha256(path)) != sha256:
         return f"its SHA-256 is {found}, not {sha256}"
     try:
         if check is not None:
@@ -149,8 +158,8 @@ def fault_of(path: Path, sha256: str | None, check: Callable[[Path], None] | Non
     return None
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """What changes when a file is replaced; None where there is none."""
+def _inode_and_mtime(path: Path) -> tuple[int, int] | None:
+    """Return what changes when a file is replaced; None where there is no file."""
     with suppress(FileNotFoundError, NotADirectoryError):
         stat = path.stat()
         return stat.st_ino, stat.st_mtime_ns
@@ -159,7 +168,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Keep other processes and threads out; does nothing where the (file) system has no such locks."""
+    """Keep other processes and threads out; do nothing where the system or file system has no such locks."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -169,8 +178,8 @@ def _lock(path: Path) -> Iterator[None]:
         with open(path, "ab") as file:
             with suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX)
-            # If whoever held the lock has removed its file meanwhile, ours keeps nobody out.
-            if os.fstat(file.fileno()).st_ino != (_stamp(path) or [None])[0]:
+            # If the previous holder of the lock has removed its file meanwhile, ours keeps nobody out.
+            if os.fstat(file.fileno()).st_ino != (_inode_and_mtime(path) or [None])[0]:
                 continue
             try:
                 yield

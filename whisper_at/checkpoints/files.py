@@ -1,4 +1,4 @@
-"""Tensors in files: opened as data only, with a word on what ails a bad one; saved whole or not at all."""
+"""Files of tensors, opened as data only, with a diagnosis of what cannot be read; files that are written atomically."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -20,35 +20,45 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .download import MANUAL
+from .registry import MANUAL
 
 
 def save_safetensors(
     tensors: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors and metadata (strings) to `path`, whole or not at all; tied tensors are written twice."""
+    """Write tensors to a ``.safetensors``, atomically.
+
+    Parameters
+    ----------
+    tensors : mapping of str to Tensor
+        On any device; tensors that share memory are written once each.
+    path : str or path
+        A file that is there is replaced.
+    metadata : mapping of str to str, optional
+        Goes into the header.
+    """
     path = Path(path)
     unshared: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
         storage = tensor.untyped_storage().data_ptr()
-        unshared[name] = tensor.clone() if storage in seen else tensor  # the format knows no sharing
+        unshared[name] = tensor.clone() if storage in seen else tensor  # the format has no shared tensors
         seen.add(storage)
     with atomic_write(path) as temporary:
         save_file(unshared, temporary, dict(metadata or {}))
-        temporary.chmod(0o666 & ~_umask())  # it comes out for its owner alone, unlike any other new file
+        temporary.chmod(0o666 & ~_umask())  # save_file makes it readable by its owner only, unlike other new files
 
 
 def _umask() -> int:
-    """What new files are not to allow; it can only be read by setting it."""
+    """Return the permissions that new files do not get; they can only be read by setting them."""
     current = os.umask(0o077)
     os.umask(current)
     return current
 
 
 def temporary_beside(path: Path) -> Path:
-    """Return a fresh name in the same folder, so that renaming it to `path` is one step."""
+    """Return a new name in the same folder, from which renaming to `path` is atomic."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
 
 
@@ -64,7 +74,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text as UTF-8, whole or not at all."""
+    """Write text as UTF-8, atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, "utf-8")
 
@@ -82,7 +92,8 @@ def to_jsonable(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def is_state_dict(content: object) -> bool:
+def is_state_dict(content: object) -> TypeGuard[dict[str, Tensor]]:
+    """Return whether something is a dict of tensors by name, and not empty."""
     return (
         isinstance(content, dict)
         and bool(content)
@@ -91,15 +102,38 @@ def is_state_dict(content: object) -> bool:
 
 
 def read_tensors(path: Path, in_memory: bool = False) -> tuple[Any, dict[str, str]]:
-    """Return what a file holds, and the metadata of `.safetensors`; RuntimeError says what ails a bad one."""
-    with open(path, "rb") as file:  # a missing file is no damaged one: its error passes
+    """Read a file of tensors, on the CPU.
+
+    Parameters
+    ----------
+    path : Path
+        ``.safetensors``, or anything that `torch.load` opens with ``weights_only=True``.
+    in_memory : bool
+        Read the whole file at once before it is opened.
+
+    Returns
+    -------
+    content : object
+        What the file holds; of ``.safetensors``, a dict of tensors by name.
+    metadata : dict of str to str
+        Of ``.safetensors``; else empty.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    RuntimeError
+        If it cannot be read; the message says why and what to do.
+    """
+    with open(path, "rb") as file:
         try:
             if path.suffix == ".safetensors":
                 with safe_open(path, framework="pt") as opened:
                     metadata = opened.metadata() or {}
                     if in_memory:
                         return load_safetensors(file.read()), metadata
-                    return {key: opened.get_tensor(key) for key in opened.keys()}, metadata
+                    names = opened.keys()  # `opened` is not iterable itself
+                    return {name: opened.get_tensor(name) for name in names}, metadata
             source = io.BytesIO(file.read()) if in_memory else file
             return torch.load(source, map_location="cpu", weights_only=True), {}
         except Exception as error:  # of many types, by what the bytes happen to be

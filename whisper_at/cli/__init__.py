@@ -37,7 +37,7 @@ from ..writers import CAPTIONS, get_writer, own_rows, tag_rows
 TRACEBACK_VARIABLE = "WHISPER_AT_TRACEBACK"
 LANGUAGE_CHOICES = sorted(LANGUAGES.keys()) + sorted(name.title() for name in TO_LANGUAGE_CODE)
 SUBCOMMANDS = {
-    "convert": ("checkpoints.convert", ""),
+    "convert": ("cli.convert", ""),
     "features": ("cli.features", "whisper-at[train]"),
     "train": ("cli.train", "whisper-at[train]"),
     "evaluate": ("cli.evaluate", "whisper-at[train]"),

@@ -1,0 +1,93 @@
+"""Names and shapes of the parameters of a Whisper and of a head, and how those of a file are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+def check_shapes(
+    found: Mapping[str, Tensor | Shape],
+    expected: Mapping[str, Tensor | Shape],
+    message: str,
+    hint: str = "",
+    error: type[Exception] = ValueError,
+) -> None:
+    """Raise unless parameters have the names and shapes that are expected.
+
+    Parameters
+    ----------
+    found, expected : mapping of str to Tensor or tuple of int
+        Parameters or their shapes by name.
+    message : str
+        What does not fit what; the first wrong parameter and the number of wrong ones are added.
+    hint : str
+        What to do about it.
+    error : type of Exception
+        What is raised.
+
+    Examples
+    --------
+    >>> check_shapes({"a": (2,)}, {"a": (3,)}, "head.pth is not a head of width 3")
+    Traceback (most recent call last):
+    ...
+    ValueError: head.pth is not a head of width 3: a is (2,), expected (3,) (1 such)
+    """
+    found, expected = _shapes_of(found), _shapes_of(expected)
+    wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    if wrong:
+        name = wrong[0]
+        raise error(
+            f"{message}: {name} is {found.get(name, 'missing')}, expected {expected.get(name, 'none of that name')} "
+            f"({len(wrong)} such){hint and f'; {hint}'}"
+        )
+
+
+def _shapes_of(parameters: Mapping[str, Tensor | Shape]) -> dict[str, Shape]:
+    return {name: tuple(p.shape) if isinstance(p, Tensor) else p for name, p in parameters.items()}
+
+
+def whisper_shapes(dims: Mapping[str, int]) -> dict[str, Shape]:
+    """Return name → shape of the state dict of an openai-whisper model with dimensions `dims`."""
+    shapes: dict[str, Shape] = {}
+    for part, kind in (("encoder", "audio"), ("decoder", "text")):
+        width = dims[f"n_{kind}_state"]
+        for i in range(dims[f"n_{kind}_layer"]):
+            block = _block_shapes(width, cross_attention=part == "decoder")
+            shapes |= {f"{part}.blocks.{i}.{name}": shape for name, shape in block.items()}
+        shapes[f"{part}.positional_embedding"] = (dims[f"n_{kind}_ctx"], width)
+    audio, text = dims["n_audio_state"], dims["n_text_state"]
+    shapes |= _weight_and_bias("encoder.conv1", (audio, dims["n_mels"], 3))
+    shapes |= _weight_and_bias("encoder.conv2", (audio, audio, 3))
+    shapes |= _weight_and_bias("encoder.ln_post", (audio,)) | _weight_and_bias("decoder.ln", (text,))
+    return shapes | {"decoder.token_embedding.weight": (dims["n_vocab"], text)}
+
+
+def head_shapes(width: int, low_compute: bool = False) -> dict[str, Shape]:
+    """Return name → shape of the parameters of TL-TR, or of TL-TR-512, on an encoder of `width`."""
+    d = 512 if low_compute else width
+    shapes: dict[str, Shape] = {}
+    if low_compute:
+        shapes |= _weight_and_bias("down_layer.0", (width,)) | _weight_and_bias("down_layer.1", (d, width))
+    for block in ("time_tr", "layer_tr"):
+        shapes |= {f"{block}.{name}": shape for name, shape in _block_shapes(d).items()}
+    return shapes | _weight_and_bias("mlp_layer.0", (d,)) | _weight_and_bias("mlp_layer.1", (527, d))
+
+
+def _block_shapes(width: int, cross_attention: bool = False) -> dict[str, Shape]:
+    """Return name → shape of the parameters of one of Whisper's blocks."""
+    shapes: dict[str, Shape] = {}
+    for attention in ("attn", "cross_attn") if cross_attention else ("attn",):
+        for projection in ("query", "key", "value", "out"):
+            shapes |= _weight_and_bias(f"{attention}.{projection}", (width, width))
+        del shapes[f"{attention}.key.bias"]  # keys have none
+        shapes |= _weight_and_bias(f"{attention}_ln", (width,))
+    shapes |= _weight_and_bias("mlp.0", (4 * width, width)) | _weight_and_bias("mlp.2", (width, 4 * width))
+    return shapes | _weight_and_bias("mlp_ln", (width,))
+
+
+def _weight_and_bias(name: str, shape: Shape) -> dict[str, Shape]:
+    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
