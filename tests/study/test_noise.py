@@ -13,22 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.io import wavfile
 
-from whisper_at.data.readers import read_folders
+from whisper_at.data import read_folders
+from whisper_at.data.utterances import Utterance
 from whisper_at.study.config import read_study
-from whisper_at.study.mix import SNRS, mix, power
-from whisper_at.study.recognisers import check_recogniser, load_recogniser
-from whisper_at.study.sources import Utterance, noises_of, read_digit_strings, read_librispeech, read_sounds
-from whisper_at.study.wer import (
+from whisper_at.study.mixing import SNRS, mix_at_snr, power
+from whisper_at.study.noises import clips_by_class, read_noises
+from whisper_at.study.recognisers import load_recogniser, parse_recogniser
+from whisper_at.study.transcriptions import (
     CLEAN,
-    Errors,
-    by_snr,
     error_table,
-    plain_words,
-    read_rows,
+    errors_by_snr,
+    read_transcriptions,
     transcribe_noisy,
-    whisper_words,
-    word_errors,
 )
+from whisper_at.study.wer import WordErrors, plain_words, whisper_words, word_errors
 
 RATE = 16000
 
@@ -51,7 +49,7 @@ def test_the_ratio_is_the_one_asked_for_over_whole_clips(snr, length, seed):
     r = np.random.default_rng(seed)
     speech = r.normal(0, 0.1, 1000)
     noise = np.concatenate([r.normal(0, 0.3, length), np.zeros(length)])  # half silence counts (spec section 4.1)
-    mixed, factor = mix(speech, noise, snr)
+    mixed, factor = mix_at_snr(speech, noise, snr)
     assert mixed.dtype == np.float32
     assert len(mixed) == 1000
     assert factor == 1
@@ -64,16 +62,16 @@ def test_the_ratio_is_the_one_asked_for_over_whole_clips(snr, length, seed):
 
 def test_mixtures_by_hand():
     speech, noise = np.array([1.0, -1, 1, -1]), np.array([2.0, 0])  # powers 1 and 2
-    assert mix(speech, noise, 0.0).audio == pytest.approx(speech + np.array([2, 0, 2, 0]) / np.sqrt(2))
-    assert mix(speech, noise, np.inf).audio == pytest.approx(speech)
-    guarded = mix(speech, noise, 0.0, guard=True)
+    assert mix_at_snr(speech, noise, 0.0).audio == pytest.approx(speech + np.array([2, 0, 2, 0]) / np.sqrt(2))
+    assert mix_at_snr(speech, noise, np.inf).audio == pytest.approx(speech)
+    guarded = mix_at_snr(speech, noise, 0.0, prevent_clipping=True)
     assert np.abs(guarded.audio).max() == pytest.approx(1)
     assert guarded.factor == pytest.approx(1 / (1 + np.sqrt(2)))
-    assert guarded.audio == pytest.approx(mix(speech, noise, 0.0).audio * guarded.factor)
-    assert mix(speech * 0.1, noise, 20.0, guard=True).factor == 1  # nothing clips
-    assert mix(speech, np.zeros(3), 0.0).audio == pytest.approx(speech)  # silence has no level to bring up
+    assert guarded.audio == pytest.approx(mix_at_snr(speech, noise, 0.0).audio * guarded.factor)
+    assert mix_at_snr(speech * 0.1, noise, 20.0, prevent_clipping=True).factor == 1  # nothing clips
+    assert mix_at_snr(speech, np.zeros(3), 0.0).audio == pytest.approx(speech)  # silence has no level to bring up
     with pytest.raises(ValueError, match="the noise has no samples"):
-        mix(speech, np.zeros(0), 0.0)
+        mix_at_snr(speech, np.zeros(0), 0.0)
 
 
 # --- words --------------------------------------------------------------------------------------------------
@@ -90,9 +88,9 @@ def test_plain_words_are_the_papers():
 def test_errors_are_summed_over_all_words():
     # 1 substitution in 2 words, 1 insertion in 1, 3 deletions in 3: 5 of 6, not the mean of 1/2, 1 and 1
     found = word_errors(["a b", "c", "d e f"], ["A x.", "c d", ""])
-    assert found == Errors(5, 6)
+    assert found == WordErrors(5, 6)
     assert found.rate == pytest.approx(5 / 6)
-    assert word_errors(["", "a"], ["b", "a"]) == Errors(1, 1)  # words where nothing was said
+    assert word_errors(["", "a"], ["b", "a"]) == WordErrors(1, 1)  # words where nothing was said
     assert np.isnan(word_errors([], []).rate)
 
 
@@ -117,7 +115,7 @@ def test_whispers_normalizer_forgives_what_plain_rules_do_not():
 )
 def test_recognisers_that_do_not_exist_are_refused_before_loading(name, message):
     with pytest.raises(ValueError, match=message):
-        check_recogniser(name)
+        parse_recogniser(name)
 
 
 def test_whispers_transcribe_english_with_all_defaults(monkeypatch):
@@ -164,60 +162,10 @@ def test_ctc_takes_the_likeliest_symbols(tmp_path):
     symbols = [letters[a] for a, b in zip(best, [None, *best]) if a != b]  # repeats fall together, then blanks go
     wanted = "".join(s for s in symbols if s not in ("<pad>", "<s>", "</s>")).replace("|", " ").strip()
     assert load_recogniser(f"ctc:{tmp_path}", "cpu")(audio).replace("<s>", "").replace("</s>", "") == wanted
+    (tmp_path / "empty").mkdir()
     with pytest.raises(RuntimeError, match="does not load: .*") as error:
-        (tmp_path / "empty").mkdir()
         load_recogniser(f"ctc:{tmp_path / 'empty'}", "cpu")
     assert "\n" not in str(error.value)
-
-
-def test_librispeech_is_read_in_the_order_of_its_names(tmp_path):
-    root = tmp_path / "test-clean"
-    for speaker, lines in {"61": ["HE SAID", "YES IT IS"], "121": ["NO"]}.items():
-        folder = root / speaker / "7"
-        folder.mkdir(parents=True)
-        names = [f"{speaker}-7-{i:04d}" for i in range(len(lines))]
-        (folder / f"{speaker}-7.trans.txt").write_text("".join(f"{n} {t}\n" for n, t in zip(names, lines)))
-        for i, name in enumerate(names):
-            write_wav(folder / f"{name}.flac", tone(0.2 + i / 10))  # ffmpeg looks into the file, not at its name
-    found = read_librispeech(root)
-    assert [(u.name, u.text) for u in found] == [
-        ("121-7-0000", "NO"),
-        ("61-7-0000", "HE SAID"),
-        ("61-7-0001", "YES IT IS"),
-    ]
-    assert len(found[2].load()) == round(0.3 * RATE)
-    assert [u.name for u in read_librispeech(root, 2)] == ["121-7-0000", "61-7-0000"]
-    assert [u.name for u in read_librispeech(root, 1, spread=True)] == ["121-7-0000"]
-    with pytest.raises(ValueError, match="has 3 sentences, fewer than the 9"):
-        read_librispeech(root, 9)
-    (root / "121" / "7" / "121-7-0000.flac").unlink()
-    with pytest.raises(ValueError, match="121-7-0000.flac is missing"):
-        read_librispeech(root)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="is no LibriSpeech"):
-        read_librispeech(tmp_path / "empty")
-    with pytest.raises(FileNotFoundError, match="no such folder"):
-        read_librispeech(tmp_path / "nowhere")
-
-
-def test_digit_strings_are_of_one_speaker_and_of_the_takes_asked_for(tmp_path):
-    for speaker in ("ann", "bob"):
-        for digit in range(10):
-            for take in (44, 45, 49):
-                write_wav(tmp_path / f"{digit}_{speaker}_{take}.wav", tone(0.1 if take > 44 else 1.0))
-    found = read_digit_strings(tmp_path, 6, takes=(45, 49), digits=(3, 5))
-    assert [u.name.split("-")[1] for u in found] == ["ann", "bob"] * 3
-    for utterance in found:
-        n = len(utterance.text.split())
-        assert 3 <= n <= 5
-        assert utterance.name.endswith("-" + utterance.text.replace(" ", ""))
-        seconds = len(utterance.load()) / RATE
-        assert 0.1 * n + 0.05 * (n - 1) - 0.01 <= seconds <= 0.1 * n + 0.3 * (n - 1) + 0.01  # never take 44
-    again = read_digit_strings(tmp_path, 3, takes=(45, 49), digits=(3, 5))
-    assert [u.name for u in again] == [u.name for u in found[:3]]
-    np.testing.assert_array_equal(again[2].load(), found[2].load())
-    with pytest.raises(ValueError, match="holds no takes 90 to 99"):
-        read_digit_strings(tmp_path, 3, takes=(90, 99))
 
 
 def test_esc50_is_read_by_its_table_and_esc10_by_its_folders(tmp_path):
@@ -230,17 +178,17 @@ def test_esc50_is_read_by_its_table_and_esc10_by_its_folders(tmp_path):
         "1-100-A-0.wav,1,0,dog,True,100,A\n2-200-A-1.wav,2,1,rain,True,200,A\n"
     )
     for folder in ("esc50", "esc10"):
-        found = read_sounds(tmp_path / folder)
+        found = read_noises(tmp_path / folder)
         assert found.classes == ("dog", "rain")
         assert [(c.path.name, c.labels, c.fold, c.group) for c in found.clips] == [
             ("1-100-A-0.wav", ("dog",), "1", "100"),
             ("2-200-A-1.wav", ("rain",), "2", "200"),
         ]
-    assert len(read_sounds(tmp_path / "esc10", only="2-")) == 1
+    assert len(read_noises(tmp_path / "esc10", only="2-")) == 1
     with pytest.raises(ValueError, match="name that begins with '9-'"):
-        read_sounds(tmp_path / "esc10", only="9-")
+        read_noises(tmp_path / "esc10", only="9-")
     with pytest.raises(ValueError, match="class 'dog' has no clips"):
-        noises_of(read_sounds(tmp_path / "esc10", only="2-"))
+        clips_by_class(read_noises(tmp_path / "esc10", only="2-"))
 
 
 def test_noises_are_sorted_whatever_order_the_disk_has(tmp_path):
@@ -249,7 +197,7 @@ def test_noises_are_sorted_whatever_order_the_disk_has(tmp_path):
         write_wav(tmp_path / "rain" / f"{name}.wav", tone(0.05))
     data = read_folders(tmp_path)
     shuffled = data.select([2, 0, 1])
-    assert [c.path.stem for c in noises_of(shuffled)["rain"]] == ["a", "b", "c"]
+    assert [c.path.stem for c in clips_by_class(shuffled)["rain"]] == ["a", "b", "c"]
 
 
 # --- the experiment -----------------------------------------------------------------------------------------
@@ -261,7 +209,7 @@ def world(tmp_path):
     for name in ("rain/1.wav", "rain/2.wav", "wind/1.wav"):
         write_wav(tmp_path / "noise" / name, tone(0.3, 1000 + 100 * int(name[-5])))
     speech = [Utterance(f"u{i}", f"word {i}", lambda i=i: tone(0.5, 300 + i)) for i in range(2)]
-    return speech, noises_of(read_folders(tmp_path / "noise")), tmp_path / "out" / "noise.csv"
+    return speech, clips_by_class(read_folders(tmp_path / "noise")), tmp_path / "out" / "noise.csv"
 
 
 class Ear:
@@ -280,7 +228,7 @@ def test_every_class_meets_every_sentence_at_every_ratio(world):
     ear = Ear()
     rows = transcribe_noisy(path, {"ear": lambda: ear}, speech, noises, (0, 20))
     assert len(rows) == len(ear.heard) == 2 + 2 * 2 * 2
-    assert read_rows(path) == rows  # the file tells the same, in spite of line ends in what was recognised
+    assert read_transcriptions(path) == rows  # the file tells the same, in spite of line ends in what was recognised
     assert [(row.noise, row.snr) for row in rows[:2]] == [(CLEAN, np.inf)] * 2
     pairs = {(row.noise, row.utterance): row.clip for row in rows if row.noise != CLEAN}
     assert pairs == {("rain", "u0"): "1.wav", ("rain", "u1"): "2.wav", ("wind", "u0"): "1.wav", ("wind", "u1"): "1.wav"}
@@ -295,7 +243,7 @@ def test_a_run_that_was_killed_goes_on(world):
     rows = transcribe_noisy(path, {"ear": Ear}, speech, noises, (0, 20))
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:5]) + lines[5][:20])  # four rows, and one that was being written
-    assert len(read_rows(path)) == 4
+    assert len(read_transcriptions(path)) == 4
     ear = Ear()
     assert transcribe_noisy(path, {"ear": lambda: ear}, speech, noises, (0, 20)) == rows
     assert len(ear.heard) == len(rows) - 4
@@ -304,7 +252,7 @@ def test_a_run_that_was_killed_goes_on(world):
     more = transcribe_noisy(path, {"ear": pytest.fail, "other": Ear}, speech, noises, (0, 20))
     assert len(more) == 2 * len(rows)
     with pytest.raises(ValueError, match="guard = False, not True"):
-        transcribe_noisy(path, {"ear": Ear}, speech, noises, (0, 20), guard=True)
+        transcribe_noisy(path, {"ear": Ear}, speech, noises, (0, 20), prevent_clipping=True)
     with pytest.raises(ValueError, match="no noise to work with"):
         transcribe_noisy(path, {"ear": Ear}, speech, {}, (0, 20))
 
@@ -326,11 +274,11 @@ def test_other_recordings_of_the_same_names_are_another_run(world, tmp_path):
 
 def test_a_kept_mixture_is_of_what_is_heard(world, tmp_path):
     speech, noises, path = world
-    transcribe_noisy(path, {"ear": Ear}, speech, noises, (0,), cache_folder=tmp_path / "mixtures")
+    transcribe_noisy(path, {"ear": Ear}, speech, noises, (0,), mixture_folder=tmp_path / "mixtures")
     ears, other = (Ear(), Ear()), [speech[0]._replace(load=lambda: tone(0.5, 700))]
     for ear, folder in zip(ears, (tmp_path / "mixtures", None)):
         path.unlink()
-        transcribe_noisy(path, {"ear": lambda ear=ear: ear}, other, noises, (0,), cache_folder=folder)
+        transcribe_noisy(path, {"ear": lambda ear=ear: ear}, other, noises, (0,), mixture_folder=folder)
     for a, b in zip(ears[0].heard, ears[1].heard, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -342,7 +290,7 @@ def test_mixtures_may_be_kept(world, tmp_path):
     folder = tmp_path / "mixtures"
     for ear in (kept, Ear()):  # once written, then read
         other = path.with_name(f"{len(list(folder.glob('*')))}.csv")
-        transcribe_noisy(other, {"ear": lambda ear=ear: ear}, speech, noises, (-20,), cache_folder=folder)
+        transcribe_noisy(other, {"ear": lambda ear=ear: ear}, speech, noises, (-20,), mixture_folder=folder)
         for a, b in zip(plain.heard, ear.heard, strict=True):
             np.testing.assert_array_equal(a, b)
     names = {p.name for p in folder.iterdir()}
@@ -354,24 +302,24 @@ def test_mixtures_may_be_kept(world, tmp_path):
 def test_a_guard_against_clipping_is_on_record(world):
     speech, noises, path = world
     ear = Ear()
-    rows = transcribe_noisy(path, {"ear": lambda: ear}, speech, noises, (-20,), guard=True)
+    rows = transcribe_noisy(path, {"ear": lambda: ear}, speech, noises, (-20,), prevent_clipping=True)
     assert all(np.abs(audio).max() <= 1 + 1e-6 for audio in ear.heard)
     assert all(row.factor < 1 for row in rows if row.noise != CLEAN)
-    assert read_rows(path)[-1].factor == pytest.approx(rows[-1].factor, rel=1e-5)
+    assert read_transcriptions(path)[-1].factor == pytest.approx(rows[-1].factor, rel=1e-5)
 
 
 def test_rates_by_class_and_ratio(world):
     speech, noises, path = world
     said = iter(["word 0", "word 1", "word", "word 1", "", "word 1 2"])
     transcribe_noisy(path, {"x": lambda: lambda audio: next(said)}, speech, noises, (5,))
-    table = error_table(read_rows(path))
+    table = error_table(read_transcriptions(path))
     assert table == {
-        ("x", CLEAN, np.inf): Errors(0, 4),
-        ("x", "rain", 5.0): Errors(1, 4),
-        ("x", "wind", 5.0): Errors(3, 4),
+        ("x", CLEAN, np.inf): WordErrors(0, 4),
+        ("x", "rain", 5.0): WordErrors(1, 4),
+        ("x", "wind", 5.0): WordErrors(3, 4),
     }
-    assert by_snr(table, "x") == {5.0: Errors(4, 8), np.inf: Errors(0, 4)}
-    assert by_snr(table, "y") == {}
+    assert errors_by_snr(table, "x") == {5.0: WordErrors(4, 8), np.inf: WordErrors(0, 4)}
+    assert errors_by_snr(table, "y") == {}
 
 
 def test_another_kind_of_file_is_not_added_to(world):
@@ -389,7 +337,7 @@ def test_the_recipes_data_are_what_nano_en_was_not_trained_on(data, monkeypatch)
     monkeypatch.setattr("recipes.nano.data.read", lambda path: np.zeros(1, np.int16))  # names are enough
     study = read_study(os.path.join(os.path.dirname(__file__), "..", "..", "recipes", "noise_study", "digits.toml"))
     assert study.speech.takes == (HELD_OUT_TAKES[0], HELD_OUT_TAKES[-1])
-    noises = noises_of(study.noise.read(data))
+    noises = clips_by_class(study.noise.read(data))
     assert set(noises) == set(SOUNDS)
     _, held_out = read_esc10(data / study.noise.folder)
     wanted = {(clip.sound, clip.source) for clip in held_out}

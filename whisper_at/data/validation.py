@@ -59,8 +59,9 @@ def coerce(value: Any, hint: Any, name: str) -> Any:
 
 
 def _type_name(hint: Any) -> str:
-    if typing.get_origin(hint) is collections.abc.Sequence:
-        return f"a list of {_type_name(typing.get_args(hint)[0])}"
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is collections.abc.Sequence or (origin is tuple and args[-1] is ...):
+        return f"a list of {_type_name(args[0])}"
     return getattr(hint, "__name__", str(hint)).replace("NoneType", "none")
 
 

@@ -1,47 +1,48 @@
-"""The figures of the paper, drawn from the files of results."""
+"""Figures of the paper, drawn from the results of a study."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..train.plots import COLOURS, GREY, STYLES, new_figure
-from .probes import AVERAGE, INPUT, layers_only
-from .robustness import Correlation, line_band
-from .wer import Errors
+from .probes import AVERAGE, INPUT, layer_values
+from .robustness import Correlation, bootstrap_line
+from .wer import WordErrors
 
 MARKERS = "os^Dv<>P"
-NAMED = 15
-"""Of more classes than this, only those that stand out get their names in the plot."""
+MAX_NAMES = 15
+"""Maximum number of classes that are named in a plot: those farthest from the line."""
 
 
-def draw_errors(curves: Mapping[str, Mapping[float, Errors]]) -> Figure:
-    """Figure 1, upper: word error rate against the ratio of speech to noise, which falls to the right.
+def draw_errors(curves: Mapping[str, Mapping[float, WordErrors]]) -> Figure:
+    """Draw figure 1, upper: word error rate against the signal-to-noise ratio, which decreases to the right.
 
-    ``curves`` is of `whisper_at.study.wer.by_snr`, by recogniser; an infinite ratio is speech alone.
+    Parameters
+    ----------
+    curves : mapping
+        Result of `whisper_at.study.transcriptions.errors_by_snr` by recogniser; an infinite ratio is speech without
+        noise.
     """
     figure, axes = new_figure(6.2, 4.2)
     ratios = sorted({snr for curve in curves.values() for snr in curve if np.isfinite(snr)}, reverse=True)
     if not ratios:
         raise ValueError("there are no noisy transcriptions to draw")
-    apart = ratios[0] + max(5.0, (ratios[0] - ratios[-1]) / 8)  # where speech alone is drawn
-    alone = any(np.inf in curve for curve in curves.values())
-    for place, (name, curve) in enumerate(curves.items()):
+    clean_x = ratios[0] + max(5.0, (ratios[0] - ratios[-1]) / 8)  # position of speech without noise
+    has_clean = any(np.inf in curve for curve in curves.values())
+    for i, (name, curve) in enumerate(curves.items()):
         points = sorted(((snr, 100 * e.rate) for snr, e in curve.items() if np.isfinite(snr)), reverse=True)
-        style = {
-            "color": COLOURS[place % len(COLOURS)],
-            "marker": MARKERS[place % len(MARKERS)],
-            "ms": 5,
-            "clip_on": False,
-        }
-        axes.plot(*zip(*points), STYLES[place // len(COLOURS) % len(STYLES)], label=name, **style)
+        line, style = _style(i)
+        style["clip_on"] = False
+        axes.plot(*zip(*points), line, label=name, **style)
         if np.inf in curve:
-            axes.plot([apart], [100 * curve[np.inf].rate], **(style | {"mfc": "none"}))
-    ticks = ([apart] if alone else []) + ratios
-    axes.set_xticks(ticks, (["none"] if alone else []) + [_minus(f"{snr:g}") for snr in ratios])
+            axes.plot([clean_x], [100 * curve[np.inf].rate], **(style | {"mfc": "none"}))
+    ticks = ([clean_x] if has_clean else []) + ratios
+    axes.set_xticks(ticks, (["none"] if has_clean else []) + [_minus(f"{snr:g}") for snr in ratios])
     axes.set_xlim(ticks[0] + 2, ratios[-1] - 2)
     axes.set_ylim(bottom=0)
     axes.set(xlabel="speech over noise (dB)", ylabel="word error rate (%)", title="Speech recognition in noise")
@@ -50,16 +51,20 @@ def draw_errors(curves: Mapping[str, Mapping[float, Errors]]) -> Figure:
 
 
 def draw_layers(accuracy: Mapping[str, Mapping[str, float]], chance: float | None = None) -> Figure:
-    """Figure 1, lower: accuracy of the probes of layers 1 to L, by backbone (see `probes.fold_means`).
+    """Draw figure 1, lower: accuracy of the probes by layer.
 
-    The input and the average over all rows are drawn as open marks at the sides.
+    Parameters
+    ----------
+    accuracy : mapping
+        Accuracy by backbone and layer (`probes.average_folds`). The input and the average are open marks.
+    chance : float, optional
+        Accuracy of guessing, drawn as a dashed line.
     """
     figure, axes = new_figure(6.2, 4.2)
-    depth = max(len(layers_only(rows)) for rows in accuracy.values())
-    for place, (name, rows) in enumerate(accuracy.items()):
-        values = 100 * np.array(layers_only(rows))
-        style = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)], "ms": 5}
-        line = STYLES[place // len(COLOURS) % len(STYLES)]
+    depth = max(len(layer_values(rows)) for rows in accuracy.values())
+    for i, (name, rows) in enumerate(accuracy.items()):
+        values = 100 * np.array(layer_values(rows))
+        line, style = _style(i)
         axes.plot(np.arange(1, len(values) + 1), values, line, label=name, **style)
         for x, row in ((0, INPUT), (depth + 1, AVERAGE)):
             if row in rows:
@@ -77,22 +82,33 @@ def draw_layers(accuracy: Mapping[str, Mapping[str, float]], chance: float | Non
 
 
 def draw_robustness(
-    names: Sequence[str], f1: np.ndarray, rise: np.ndarray, found: Correlation, low: float, high: float
+    names: Sequence[str], f1: np.ndarray, increase: np.ndarray, correlation: Correlation, low: float, high: float
 ) -> Figure:
-    """Figure 2: how much errors rise in each class of noise (fraction) against how well it is recognised (F1).
+    """Draw figure 2: increase of word errors with a class of noise against the F1 of that class.
 
-    Errors rise downwards, as in the paper; the line is through all classes, its band of classes drawn anew.
+    As in the paper, the vertical axis points downwards. The line is fitted to all classes, its band by bootstrap.
+
+    Parameters
+    ----------
+    names : sequence of str
+        The classes.
+    f1, increase : ndarray of float, shape (classes,)
+        F1, and increase of the word error rate from ``high`` to ``low`` dB, as fractions.
+    correlation : Correlation
+        Of the two.
+    low, high : float
+        Ratios in dB.
     """
-    x, y = 100 * np.asarray(f1, float), 100 * np.asarray(rise, float)
+    x, y = 100 * np.asarray(f1, float), 100 * np.asarray(increase, float)
     figure, axes = new_figure(6.4, 4.6)
     grid = np.linspace(x.min(), x.max(), 101)
-    bounds = line_band(x, y, grid)
+    bounds = bootstrap_line(x, y, grid)
     axes.fill_between(grid, *bounds, color=COLOURS[0], alpha=0.15, linewidth=0, label="95 % band")
     slope, intercept = np.polyfit(x, y, 1)
     axes.plot(grid, intercept + slope * grid, color=COLOURS[0], linewidth=1.5, label="line through all")
     axes.plot(x, y, "o", color=COLOURS[1], ms=5, label=f"{len(x)} classes")
     residual = np.abs(y - intercept - slope * x)
-    named = range(len(x)) if len(x) <= NAMED else np.argsort(-residual)[:NAMED]
+    named = range(len(x)) if len(x) <= MAX_NAMES else np.argsort(-residual)[:MAX_NAMES]
     middle = (x.min() + x.max()) / 2
     for i in named:
         left = x[i] > middle
@@ -101,18 +117,19 @@ def draw_robustness(
                       ha="right" if left else "left", va="center")  # fmt: skip
     axes.invert_yaxis()
     axes.margins(0.08)
-    bracket = f" (95 %: {found.interval[0]:.2f} to {found.interval[1]:.2f})" if found.n > 3 else ""
+    low_r, high_r = correlation.interval
+    interval = f" (95 %: {low_r:.2f} to {high_r:.2f})" if correlation.n > 3 else ""
     axes.set(
         xlabel="F1 of the class in the last layer (%)",
         ylabel=_minus(f"rise of word errors, {high:g} → {low:g} dB (points)"),
-        title=_minus(f"Recognised and withstood\nr = {found.r:.2f}{bracket}, all {found.n} classes"),
+        title=_minus(f"Recognised and withstood\nr = {correlation.r:.2f}{interval}, all {correlation.n} classes"),
     )
     axes.legend(loc="best", frameon=True, fontsize=9)
     return figure
 
 
 def draw_best_layers(best: Sequence[int] | np.ndarray, layers: int) -> Figure:
-    """Figure 3: how many classes each layer is the best for; the axis counts from 1, as ``best`` does."""
+    """Draw figure 3: the number of classes that each layer is the best for; layers count from 1."""
     figure, axes = new_figure(max(4.2, 0.22 * layers + 2), 3.4)
     counts = np.bincount(np.asarray(best), minlength=layers + 1)[1:]
     axes.bar(np.arange(1, layers + 1), counts, width=0.8, color=COLOURS[0])
@@ -124,6 +141,12 @@ def draw_best_layers(best: Sequence[int] | np.ndarray, layers: int) -> Figure:
     return figure
 
 
+def _style(i: int) -> tuple[str, dict[str, Any]]:
+    """Return the line style and the colour and marker of the i-th curve."""
+    colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+    return STYLES[i // len(COLOURS) % len(STYLES)], {"color": colour, "marker": marker, "ms": 5}
+
+
 def _minus(text: str) -> str:
-    """With the sign that axes have, not a hyphen."""
+    """Replace hyphens by the minus sign that axes have."""
     return text.replace("-", "−")

@@ -1,4 +1,4 @@
-"""What each layer of an encoder knows of sounds: a linear probe by layer and fold (spec section 4.4)."""
+"""Linear probes: sound classification from each layer of an encoder, by cross-validation (spec section 4.4)."""
 
 from __future__ import annotations
 
@@ -21,22 +21,31 @@ from ..train.extract import load_part
 from ..train.features import stamp
 
 Encoder = Callable[[np.ndarray], np.ndarray]
-"""From float32 ``(samples,)`` at 16 kHz to ``(layers + 1, dim)``: the input of the first layer, then each layer's
-output, each averaged over time."""
+"""Function from audio, float32 ``(samples,)`` at 16 kHz, to ``(layers + 1, dim)``: the input of the first layer and
+the output of each layer, averaged over time."""
 
 INPUT, AVERAGE = "input", "average"
-"""Names of the rows that are no layers: what goes into the first, and the average over all rows before it."""
+"""Names of the two rows that are not layers: the input of the first layer, and the average of all rows."""
 COLUMNS = ("backbone", "fold", "layer", "dim", "clips", "accuracy")
 
 
 class Probe(NamedTuple):
-    """How well a layer tells the classes of a fold apart; a line of ``probe.csv``.
+    """Result of a probe on one fold; a line of ``probe.csv``.
 
     Attributes
     ----------
-    layer : ``input``, ``1`` to L, or ``average``
-    clips : in the fold
-    f1 : ``(classes,)``, the F1 of each; NaN where no clip of the fold has it
+    backbone, fold : str
+        Their names.
+    layer : str
+        ``input``, ``1`` to L, or ``average``.
+    dim : int
+        Width of the layer.
+    clips : int
+        Number of clips in the fold.
+    accuracy : float
+        Share of them that are classified correctly.
+    f1 : ndarray, shape (classes,)
+        F1 of each class; NaN if no clip of the fold has it.
     """
 
     backbone: str
@@ -49,65 +58,80 @@ class Probe(NamedTuple):
 
 
 def load_encoder(name: str, device: str | None = None) -> Encoder:
-    """An encoder seen through its layers; ``name`` is what `whisper_at.adapt.backbones.load_backbone` takes.
+    """Load a backbone by name (see `whisper_at.adapt.backbones.load_backbone`) as a function that returns its layers.
 
-    A clip is heard alone, without padding to 30 s. Whisper's last layer is taken before its final norm, as the paper
-    and our heads do. Raises what `load_backbone` raises.
+    Clips are not padded to 30 s. Whisper's last layer is taken before the final layer norm, as in the paper.
     """
     from ..adapt.backbones import load_backbone
 
     backbone = load_backbone(name, device)
     if backbone.family == "whisper":
         backbone.norm = None
-    place = next(backbone.parameters()).device
+    device_of_weights = next(backbone.parameters()).device
 
     @torch.no_grad()
     def encode(audio: np.ndarray) -> np.ndarray:
-        hidden = backbone(torch.from_numpy(audio)[None].to(place))
+        hidden = backbone(torch.from_numpy(audio)[None].to(device_of_weights))
         return torch.stack([states[0, hidden.special :].mean(0) for states in hidden.states]).float().cpu().numpy()
 
     return encode
 
 
-def encode_all(
+def encode_clips(
     clips: Sequence[Clip],
-    encoder: Callable[[], Encoder],
-    path: str | os.PathLike[str] | None = None,
+    load: Callable[[], Encoder],
+    cache: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> np.ndarray:
-    """States of all clips, float32 ``(clips, layers + 1, dim)``; kept at ``path``, if there is one, for these files.
+    """Return the time-averaged layers of all clips.
+
+    Parameters
+    ----------
+    clips : sequence of Clip
+        Clips to encode.
+    load : callable
+        Function that loads the encoder; not called if the result is cached.
+    cache : path, optional
+        Safetensors file for the result; used again as long as clips and their files are the same.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    ndarray of float32, shape (clips, layers + 1, dim)
 
     Raises
     ------
     ValueError
-        If a clip cannot be read: a probe on fewer clips would be another result.
+        If a clip cannot be read.
     """
-    keys = hashlib.sha256("\n".join(f"{clip.key} {_stamp(clip)}" for clip in clips).encode()).hexdigest()
-    if path is not None and Path(path).exists():
-        kept = load_file(path)
-        if kept.get("clips", np.zeros(0, np.uint8)).tobytes() == bytes.fromhex(keys):
-            return kept["states"]
-    encode, out = encoder(), []
+    digest = hashlib.sha256("\n".join(f"{clip.key} {_file_version(clip)}" for clip in clips).encode()).digest()
+    if cache is not None and Path(cache).exists():
+        cached = load_file(cache)
+        if cached.get("clips", np.zeros(0, np.uint8)).tobytes() == digest:
+            return cached["states"]
+    encode, out = load(), []
     for clip in tqdm(clips, unit="clip", desc="states", disable=not progress):
         try:
             out.append(encode(load_part(clip)))
         except (OSError, RuntimeError, ValueError) as error:
             raise ValueError(f"{clip.path.name} cannot be probed: {error}") from None
     states = np.stack(out).astype(np.float32)
-    if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        digest = torch.frombuffer(bytearray.fromhex(keys), dtype=torch.uint8)
-        save_safetensors({"states": torch.from_numpy(states), "clips": digest}, path)
+    if cache is not None:
+        Path(cache).parent.mkdir(parents=True, exist_ok=True)
+        clips_digest = torch.frombuffer(bytearray(digest), dtype=torch.uint8)
+        save_safetensors({"states": torch.from_numpy(states), "clips": clips_digest}, cache)
     return states
 
 
-def _stamp(clip: Clip) -> tuple[int, int] | None:
+def _file_version(clip: Clip) -> tuple[int, int] | None:
     return stamp(clip.path) if clip.path.exists() else None
 
 
 def published_classifier() -> Any:
-    """The paper's: scikit-learn's MLPClassifier without hidden layers, which is multinomial logistic regression
-    fitted by Adam until its loss stands still. For figures that are to be compared with the paper's.
+    """Return the paper's classifier: scikit-learn's `MLPClassifier` without hidden layers.
+
+    This is multinomial logistic regression fitted by Adam until the loss converges. Use it to compare with the paper.
     """
     from sklearn.neural_network import MLPClassifier
 
@@ -115,8 +139,9 @@ def published_classifier() -> Any:
 
 
 def logistic_classifier() -> Any:
-    """The same model brought to the one minimum of its loss under a penalty, so that it hangs on no learning rate, seed
-    or end of training. Of 0.001 to 100, C = 0.1 did best on nano.en's states of ESC-10, and 1 to 100 hardly worse.
+    """Return a logistic regression with an L2 penalty, which does not depend on learning rate, seed or stopping.
+
+    Of C = 0.001 to 100, 0.1 is best for layers of nano.en on ESC-10; 1 to 100 are hardly worse.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -131,26 +156,40 @@ def probe_layers(
     states: np.ndarray,
     dataset: Dataset,
     classifier: str = "published",
-    known: Sequence[Probe] = (),
-    report: Callable[[Probe], None] = lambda probe: None,
+    finished: Sequence[Probe] = (),
+    on_result: Callable[[Probe], None] = lambda probe: None,
     progress: bool = False,
 ) -> list[Probe]:
-    """Fit a linear classifier to every row of the states, fold by fold, and test it on the fold left out.
+    """Cross-validate a linear classifier on each layer, on the input and on their average.
 
-    Rows are standardised by what the classifier is fitted to. To those of ``states`` their average is added.
+    Features are standardised by the mean and deviation of the training folds.
 
     Parameters
     ----------
-    name : of the backbone
-    states : ``(clips, layers + 1, dim)`` of the dataset's clips, the first row the input
-    dataset : clips of one class each; its own folds where it has them
-    known : what was probed before; those of this backbone are not done again
-    report : is told each result as it comes
+    name : str
+        Name of the backbone in results.
+    states : ndarray, shape (clips, layers + 1, dim)
+        Layers of the clips (`encode_clips`), the input first.
+    dataset : Dataset
+        Clips of one class each; its own folds are used if it has any.
+    classifier : str
+        A key of `CLASSIFIERS`.
+    finished : sequence of Probe
+        Earlier results; those of this backbone are not computed again.
+    on_result : callable
+        Called with each new result.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    list of Probe
+        Results by fold and layer, ``finished`` included.
 
     Raises
     ------
     ValueError
-        If shapes do not agree, or a clip has not exactly one class.
+        If the shape is wrong, or a clip does not have exactly one class.
     """
     from sklearn.metrics import f1_score
     from sklearn.pipeline import make_pipeline
@@ -159,46 +198,45 @@ def probe_layers(
     if len(states) != len(dataset) or states.ndim != 3:
         raise ValueError(f"states are {states.shape}, but there are {len(dataset)} clips")
     if dataset.multi_label:
-        raise ValueError("a probe decides for one class: every clip must have exactly one label")
-    rows = np.concatenate([states, states.mean(axis=1, keepdims=True)], axis=1)
-    names = [INPUT, *(str(i) for i in range(1, states.shape[1])), AVERAGE]
-    truth = dataset.targets().argmax(1)
-    done = {(probe.fold, probe.layer): probe for probe in known if probe.backbone == name}
-    divisions = folds(dataset)
-    out = []
-    with tqdm(total=len(names) * len(divisions), unit="probe", desc=name, disable=not progress) as bar:
-        for fold, (outside, inside) in zip(_names_of(divisions, dataset), divisions):
-            present = np.unique(truth[inside])
-            for layer, label in enumerate(names):
-                probe = done.get((fold, label))
+        raise ValueError("a probe predicts one class: every clip must have exactly one label")
+    features = np.concatenate([states, states.mean(axis=1, keepdims=True)], axis=1)
+    layers = [INPUT, *(str(i) for i in range(1, states.shape[1])), AVERAGE]
+    labels = dataset.targets().argmax(1)
+    known = {(probe.fold, probe.layer): probe for probe in finished if probe.backbone == name}
+    splits = folds(dataset)
+    probes = []
+    with tqdm(total=len(layers) * len(splits), unit="probe", desc=name, disable=not progress) as bar:
+        for fold, (train, test) in zip(_fold_names(splits, dataset), splits):
+            present = np.unique(labels[test])
+            for i, layer in enumerate(layers):
+                probe = known.get((fold, layer))
                 if probe is None:
                     model = make_pipeline(StandardScaler(), CLASSIFIERS[classifier]())
-                    model.fit(rows[outside, layer], truth[outside])
-                    decided = model.predict(rows[inside, layer])
+                    model.fit(features[train, i], labels[train])
+                    predicted = model.predict(features[test, i])
                     f1 = np.full(len(dataset.classes), np.nan)
-                    f1[present] = f1_score(truth[inside], decided, labels=present, average=None, zero_division=0)
-                    accuracy = float(np.mean(decided == truth[inside]))
-                    probe = Probe(name, fold, label, rows.shape[2], len(inside), accuracy, f1)
-                    report(probe)
-                out.append(probe)
+                    f1[present] = f1_score(labels[test], predicted, labels=present, average=None, zero_division=0)
+                    accuracy = float(np.mean(predicted == labels[test]))
+                    probe = Probe(name, fold, layer, features.shape[2], len(test), accuracy, f1)
+                    on_result(probe)
+                probes.append(probe)
                 bar.update()
-    return out
+    return probes
 
 
-def _names_of(divisions: Sequence[tuple[np.ndarray, np.ndarray]], dataset: Dataset) -> list[str]:
-    """The data's folds where those are the divisions, else numbers from 1: no two divisions have the same name."""
-    own = [{dataset.clips[i].fold for i in inside} for _, inside in divisions]
-    names = [name for found in own for name in found]
-    if "" not in names and len(names) == len(set(names)) == len(divisions):
+def _fold_names(splits: Sequence[tuple[np.ndarray, np.ndarray]], dataset: Dataset) -> list[str]:
+    """Return the data set's names of the folds if each test part is one of them, else numbers from 1."""
+    names = [name for _, test in splits for name in {dataset.clips[i].fold for i in test}]
+    if "" not in names and len(names) == len(set(names)) == len(splits):
         return names
-    return [str(number) for number in range(1, len(divisions) + 1)]
+    return [str(number) for number in range(1, len(splits) + 1)]
 
 
 # --- results ------------------------------------------------------------------------------------------------
 
 
 def write_probes(path: str | os.PathLike[str], probes: Sequence[Probe], classes: Sequence[str]) -> None:
-    """Write ``probe.csv``, whole or not at all: a column for each class's F1 after those of ``COLUMNS``."""
+    """Write ``probe.csv`` atomically: `COLUMNS`, then the F1 of each class."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
@@ -210,7 +248,7 @@ def write_probes(path: str | os.PathLike[str], probes: Sequence[Probe], classes:
 
 
 def read_probes(path: str | os.PathLike[str]) -> tuple[list[Probe], tuple[str, ...]]:
-    """Rows and classes of a ``probe.csv``; none of either if there is no such file.
+    """Read the results and classes of a ``probe.csv``; both are empty if there is no such file.
 
     Raises
     ------
@@ -226,41 +264,44 @@ def read_probes(path: str | os.PathLike[str]) -> tuple[list[Probe], tuple[str, .
         n = len(COLUMNS)
         if tuple(header[:n]) != COLUMNS:
             raise ValueError(f"{path} holds no probes (its columns are {', '.join(header[:n])}); choose another folder")
-        probes = [
-            Probe(
-                row[0],
-                row[1],
-                row[2],
-                int(row[3]),
-                int(row[4]),
-                float(row[5]),
-                np.array([float(value or "nan") for value in row[n:]]),
-            )
-            for row in reader
-        ]
+        probes = []
+        for backbone, fold, layer, dim, clips, accuracy, *f1 in reader:
+            values = np.array([float(value or "nan") for value in f1])
+            probes.append(Probe(backbone, fold, layer, int(dim), int(clips), float(accuracy), values))
     return probes, tuple(header[n:])
 
 
-def fold_means(probes: Sequence[Probe], backbone: str) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Of each row of a backbone's states the accuracy and the F1 ``(classes,)``, averaged over folds; in order.
+def average_folds(probes: Sequence[Probe], backbone: str) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Average the results of a backbone over folds.
 
-    Raises ValueError if a row lacks a fold.
+    Returns
+    -------
+    accuracy : dict of str to float
+        By name of the layer, in order.
+    f1 : dict of str to ndarray, shape (classes,)
+        Likewise.
+
+    Raises
+    ------
+    ValueError
+        If a layer lacks a fold.
     """
-    own = [probe for probe in probes if probe.backbone == backbone]
-    layers = list(dict.fromkeys(probe.layer for probe in own))
-    wanted = {probe.fold for probe in own}
+    by_layer: dict[str, list[Probe]] = {}
+    for probe in probes:
+        if probe.backbone == backbone:
+            by_layer.setdefault(probe.layer, []).append(probe)
+    all_folds = {probe.fold for group in by_layer.values() for probe in group}
     accuracy, f1 = {}, {}
-    for layer in layers:
-        of = [probe for probe in own if probe.layer == layer]
-        if {probe.fold for probe in of} != wanted:
+    for layer, group in by_layer.items():
+        if {probe.fold for probe in group} != all_folds:
             raise ValueError(f"probes of {backbone} are not finished: run `whisper-at study probe` again")
-        accuracy[layer] = float(np.mean([probe.accuracy for probe in of]))
-        values = np.stack([probe.f1 for probe in of])
+        accuracy[layer] = float(np.mean([probe.accuracy for probe in group]))
+        values = np.stack([probe.f1 for probe in group])
         count = np.isfinite(values).sum(0)
         f1[layer] = np.where(count > 0, np.nansum(values, 0) / np.maximum(count, 1), np.nan)
     return accuracy, f1
 
 
-def layers_only(rows: Mapping[str, Any]) -> list[Any]:
-    """The entries of layers 1 to L, in order, without the input and the average."""
-    return [value for layer, value in rows.items() if layer not in (INPUT, AVERAGE)]
+def layer_values(by_layer: Mapping[str, Any]) -> list[Any]:
+    """Return the values of layers 1 to L, without the input and the average."""
+    return [value for layer, value in by_layer.items() if layer not in (INPUT, AVERAGE)]

@@ -1,4 +1,4 @@
-"""Speech recognisers behind one small interface: from samples at 16 kHz to text."""
+"""Speech recognisers as plain functions from audio to text."""
 
 from __future__ import annotations
 
@@ -14,62 +14,72 @@ from .. import checkpoints
 from ..checkpoints import huggingface
 
 Recogniser = Callable[[np.ndarray], str]
-"""From float32 ``(samples,)`` at 16 kHz to text."""
+"""Function from audio, float32 ``(samples,)`` at 16 kHz, to text."""
+EXAMPLES = ("whisper_at:nano.en", "whisper:tiny.en", "ctc:facebook/wav2vec2-base-960h")
 
 
 def load_recogniser(name: str, device: str | None = None) -> Recogniser:
-    """Load a recogniser by ``kind:model``.
+    """Load a recogniser.
 
-    ``whisper_at:nano.en`` is this package's `load_model`, ``whisper:tiny.en`` openai-whisper's, each transcribing
-    English with all defaults (greedy, then at higher temperatures); ``ctc:facebook/wav2vec2-base-960h`` is a
-    ``transformers`` model with a CTC output, an id or a folder, whose likeliest symbols are taken.
+    Parameters
+    ----------
+    name : str
+        ``whisper_at:MODEL`` for this package's `load_model` or ``whisper:MODEL`` for openai-whisper's, both
+        transcribing English with default options; ``ctc:MODEL`` for a CTC model of ``transformers`` (id or folder),
+        decoded greedily.
+    device : str, optional
+        PyTorch device; CUDA if available by default.
+
+    Returns
+    -------
+    Recogniser
 
     Raises
     ------
     ValueError
-        If there is no such kind or model, see `check_recogniser`.
+        If there is no such kind of recogniser or no such model.
     RuntimeError
-        If the model does not load.
+        If the model cannot be loaded.
     """
-    kind, model = check_recogniser(name)
-    return KINDS[kind](model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    kind, model = parse_recogniser(name)
+    return LOADERS[kind](model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def check_recogniser(name: str) -> tuple[str, str]:
-    """Kind and model of a recogniser's name; ValueError if there is no such kind, or clearly no such model."""
-    kind, colon, model = name.partition(":")
-    if kind not in KINDS or not colon or not model:
+def parse_recogniser(name: str) -> tuple[str, str]:
+    """Split ``kind:model`` and check both as far as possible without loading the model; raise ValueError if wrong."""
+    kind, _, model = name.partition(":")
+    if kind not in LOADERS or not model:
         raise ValueError(f"no recogniser {name!r}: give kind:model, such as {', '.join(EXAMPLES)}")
-    there = os.path.exists(os.path.expanduser(model))
+    exists = os.path.exists(os.path.expanduser(model))
     if kind == "ctc":
-        if not there and not huggingface.is_hub_id(model):
+        if not exists and not huggingface.is_hub_id(model):
             raise ValueError(f"no recogniser {name!r}: {model!r} is neither a folder nor an id as in {EXAMPLES[2]}")
         return kind, model
     known = [n for n in checkpoints.available_models() if kind == "whisper_at" or n != checkpoints.EMBEDDED]
-    if not there and model not in known and not (kind == "whisper_at" and huggingface.is_hub_id(model)):
-        near = difflib.get_close_matches(model, known, n=3) or known
-        raise ValueError(f"no recogniser {name!r}: no file, and no model of that name (there is {', '.join(near)})")
+    if not exists and model not in known and not (kind == "whisper_at" and huggingface.is_hub_id(model)):
+        nearest = difflib.get_close_matches(model, known, n=3) or known
+        raise ValueError(f"no recogniser {name!r}: no file, and no model of that name (there is {', '.join(nearest)})")
     return kind, model
 
 
-def _whisper_at(model: str, device: str) -> Recogniser:
+def _load_whisper_at(model: str, device: str) -> Recogniser:
     from ..model import load_model
 
-    return _transcribing(load_model(model, device, head=None))
+    return _whisper_recogniser(load_model(model, device, head=None))
 
 
-def _openai_whisper(model: str, device: str) -> Recogniser:
+def _load_openai_whisper(model: str, device: str) -> Recogniser:
     import whisper
 
-    return _transcribing(whisper.load_model(model, device))
+    return _whisper_recogniser(whisper.load_model(model, device))
 
 
-def _transcribing(model: Any) -> Recogniser:
-    half = model.device.type == "cuda"
-    return lambda audio: model.transcribe(audio, language="en", fp16=half)["text"]
+def _whisper_recogniser(model: Any) -> Recogniser:
+    fp16 = model.device.type == "cuda"
+    return lambda audio: model.transcribe(audio, language="en", fp16=fp16)["text"]
 
 
-def _ctc(model: str, device: str) -> Recogniser:
+def _load_ctc(model: str, device: str) -> Recogniser:
     from transformers import AutoModelForCTC, AutoProcessor
 
     try:
@@ -87,9 +97,8 @@ def _ctc(model: str, device: str) -> Recogniser:
     return recognise
 
 
-KINDS: dict[str, Callable[[str, str], Recogniser]] = {
-    "whisper_at": _whisper_at,
-    "whisper": _openai_whisper,
-    "ctc": _ctc,
+LOADERS: dict[str, Callable[[str, str], Recogniser]] = {
+    "whisper_at": _load_whisper_at,
+    "whisper": _load_openai_whisper,
+    "ctc": _load_ctc,
 }
-EXAMPLES = ("whisper_at:nano.en", "whisper:tiny.en", "ctc:facebook/wav2vec2-base-960h")

@@ -1,0 +1,70 @@
+"""Readers of transcribed speech, on tiny files."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.io import wavfile
+
+from whisper_at.data.utterances import read_digit_strings, read_librispeech
+
+RATE = 16000
+
+
+def tone(seconds: float, frequency: float = 440.0, level: float = 0.5) -> np.ndarray:
+    return (level * np.sin(2 * np.pi * frequency * np.arange(round(seconds * RATE)) / RATE)).astype(np.float32)
+
+
+def write_wav(path, audio: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    wavfile.write(path, RATE, (audio * 32767).astype(np.int16))
+
+
+def test_librispeech_is_read_in_the_order_of_its_names(tmp_path):
+    root = tmp_path / "test-clean"
+    for speaker, lines in {"61": ["HE SAID", "YES IT IS"], "121": ["NO"]}.items():
+        folder = root / speaker / "7"
+        folder.mkdir(parents=True)
+        names = [f"{speaker}-7-{i:04d}" for i in range(len(lines))]
+        (folder / f"{speaker}-7.trans.txt").write_text("".join(f"{n} {t}\n" for n, t in zip(names, lines)))
+        for i, name in enumerate(names):
+            write_wav(folder / f"{name}.flac", tone(0.2 + i / 10))  # ffmpeg looks into the file, not at its name
+    found = read_librispeech(root)
+    assert [(u.name, u.text) for u in found] == [
+        ("121-7-0000", "NO"),
+        ("61-7-0000", "HE SAID"),
+        ("61-7-0001", "YES IT IS"),
+    ]
+    assert len(found[2].load()) == round(0.3 * RATE)
+    assert [u.name for u in read_librispeech(root, 2)] == ["121-7-0000", "61-7-0000"]
+    assert [u.name for u in read_librispeech(root, 1, spread=True)] == ["121-7-0000"]
+    with pytest.raises(ValueError, match="has 3 sentences, fewer than the requested 9"):
+        read_librispeech(root, 9)
+    (root / "121" / "7" / "121-7-0000.flac").unlink()
+    with pytest.raises(ValueError, match="121-7-0000.flac is missing"):
+        read_librispeech(root)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="is not a LibriSpeech folder"):
+        read_librispeech(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        read_librispeech(tmp_path / "nowhere")
+
+
+def test_digit_strings_are_of_one_speaker_and_of_the_takes_asked_for(tmp_path):
+    for speaker in ("ann", "bob"):
+        for digit in range(10):
+            for take in (44, 45, 49):
+                write_wav(tmp_path / f"{digit}_{speaker}_{take}.wav", tone(0.1 if take > 44 else 1.0))
+    found = read_digit_strings(tmp_path, 6, takes=(45, 49), digits=(3, 5))
+    assert [u.name.split("-")[1] for u in found] == ["ann", "bob"] * 3
+    for utterance in found:
+        n = len(utterance.text.split())
+        assert 3 <= n <= 5
+        assert utterance.name.endswith("-" + utterance.text.replace(" ", ""))
+        seconds = len(utterance.load()) / RATE
+        assert 0.1 * n + 0.05 * (n - 1) - 0.01 <= seconds <= 0.1 * n + 0.3 * (n - 1) + 0.01  # never take 44
+    again = read_digit_strings(tmp_path, 3, takes=(45, 49), digits=(3, 5))
+    assert [u.name for u in again] == [u.name for u in found[:3]]
+    np.testing.assert_array_equal(again[2].load(), found[2].load())
+    with pytest.raises(ValueError, match="has no takes 90 to 99"):
+        read_digit_strings(tmp_path, 3, takes=(90, 99))
