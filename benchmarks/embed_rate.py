@@ -1,13 +1,13 @@
-"""Rate at which files are embedded, decoding and table included, against the bare encoder's on the same samples.
+"""Rate at which `whisper-at embed` embeds files, decoding and table included, against the network alone.
 
-    python benchmarks/embed_rate.py                                    # VGGish-Fusion, 1,000 made WAVs of 5 s
+    python benchmarks/embed_rate.py                                    # VGGish-Fusion, 1,000 synthetic WAVs of 5 s
     python benchmarks/embed_rate.py --backbone tiny --weights random
-    python benchmarks/embed_rate.py --folder recordings --clips 1000   # files of yours, over and over
+    python benchmarks/embed_rate.py --folder recordings --clips 1000   # your files, repeated as needed
 
-The bare encoder gets samples that were decoded before, in the same batches of the same clips, front end and pooling
-included. The two take turns in rounds, so that a machine that slows down slows both. With random weights nothing is
-downloaded; time does not depend on what a network knows. Made WAVs are 16 kHz, 16 bit, and need no conversion: files of
-other kinds cost a start of ffmpeg each, which --folder shows.
+The network alone gets decoded samples, in the same batches of the same clips, front end and pooling included. The two
+alternate in rounds, so that a machine that slows down slows both. With random weights nothing is downloaded; time does
+not depend on the values of weights. Synthetic WAVs are 16 kHz, 16 bit, and need no conversion; other files cost a start
+of ffmpeg each, which --folder shows.
 """
 
 from __future__ import annotations
@@ -26,48 +26,48 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's whisper_at, installed or not
 
-from whisper_at.embed.embedding import Failure, embed, read_samples, recordings
+from whisper_at.embed.embedding import Failure, embed, find_recordings, load_waveform
 from whisper_at.embed.frames import pool_frames
 from whisper_at.embed.fusion import Fusion, load_fusion
-from whisper_at.embed.search import describe
+from whisper_at.embed.search import embedding_config
 from whisper_at.embed.store import EmbeddingWriter
 
-RATE = 16000
+SAMPLE_RATE = 16000
 
 
 def make_clips(folder: Path, clips: int, seconds: float) -> list[Path]:
-    """WAVs of noise that swells, each another one."""
-    n = round(seconds * RATE)
-    envelope = np.sin(np.arange(n) / RATE * 0.7) ** 2
+    """Write WAVs of noise that swells, each different."""
+    n = round(seconds * SAMPLE_RATE)
+    envelope = np.sin(np.arange(n) / SAMPLE_RATE * 0.7) ** 2
     noise = np.random.default_rng(0).standard_normal(n + 100 * clips)
     paths = []
     for i in range(clips):
         samples = noise[100 * i : 100 * i + n] * envelope * 3000
         paths.append(folder / f"{i:05d}.wav")
         with wave.open(str(paths[-1]), "wb") as file:
-            file.setparams((1, 2, RATE, 0, "NONE", ""))
+            file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
             file.writeframes(samples.astype("<i2").tobytes())
     return paths
 
 
-def bare(model: Fusion, samples: list[np.ndarray], batch: int) -> float:
-    """Seconds for samples that are in memory."""
-    begun = time.perf_counter()
+def time_network(model: Fusion, samples: list[np.ndarray], batch: int) -> float:
+    """Return the seconds that samples in memory take."""
+    start = time.perf_counter()
     for first in range(0, len(samples), batch):
-        heard = model.encode_each([torch.from_numpy(one) for one in samples[first : first + batch]])
-        _ = [pool_frames(frames, model.pooling).cpu().numpy() for frames in heard]
-    return time.perf_counter() - begun
+        encoded = model.encode_waveforms([torch.from_numpy(clip) for clip in samples[first : first + batch]])
+        _ = [pool_frames(frames, model.pooling).cpu().numpy() for frames in encoded]
+    return time.perf_counter() - start
 
 
-def whole(model: Fusion, paths: list[Path], batch: int, workers: int | None, out: Path) -> float:
-    """Seconds for files, to a table."""
-    begun = time.perf_counter()
+def time_files(model: Fusion, paths: list[Path], batch: int, workers: int | None, out: Path) -> float:
+    """Return the seconds from files to a table."""
+    start = time.perf_counter()
     with EmbeddingWriter(out, model.width, {}) as writer:
-        for row in embed(paths, model, batch=batch, workers=workers):
-            if isinstance(row, Failure):
-                raise RuntimeError(row.reason)
-            writer.write(row)
-    return time.perf_counter() - begun
+        for result in embed(paths, model, batch=batch, workers=workers):
+            if isinstance(result, Failure):
+                raise RuntimeError(result.reason)
+            writer.write(result)
+    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -76,8 +76,8 @@ def main() -> None:
     parser.add_argument("--layers", help="1,3 or all; the backbone's own by default")
     parser.add_argument("--weights", default="random")
     parser.add_argument("--clips", type=int, default=1000)
-    parser.add_argument("--seconds", type=float, default=5.0, help="length of made clips")
-    parser.add_argument("--folder", help="take these recordings instead")
+    parser.add_argument("--seconds", type=float, default=5.0, help="length of synthetic clips")
+    parser.add_argument("--folder", help="use these recordings instead")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--workers", type=int)
     parser.add_argument("--threads", type=int, help="of PyTorch")
@@ -93,27 +93,27 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if args.folder:
-            paths = list(itertools.islice(itertools.cycle(recordings([args.folder])), args.clips))
+            paths = list(itertools.islice(itertools.cycle(find_recordings([args.folder])), args.clips))
         else:
             paths = make_clips(folder, args.clips, args.seconds)
         out = folder / ("table.npz" if args.npz else "table.parquet")
-        whole(model, paths[: args.batch], args.batch, args.workers, out)  # warm-up
+        time_files(model, paths[: args.batch], args.batch, args.workers, out)  # warm-up
         size = -(-len(paths) // args.rounds)
         seconds = {"bare": 0.0, "whole": 0.0}
         length = 0
         for first in range(0, len(paths), size):
-            some = paths[first : first + size]
-            samples = [read_samples(path, model.sample_rate) for path in some]
+            chunk = paths[first : first + size]
+            samples = [load_waveform(path, model.sample_rate) for path in chunk]
             length += sum(map(len, samples))
-            seconds["bare"] += bare(model, samples, args.batch)
-            seconds["whole"] += whole(model, some, args.batch, args.workers, out)
+            seconds["bare"] += time_network(model, samples, args.batch)
+            seconds["whole"] += time_files(model, chunk, args.batch, args.workers, out)
     rates = {name: len(paths) / spent for name, spent in seconds.items()}
-    facts = describe(model, args.weights, "clip")
+    facts = embedding_config(model, args.weights, "clip")
     print(f"{facts['backbone']}, layers {facts['layers']}, width {facts['width']}, on {model.device}")
     print(f"{len(paths)} clips, {length / model.sample_rate:.0f} s of audio, {torch.get_num_threads()} threads")
-    print(f"bare encoder   {seconds['bare']:8.1f} s  {rates['bare']:7.2f} clips/s")
+    print(f"network alone  {seconds['bare']:8.1f} s  {rates['bare']:7.2f} clips/s")
     print(f"files to table {seconds['whole']:8.1f} s  {rates['whole']:7.2f} clips/s")
-    print(f"{rates['whole'] / rates['bare']:.3f} of the bare encoder's rate")
+    print(f"{rates['whole'] / rates['bare']:.3f} of the network's rate")
     if args.json:
         found = {"seconds": seconds, "clips": len(paths), "audio_seconds": length / model.sample_rate}
         Path(args.json).write_text(json.dumps(facts | found), "utf-8")

@@ -14,11 +14,11 @@ from conftest import noise
 from whisper_at.audio import load_audio
 from whisper_at.cli import embed as embed_command
 from whisper_at.cli import search as search_command
-from whisper_at.embed import embedding as embed_module
-from whisper_at.embed.embedding import Embedding, Failure, embed, read_samples, recordings
+from whisper_at.embed import embedding as embedding_module
+from whisper_at.embed.embedding import Embedding, Failure, embed, find_recordings, load_waveform
 from whisper_at.embed.fusion import load_fusion
-from whisper_at.embed.search import restore, search
-from whisper_at.embed.store import EmbeddingWriter, read_config, read_rows
+from whisper_at.embed.search import load_from_config, search_vectors
+from whisper_at.embed.store import EmbeddingWriter, read_batches, read_config
 
 NANO = ["--backbone", "whisper-nano", "--weights", "random", "--layers", "0,2", "--device", "cpu"]
 
@@ -48,17 +48,17 @@ def folder(tmp_path):
 
 def test_wav_without_conversion_is_read_as_ffmpeg_reads_it(tmp_path):
     path = write_wav(tmp_path / "a.wav", noise(0.5))
-    assert np.array_equal(read_samples(path, 16000), load_audio(path))
+    assert np.array_equal(load_waveform(path, 16000), load_audio(path))
     path.write_bytes(path.read_bytes()[:9001])  # cut in the middle of a sample
-    assert np.array_equal(read_samples(path, 16000), load_audio(path))
+    assert np.array_equal(load_waveform(path, 16000), load_audio(path))
     stereo = write_wav(tmp_path / "b.wav", noise(0.5), channels=2)
-    assert np.array_equal(read_samples(stereo, 16000), load_audio(stereo))
+    assert np.array_equal(load_waveform(stereo, 16000), load_audio(stereo))
     slow = write_wav(tmp_path / "c.wav", noise(0.5), rate=8000)
-    assert np.array_equal(read_samples(slow, 16000), load_audio(slow))
+    assert np.array_equal(load_waveform(slow, 16000), load_audio(slow))
 
 
 def test_rows_are_those_of_one_file_at_a_time(folder, model):
-    paths = list(recordings([folder]))
+    paths = list(find_recordings([folder]))
     assert [p.name for p in paths] == [f"clip{i}.wav" for i in range(5)]
     rows = list(embed([folder], model, batch=3))
     assert [row.path for row in rows] == [str(path) for path in paths]
@@ -89,17 +89,17 @@ def test_bad_files_are_reported_and_the_rest_go_on(folder, model):
 
 def test_files_are_decoded_only_a_little_ahead(folder, model, monkeypatch):
     """Memory does not depend on the number of files."""
-    asked = []
+    decoded = []
 
-    def read(path, rate):
-        asked.append(path)
+    def fake_load(path, sample_rate):
+        decoded.append(path)
         return np.zeros(8000, np.float32)
 
-    monkeypatch.setattr(embed_module, "read_samples", read)
+    monkeypatch.setattr(embedding_module, "load_waveform", fake_load)
     rows = embed((folder / f"{i}.wav" for i in range(1000)), model, batch=4)
     for _ in range(4):
         next(rows)
-    assert len(asked) <= 4 + 2 * 4 + 1
+    assert len(decoded) <= 4 + 2 * 4 + 1
     rows.close()
 
 
@@ -111,29 +111,29 @@ def test_command_writes_a_table_that_says_how_it_was_made(folder, model, suffix,
     out = folder.parent / f"out{suffix}"
     assert embed_command.main([str(folder), "-o", str(out), "--level", level, *NANO]) == 0
     expected = list(embed([folder], model, level))
-    found = list(read_rows(out, at_once=50))
-    assert [p for rows in found for p in rows.paths] == [row.path for row in expected]
-    assert [s for rows in found for s in rows.starts] == [row.start for row in expected]
-    assert [s for rows in found for s in rows.ends] == [row.end for row in expected]
-    vectors = np.concatenate([rows.vectors for rows in found])
+    batches = list(read_batches(out, batch_size=50))
+    assert [p for batch in batches for p in batch.paths] == [row.path for row in expected]
+    assert [s for batch in batches for s in batch.starts] == [row.start for row in expected]
+    assert [s for batch in batches for s in batch.ends] == [row.end for row in expected]
+    vectors = np.concatenate([batch.vectors for batch in batches])
     np.testing.assert_allclose(vectors, np.stack([row.vector for row in expected]), atol=1e-5)
     config = read_config(out)
     assert config["layers"] == [0, 2]
     assert config["level"] == level
     assert config["width"] == 64
-    assert torch.equal(restore(config)(torch.ones(1, 8000)), model(torch.ones(1, 8000)))
+    assert torch.equal(load_from_config(config)(torch.ones(1, 8000)), model(torch.ones(1, 8000)))
     assert [p.name for p in folder.parent.iterdir() if p.name != "clips"] == [out.name]
     assert "from 5 of 5 files" in capsys.readouterr().out
 
 
-def test_parquet_is_plain(folder):
+def test_parquet_has_a_plain_schema(folder):
     pq = pytest.importorskip("pyarrow.parquet")
     out = folder.parent / "out.parquet"
     embed_command.main([str(folder), "-o", str(out), *NANO])
     table = pq.read_table(out)
     assert table.column_names == ["path", "start", "end", "embedding"]
-    kind = table.schema.field("embedding").type
-    assert (kind.list_size, str(kind.value_type)) == (64, "float")
+    vector_type = table.schema.field("embedding").type
+    assert (vector_type.list_size, str(vector_type.value_type)) == (64, "float")
     assert json.loads(table.schema.metadata[b"whisper_at"])["backbone"] == "whisper-nano"
 
 
@@ -157,7 +157,7 @@ def test_exit_status_says_whether_all_went_well(folder, capsys):
     captured = capsys.readouterr()
     assert "clip3.wav" in captured.err
     assert "from 4 of 5 files" in captured.out
-    assert sum(len(rows.paths) for rows in read_rows(out)) == 4
+    assert sum(len(batch.paths) for batch in read_batches(out)) == 4
 
 
 def test_nothing_is_left_of_a_failed_run(folder):
@@ -165,9 +165,14 @@ def test_nothing_is_left_of_a_failed_run(folder):
     with pytest.raises(RuntimeError, match="none of the files"):
         embed_command.main([str(folder / "notes.txt"), "-o", str(out), *NANO])
     assert [p.name for p in folder.parent.iterdir()] == ["clips"]
-    with pytest.raises(KeyError), EmbeddingWriter(out, 3, {}) as writer:
-        writer.write(Embedding("a", 0.0, 1.0, np.zeros(3, np.float32)))
-        raise KeyError
+
+    def fail_while_writing():
+        with EmbeddingWriter(out, 3, {}) as writer:
+            writer.write(Embedding("a", 0.0, 1.0, np.zeros(3, np.float32)))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_while_writing()
     assert [p.name for p in folder.parent.iterdir()] == ["clips"]
 
 
@@ -197,12 +202,12 @@ def test_search_is_cosine(tmp_path):
     queries = generator.standard_normal((2, 8))
     cosines = (vectors @ queries.T) / np.outer(np.linalg.norm(vectors, axis=1), np.linalg.norm(queries, axis=1))
     expected = np.argsort(-cosines.max(1))[:7]
-    hits = search(tmp_path / "t.npz", queries, k=7)
-    assert [hit.path for hit in hits] == [f"f{i}" for i in expected]
-    np.testing.assert_allclose([hit.score for hit in hits], cosines.max(1)[expected], atol=1e-6)
-    assert hits[0].start == expected[0]
+    results = search_vectors(tmp_path / "t.npz", queries, k=7)
+    assert [result.path for result in results] == [f"f{i}" for i in expected]
+    np.testing.assert_allclose([result.score for result in results], cosines.max(1)[expected], atol=1e-6)
+    assert results[0].start == expected[0]
     with pytest.raises(ValueError, match="the query has 3 numbers"):
-        search(tmp_path / "t.npz", np.ones(3))
+        search_vectors(tmp_path / "t.npz", np.ones(3))
 
 
 def test_search_command_finds_the_recording_itself(folder, capsys):
@@ -224,4 +229,4 @@ def test_other_weights_are_refused(folder):
     embed_command.main([str(folder), "-o", str(out), *NANO])
     config = read_config(out) | {"network_sha256": "0"}
     with pytest.raises(ValueError, match="not those that the embeddings were made with"):
-        restore(config, device="cpu")
+        load_from_config(config, device="cpu")

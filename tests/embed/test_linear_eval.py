@@ -1,4 +1,4 @@
-"""Two-pass linear evaluation: the scaler, classifiers fitted together, divisions, crops, caches, pictures."""
+"""Two-pass linear evaluation: the scaler, probes fitted together, splits, crops, caches, tables and plots."""
 
 from __future__ import annotations
 
@@ -10,17 +10,25 @@ import numpy as np
 import pytest
 import torch
 from conftest import noise
-from sklearn.preprocessing import StandardScaler
+from sklearn import preprocessing
 
 from whisper_at.adapt.waveforms import Waves
 from whisper_at.cli import lineareval
 from whisper_at.data.clips import Clip, Dataset
 from whisper_at.data.readers import read_folders
-from whisper_at.embed import linear_eval as lineareval_module
+from whisper_at.embed import experiment, linear_eval
 from whisper_at.embed.fusion import load_fusion
-from whisper_at.embed.linear_eval import CHOSEN, Row, best_pair, cropped, divisions, embed_clips, evaluate_layers
-from whisper_at.embed.plots import as_markdown, summarize
-from whisper_at.embed.probes import Parts, ProbeSettings, Scaler, fit_probes, score
+from whisper_at.embed.linear_eval import (
+    BEST_PAIR,
+    ProbeResult,
+    best_pair,
+    crop_or_pad,
+    embed_clips,
+    evaluate_layers,
+    split_dataset,
+)
+from whisper_at.embed.plots import summarize, to_markdown
+from whisper_at.embed.probes import ProbeSettings, SplitArrays, StandardScaler, fit_probes, score
 
 QUICK = ProbeSettings(lr=0.01, epochs=12, patience=4, batch=16)
 
@@ -32,36 +40,37 @@ def test_f5_every_batch_counts():
     """F5: the statistics of batches are those of all rows; the reference forgot its first batch."""
     random = np.random.default_rng(0)
     values = np.concatenate([random.normal(5, 1, (7, 3)), random.normal(-2, 4, (30, 3)), random.normal(0, 1, (1, 3))])
-    scaler = Scaler()
+    scaler = StandardScaler()
     for part in np.split(values, [7, 20, 37]):
-        scaler.update(part)
+        scaler.partial_fit(part)
     np.testing.assert_allclose(scaler.mean, values.mean(0))
     np.testing.assert_allclose(scaler.std, values.std(0))
     assert scaler.count == 38
     values[:, 1] = 3.0
-    scaled = Scaler().update(values)(values)
-    np.testing.assert_allclose(scaled, StandardScaler().fit_transform(values), atol=1e-6)
+    scaled = StandardScaler().partial_fit(values).transform(values)
+    np.testing.assert_allclose(scaled, preprocessing.StandardScaler().fit_transform(values), atol=1e-6)
 
 
-def problem(widths, classes=3, n=(40, 20, 30), seed=0):
-    """Representations of these widths from which the class can be told, and targets."""
+def make_problem(widths, classes=3, n=(40, 20, 30), seed=0):
+    """Representations of these widths, in which the classes are well separated, and targets."""
     random = np.random.default_rng(seed)
     labels = [random.integers(0, classes, size) for size in n]
     means = [random.normal(0, 1, (classes, width)) for width in widths]
-    made = [
-        Parts(*(mean[of].astype(np.float32) * 3 + random.normal(0, 1, (len(of), len(mean[0]))) for of in labels))
+    values = [
+        [mean[of].astype(np.float32) * 3 + random.normal(0, 1, (len(of), len(mean[0]))) for of in labels]
         for mean in means
     ]
-    return [Parts(*(x.astype(np.float32) for x in one)) for one in made], Parts(
-        *(np.eye(classes, dtype=np.float32)[of] for of in labels)
-    )
+    representations = [SplitArrays(*(x.astype(np.float32) for x in splits)) for splits in values]
+    return representations, SplitArrays(*(np.eye(classes, dtype=np.float32)[of] for of in labels))
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
-def test_classifiers_fitted_together_are_those_fitted_alone(multi_label):
-    representations, targets = problem([8, 4, 8, 4, 8])
+def test_probes_fitted_together_are_those_fitted_alone(multi_label):
+    representations, targets = make_problem([8, 4, 8, 4, 8])
     if multi_label:
-        targets = Parts(*(np.maximum(t, np.roll(t, 1, axis=1) * (np.arange(len(t)) % 2)[:, None]) for t in targets))
+        targets = SplitArrays(
+            *(np.maximum(t, np.roll(t, 1, axis=1) * (np.arange(len(t)) % 2)[:, None]) for t in targets)
+        )
     together = fit_probes(representations, targets, QUICK, 42, multi_label)
     for one, found in zip(representations, together):
         alone = fit_probes([one], targets, QUICK, 42, multi_label)[0]
@@ -71,13 +80,13 @@ def test_classifiers_fitted_together_are_those_fitted_alone(multi_label):
     assert score(together[0].test_logits, targets.test, multi_label) > 0.9
 
 
-def test_a_classifier_is_one_linear_map_fitted_by_adam():
+def test_a_probe_is_one_linear_layer_fitted_by_adam():
     """Against a plain loop: nn.Linear's range, CE / C, L2 of 1e-8, last of equally good epochs, patience."""
-    representations, targets = problem([6], classes=4, n=(33, 12, 9))
+    representations, targets = make_problem([6], classes=4, n=(33, 12, 9))
     settings = ProbeSettings(lr=0.02, epochs=40, patience=5, batch=10)
     found = fit_probes(representations, targets, settings, 7)[0]
 
-    scaler = StandardScaler().fit(representations[0].train)
+    scaler = preprocessing.StandardScaler().fit(representations[0].train)
     train, valid, test = (torch.tensor(scaler.transform(x), dtype=torch.float32) for x in representations[0])
     draw = torch.Generator().manual_seed(7)
     weight, bias = ((torch.rand(n, 4, generator=draw) * 2 - 1) / 6**0.5 for n in (6, 1))
@@ -102,9 +111,9 @@ def test_a_classifier_is_one_linear_map_fitted_by_adam():
     np.testing.assert_allclose(found.test_logits, best[2], atol=1e-4)
 
 
-def test_f6_the_scaler_sees_training_alone():
-    """F6: what validates has no part in the scaler."""
-    representations, targets = problem([5])
+def test_f6_the_scaler_is_fitted_on_training_only():
+    """F6: the validation split does not change the scaler."""
+    representations, targets = make_problem([5])
     first = fit_probes(representations, targets, QUICK, 1)[0]
     moved = representations[0]._replace(valid=representations[0].valid[:1].repeat(20, 0) * 1e4)
     settings = ProbeSettings(lr=0.01, epochs=1, batch=16)
@@ -126,7 +135,7 @@ def model():
 
 @pytest.fixture
 def tones(tmp_path):
-    """Two classes that any network can tell: 0.5 s of a low and of a high tone, 12 each, in three folds."""
+    """Two classes that are easy to separate: 0.5 s of a low and of a high tone, 12 clips each, in three folds."""
     for i in range(24):
         folder = tmp_path / "tones" / ("low" if i % 2 else "high")
         folder.mkdir(parents=True, exist_ok=True)
@@ -142,15 +151,15 @@ def test_layers_and_fusions_of_folds(tones, model, tmp_path):
     dataset = read_folders(tones, fold=r"^(\d)-")
     options = {"fusions": [[2, 0, 2], [0, 1, 2]], "seeds": (42, 43), "settings": QUICK}
     rows = evaluate_layers(model, dataset, 0.5, cache=tmp_path / "c", audio_cache=tmp_path / "a", **options)
-    by_probe: dict[str, list[Row]] = {}
+    by_probe: dict[str, list[ProbeResult]] = {}
     for row in rows:
         by_probe.setdefault(row.probe, []).append(row)
     pairs = {"pair 0+1", "fusion 0+2", "pair 1+2"}
-    assert set(by_probe) == {"layer 0", "layer 1", "layer 2", "fusion 0+1+2", CHOSEN} | pairs
+    assert set(by_probe) == {"layer 0", "layer 1", "layer 2", "fusion 0+1+2", BEST_PAIR} | pairs
     assert all(len(of) == 2 * 3 for of in by_probe.values())
     assert by_probe["fusion 0+1+2"][0].parameters == (3 * 32 + 1) * 2
     assert summarize(rows)["layer 2"].mean == 100.0
-    for row in by_probe[CHOSEN]:
+    for row in by_probe[BEST_PAIR]:
         same = [r for name in pairs for r in by_probe[name] if (r.seed, r.division) == (row.seed, row.division)]
         assert len(same) == 3
         assert row._replace(probe=same[0].probe) in [r._replace(probe=same[0].probe) for r in same]
@@ -159,7 +168,7 @@ def test_layers_and_fusions_of_folds(tones, model, tmp_path):
         evaluate_layers(model, dataset, 0.5, fusions=[[7]], cache=tmp_path / "c", audio_cache=tmp_path / "a")
 
 
-def test_embeddings_are_kept_and_made_again_when_something_changed(tones, model, tmp_path, monkeypatch):
+def test_embeddings_are_cached_until_something_changes(tones, model, tmp_path, monkeypatch):
     waves = Waves(read_folders(tones).clips, cache=tmp_path / "a")
     first = embed_clips(model, waves, 0.5, tmp_path / "c", batch=5)
     assert [first.layers[i].shape for i in model.layers] == [(24, 32)] * 3
@@ -181,36 +190,35 @@ def test_embeddings_are_kept_and_made_again_when_something_changed(tones, model,
 
 
 def test_f6_crops_change_with_the_seed():
-    """F6: crops of training are drawn anew for each seed; those of the test part are from the start."""
+    """F6: crops of training are drawn for each seed; those of the test split are from the start."""
     samples = np.arange(100.0)
-    assert np.array_equal(cropped(samples, 30, None), samples[:30])
-    drawn = {cropped(samples, 30, [seed, 5])[0] for seed in range(20)}
+    assert np.array_equal(crop_or_pad(samples, 30, None), samples[:30])
+    drawn = {crop_or_pad(samples, 30, [seed, 5])[0] for seed in range(20)}
     assert len(drawn) > 10
     assert max(drawn) <= 70
-    assert np.array_equal(cropped(samples, 30, [3, 5]), cropped(samples, 30, [3, 5]))
-    assert np.array_equal(cropped(samples[:10], 12, [1, 2]), np.append(samples[:10], [0, 0]))
+    assert np.array_equal(crop_or_pad(samples, 30, [3, 5]), crop_or_pad(samples, 30, [3, 5]))
+    assert np.array_equal(crop_or_pad(samples[:10], 12, [1, 2]), np.append(samples[:10], [0, 0]))
 
 
 def test_f6_evaluation_embeds_crops_of_each_seed(tones, model, tmp_path, monkeypatch):
-    """F6: with clips longer than the unit, one pass from the start and one for each seed; else one pass."""
-    asked = []
-    plain = embed_clips
+    """F6: clips longer than ``seconds`` are embedded from the start and once for each seed; others only once."""
+    seeds_used = []
 
     def spy(*args, seed=None, **options):
-        asked.append(seed)
-        return plain(*args, seed=seed, **options)
+        seeds_used.append(seed)
+        return embed_clips(*args, seed=seed, **options)
 
-    monkeypatch.setattr(lineareval_module, "embed_clips", spy)
+    monkeypatch.setattr(linear_eval, "embed_clips", spy)
     dataset = read_folders(tones, fold=r"^(\d)-")
     options = {"seeds": (1, 2), "settings": QUICK, "cache": tmp_path / "c", "audio_cache": tmp_path / "a"}
     evaluate_layers(model, dataset, 0.3, **options)
-    assert asked == [None, 1, 2]
-    asked.clear()
+    assert seeds_used == [None, 1, 2]
+    seeds_used.clear()
     evaluate_layers(model, dataset, 0.5, **options)
-    assert asked == [None]
+    assert seeds_used == [None]
 
 
-def made(n=60, splits=("",), folds=("",), groups=True) -> Dataset:
+def make_dataset(n=60, splits=("",), folds=("",), groups=True) -> Dataset:
     clips = [
         Clip(
             Path(f"{i}.wav"),
@@ -227,18 +235,18 @@ def made(n=60, splits=("",), folds=("",), groups=True) -> Dataset:
 @pytest.mark.parametrize(
     ("dataset", "count"),
     [
-        (made(splits=("train", "train", "train", "test", "valid")), 1),
-        (made(splits=("train", "train", "train", "test")), 1),
-        (made(folds=("1", "2", "3", "4"), groups=False), 4),
-        (made(), 5),
+        (make_dataset(splits=("train", "train", "train", "test", "valid")), 1),
+        (make_dataset(splits=("train", "train", "train", "test")), 1),
+        (make_dataset(folds=("1", "2", "3", "4"), groups=False), 4),
+        (make_dataset(), 5),
     ],
 )
-def test_f6_divisions_hold_out_before_anything_is_fitted(dataset, count):
+def test_f6_validation_is_held_out_before_anything_is_fitted(dataset, count):
     """F6: train, valid and test have no clip in common, and validation comes from training alone."""
-    found = divisions(dataset, 42)
+    found = split_dataset(dataset, 42)
     assert len(found) == count
-    for division in found:
-        parts = [set(part.tolist()) for part in division[1:]]
+    for split in found:
+        parts = [set(part.tolist()) for part in split[1:]]
         assert all(parts)
         assert not (parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2])
         splits = {dataset.clips[i].split for i in parts[1]}
@@ -247,39 +255,41 @@ def test_f6_divisions_hold_out_before_anything_is_fitted(dataset, count):
             of = [{dataset.clips[i].group for i in part} for part in parts]
             assert not of[0] & of[1]
             assert not of[0] & of[2]
-    assert {tuple(d.test) for d in divisions(dataset, 43)} == {tuple(d.test) for d in found}
-    tiny = Dataset(made(3, splits=("train", "train", "test")).clips, ("0", "1", "2"))
+    assert {tuple(s.test) for s in split_dataset(dataset, 43)} == {tuple(s.test) for s in found}
+    tiny = Dataset(make_dataset(3, splits=("train", "train", "test")).clips, ("0", "1", "2"))
     with pytest.raises(ValueError, match="too few"):
-        divisions(tiny, 1)
+        split_dataset(tiny, 1)
 
 
-# --- tables, pictures, the command ---------------------------------------------------------------------------------
+# --- tables, plots, the command ---------------------------------------------------------------------------------
 
 
-def test_summary_is_over_seeds_of_means_over_divisions():
+def test_summary_is_over_seeds_of_means_over_splits():
     values = {42: (0.5, 0.7), 43: (0.6, 0.8), 44: (0.7, 0.9)}
     rows = [
-        Row("layer 0", (0,), s, f"fold {i}", 0.5, v, 1, 9) for s, both in values.items() for i, v in enumerate(both)
+        ProbeResult("layer 0", (0,), s, f"fold {i}", 0.5, v, 1, 9)
+        for s, both in values.items()
+        for i, v in enumerate(both)
     ]
     found = summarize(rows)["layer 0"]
     assert found.mean == pytest.approx(70.0)
-    assert found.half == pytest.approx(4.302653 * 10 / 3**0.5, rel=1e-5)  # t of 2 degrees of freedom
-    assert "| esc10 | nano | 70.0 ± 24.8 |" in as_markdown({("esc10", "nano"): rows})
+    assert found.half_width == pytest.approx(4.302653 * 10 / 3**0.5, rel=1e-5)  # t of 2 degrees of freedom
+    assert "| esc10 | nano | 70.0 ± 24.8 |" in to_markdown({("esc10", "nano"): rows})
 
 
 def test_the_best_pair_of_all_tasks():
-    """Every task counts the same, however many divisions it has; tests, single layers and larger fusions do not."""
+    """Tasks are weighted equally, whatever their splits; test scores, single layers, larger fusions do not count."""
 
     def row(layers, valid, test=0.0, probe="pair"):
-        return Row(probe, layers, 42, "fold 1", valid, test, 1, 10)
+        return ProbeResult(probe, layers, 42, "fold 1", valid, test, 1, 10)
 
     few = [row((0, 1), 0.5), row((0, 2), 0.6, test=0.1), row((1,), 0.9), row((0, 1, 2), 0.9)]
-    many = [row((0, 1), 0.61, test=1.0)] * 9 + [row((0, 2), 0.6)] * 9 + [row((0, 1), 0.99, probe=CHOSEN)] * 9
+    many = [row((0, 1), 0.61, test=1.0)] * 9 + [row((0, 2), 0.6)] * 9 + [row((0, 1), 0.99, probe=BEST_PAIR)] * 9
     layers, valid = best_pair([few, many])
     assert layers == (0, 2)
     assert valid == pytest.approx(0.6)
     assert best_pair([[row((3,), 0.5)]]) is None
-    table = as_markdown({("a", "nano"): few, ("b", "nano"): many})
+    table = to_markdown({("a", "nano"): few, ("b", "nano"): many})
     assert table.endswith("\n\nBest pair of nano on validation, over all tasks: --layers 0,2 (60.0 %)\n")
 
 
@@ -310,7 +320,7 @@ layers = [0, 2]
 """
 
 
-def test_command_evaluates_draws_and_goes_on(tones, tmp_path, capsys, monkeypatch):
+def test_command_evaluates_plots_and_resumes(tones, tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     config = tmp_path / "config.toml"
     config.write_text(f'audio_cache = "{tmp_path / "a"}"\ndevice = "cpu"\n' + CONFIG.format(root=tones))
@@ -329,16 +339,16 @@ def test_command_evaluates_draws_and_goes_on(tones, tmp_path, capsys, monkeypatc
     assert {row["layers"] for row in rows if row["probe"] == "fusion 0+2"} == {"0+2"}
     assert len([row for row in rows if row["network"] == "nano" and row["probe"] == "layer 1"]) == 2 * 3
     assert (out / "tones.png").read_bytes().startswith(b"\x89PNG")
-    evaluated = []
+    learning_rates = []
 
     def evaluate(*_, settings, **__):
-        evaluated.append(settings.lr)
-        return [Row("layer 0", (0,), 42, "fold 1", 0.5, 0.5, 1, 66)]
+        learning_rates.append(settings.lr)
+        return [ProbeResult("layer 0", (0,), 42, "fold 1", 0.5, 0.5, 1, 66)]
 
-    monkeypatch.setattr(lineareval, "evaluate_layers", evaluate)
+    monkeypatch.setattr(experiment, "evaluate_layers", evaluate)
     config.write_text(config.read_text().replace("epochs = 8", "epochs = 9"))
     lineareval.main(run)
-    assert evaluated == [0.02, 0.01]
+    assert learning_rates == [0.02, 0.01]
 
 
 @pytest.mark.parametrize(
@@ -350,7 +360,7 @@ def test_command_evaluates_draws_and_goes_on(tones, tmp_path, capsys, monkeypatc
         (("seconds = 0.5", ""), "no length is published"),
         (('dataset = "files"', 'dataset = "esc51"'), "no dataset 'esc51': did you mean 'esc50'?"),
         (('dataset = "files"', ""), "missing 1 required"),
-        (("epochs = 8", "epochs = "), "is not TOML"),
+        (("epochs = 8", "epochs = "), "is no TOML"),
     ],
 )
 def test_wrong_configurations_say_so(tones, tmp_path, capsys, change, message):

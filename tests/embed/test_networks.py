@@ -11,16 +11,16 @@ import torch
 from conftest import noise
 
 from whisper_at.checkpoints import save_safetensors
-from whisper_at.embed.cnn14 import load_cnn14
+from whisper_at.embed.cnn14 import CNN14, load_cnn14
 from whisper_at.embed.frontends import (
     cnn14_log_mel,
-    htk_filters,
-    slaney_filters,
+    htk_mel_filters,
+    slaney_mel_filters,
     vggish_examples,
     vggish_log_mel,
 )
 from whisper_at.embed.fusion import load_network
-from whisper_at.embed.vggish import load_vggish
+from whisper_at.embed.vggish import VGGish, load_vggish
 
 
 def triangle(x: float, left: float, centre: float, right: float) -> float:
@@ -35,8 +35,8 @@ def test_htk_filters_against_their_definition():
 
     edges = [mel(125) + (mel(7500) - mel(125)) * i / 65 for i in range(66)]
     expected = [[triangle(mel(k * 31.25), *edges[b : b + 3]) for b in range(64)] for k in range(257)]
-    np.testing.assert_allclose(htk_filters(), expected, atol=1e-3)  # 2595 / ln(10) is 1126.99, not 1127
-    assert not htk_filters()[0].any()
+    np.testing.assert_allclose(htk_mel_filters(), expected, atol=1e-3)  # 2595 / ln(10) is 1126.99, not 1127
+    assert not htk_mel_filters()[0].any()
 
 
 def test_slaney_filters_against_their_definition():
@@ -50,7 +50,7 @@ def test_slaney_filters_against_their_definition():
     expected = [
         [triangle(k * 31.25, *edges[b : b + 3]) * 2 / (edges[b + 2] - edges[b]) for b in range(64)] for k in range(257)
     ]
-    np.testing.assert_allclose(slaney_filters(), expected, atol=1e-12)
+    np.testing.assert_allclose(slaney_mel_filters(), expected, atol=1e-12)
 
 
 def test_filters_against_transformers():
@@ -59,11 +59,11 @@ def test_filters_against_transformers():
     slaney = audio_utils.mel_filter_bank(
         **sizes, min_frequency=50.0, max_frequency=8000.0, norm="slaney", mel_scale="slaney"
     )
-    np.testing.assert_allclose(slaney_filters(), slaney, atol=1e-9)
+    np.testing.assert_allclose(slaney_mel_filters(), slaney, atol=1e-9)
     htk = audio_utils.mel_filter_bank(
         **sizes, min_frequency=125.0, max_frequency=7500.0, mel_scale="htk", triangularize_in_mel_space=True
     )
-    np.testing.assert_allclose(htk_filters(), htk, atol=1e-3)
+    np.testing.assert_allclose(htk_mel_filters(), htk, atol=1e-3)
 
 
 def test_vggish_front_end_against_numpy():
@@ -73,7 +73,7 @@ def test_vggish_front_end_against_numpy():
     expected = np.empty((count, 64))
     for i in range(count):
         frame = samples[i * 160 : i * 160 + 400].astype(float) * window
-        expected[i] = np.log(np.abs(np.fft.rfft(frame, 512)) @ htk_filters() + 0.01)
+        expected[i] = np.log(np.abs(np.fft.rfft(frame, 512)) @ htk_mel_filters() + 0.01)
     found = vggish_log_mel(torch.from_numpy(samples))
     assert found.shape == expected.shape
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
@@ -85,7 +85,7 @@ def test_cnn14_front_end_against_scipy():
     window = scipy.signal.get_window("hann", 512, fftbins=True)
     count = 1 + len(samples) // 160
     spectra = np.array([np.fft.rfft(mirrored[i * 160 : i * 160 + 512] * window) for i in range(count)])
-    power = np.abs(spectra) ** 2 @ slaney_filters()
+    power = np.abs(spectra) ** 2 @ slaney_mel_filters()
     found = cnn14_log_mel(torch.from_numpy(samples))
     assert found.shape == (count, 64)
     expected = 10 * np.log10(np.maximum(power, 1e-10))
@@ -95,7 +95,7 @@ def test_cnn14_front_end_against_scipy():
     np.testing.assert_allclose(exact.numpy(), expected, atol=1e-5)
 
 
-def test_silence_has_the_floors():
+def test_silence_is_at_the_floor():
     assert torch.allclose(vggish_log_mel(torch.zeros(1600)), torch.tensor(math.log(0.01)))
     assert torch.allclose(cnn14_log_mel(torch.zeros(1600)), torch.tensor(-100.0))
 
@@ -103,7 +103,7 @@ def test_silence_has_the_floors():
 @pytest.mark.parametrize(
     ("samples", "examples"), [(1, 1), (15600, 1), (15360 + 15599, 1), (15360 + 15600, 2), (80000, 5)]
 )
-def test_vggish_examples_drop_what_is_left(samples, examples):
+def test_vggish_examples_drop_the_rest(samples, examples):
     waveform = torch.from_numpy(noise(samples / 16000))[:samples]
     found = vggish_examples(waveform)
     assert found.shape == (examples, 1, 96, 64)
@@ -112,12 +112,12 @@ def test_vggish_examples_drop_what_is_left(samples, examples):
 
 
 def test_vggish_convolution_and_flattening_against_formulas():
-    """The fully connected stack reads (time, frequency, channel), as the published weights were trained."""
+    """The fully connected layers read (time, frequency, channel), as the published weights expect."""
     model = load_network("vggish", "random")
     x = torch.rand(1, 1, 96, 64)
     first = model.features[0]
     with torch.no_grad():
-        maps = model.maps(x, [1, 14])
+        maps = model.feature_maps(x, [1, 14])
         expected = scipy.signal.correlate2d(x[0, 0].numpy(), first.weight[5, 0].numpy(), "same") + first.bias[5].item()
         np.testing.assert_allclose(maps[1][0, 5].numpy(), np.maximum(expected, 0), atol=1e-5)
 
@@ -125,19 +125,24 @@ def test_vggish_convolution_and_flattening_against_formulas():
         model.embeddings[0].weight.zero_()
         model.embeddings[0].bias.zero_()
         model.embeddings[0].weight[3, (t * 4 + f) * 512 + c] = 1.0
-        picked = model.maps(x, [14, 17])
+        picked = model.feature_maps(x, [14, 17])
         pooled = picked[14][0, c, 2 * t : 2 * t + 2, 2 * f : 2 * f + 2].max()
         assert picked[17][0, 3] == pooled
         assert not picked[17][0, :3].any()
 
 
-def test_cnn14_block_against_formulas():
-    model = load_network("cnn14", "random")
+@pytest.fixture(scope="module")
+def cnn14():
+    return load_network("cnn14", "random")
+
+
+def test_cnn14_block_against_formulas(cnn14):
+    model = cnn14
     x = torch.randn(1, 1, 32, 64)
     with torch.no_grad():
         model.bn0.running_mean[:] = torch.randn(64)
         model.bn0.running_var[:] = torch.rand(64) + 0.5
-        found = model.maps(x, [0])[0]
+        found = model.feature_maps(x, [0])[0]
     normed = (x[0, 0] - model.bn0.running_mean) / (model.bn0.running_var + 1e-5).sqrt()
     block, scale = model.conv_block1, 1 / math.sqrt(1 + 1e-5)  # fresh BatchNorm: mean 0, variance 1
     hidden = [
@@ -150,20 +155,29 @@ def test_cnn14_block_against_formulas():
     np.testing.assert_allclose(found[0, 9].numpy(), pooled, atol=1e-5)
 
 
-def test_cnn14_published_embedding_and_tags():
-    model = load_network("cnn14", "random")
-    x = torch.randn(2, 1, 64, 64)
+def test_cnn14_embedding_and_logits(cnn14):
+    model, x = cnn14, torch.randn(2, 1, 64, 64)
     with torch.no_grad():
-        last = model.maps(x, [5])[5].mean(3)
+        last = model.feature_maps(x, [5])[5].mean(3)
         hidden = torch.relu((last.mean(2) + last.amax(2)) @ model.fc1.weight.T + model.fc1.bias)
-        torch.testing.assert_close(model.published_embedding(x), hidden)
-        torch.testing.assert_close(model.tagged(x), hidden @ model.fc_audioset.weight.T + model.fc_audioset.bias)
+        torch.testing.assert_close(model.embedding(x), hidden)
+        logits = hidden @ model.fc_audioset.weight.T + model.fc_audioset.bias
+        torch.testing.assert_close(model.clipwise_logits(x), logits)
+
+
+def numbered_state(network_class):
+    """A state dict of the right names and shapes, each tensor filled with its number; small once saved."""
+    with torch.device("meta"):
+        state = network_class().state_dict()
+    return {
+        name: torch.full((1,) * like.ndim, i, dtype=like.dtype).expand(like.shape)
+        for i, (name, like) in enumerate(state.items())
+    }
 
 
 @pytest.mark.parametrize("layout", ["taylor.pth", "tcvrick.pth", "ours.safetensors"])
 def test_vggish_layouts_load_by_name(tmp_path, layout):
-    model = load_network("vggish", "random", seed=4)
-    state = model.state_dict()
+    state = numbered_state(VGGish)
     assert {"features.0.weight", "features.13.bias", "embeddings.0.weight", "embeddings.4.bias"} <= state.keys()
     assert len(state) == 18
     assert state["embeddings.0.weight"].shape == (4096, 12288)
@@ -179,14 +193,13 @@ def test_vggish_layouts_load_by_name(tmp_path, layout):
 
 
 def test_cnn14_layout_loads_by_name(tmp_path):
-    model = load_network("cnn14", "random", seed=4)
-    state = model.state_dict()
+    state = numbered_state(CNN14)
     assert {"bn0.running_var", "conv_block1.conv1.weight", "conv_block6.bn2.bias", "fc1.weight"} <= state.keys()
     assert state["fc_audioset.weight"].shape == (527, 2048)
     front = {
         "spectrogram_extractor.stft.conv_real.weight": torch.zeros(257, 1, 512),
         "spectrogram_extractor.stft.conv_imag.weight": torch.zeros(257, 1, 512),
-        "logmel_extractor.melW": torch.from_numpy(slaney_filters()).float(),
+        "logmel_extractor.melW": torch.from_numpy(slaney_mel_filters()).float(),
     }
     path = tmp_path / "Cnn14_16k.pth"
     torch.save({"iteration": 5, "model": state | front}, path)

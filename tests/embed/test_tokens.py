@@ -1,4 +1,4 @@
-"""Fusion of a transformer's layers: norms, summaries, pieces, batches."""
+"""Fusion of a transformer's layers: norms, special tokens, chunks, batches."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import torch
 from conftest import noise
 
 from whisper_at.adapt.backbones import random_backbone
+from whisper_at.adapt.configs import CONFIGS
 from whisper_at.embed.fusion import Fusion, load_fusion, load_network
-from whisper_at.embed.tokens import TokenNetwork
+from whisper_at.embed.tokens import TransformerNetwork
 
 
 def clip(seconds: float, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(noise(seconds, seed))
 
 
-def test_ast_fusion_published_shape():
+def test_ast_fusion_published_shape(monkeypatch):
     """F3: 768 a layer; one frame, since there are no maps to flatten."""
+    monkeypatch.setitem(CONFIGS, "ast", ("AST", {"intermediate_size": 64, "max_length": 256}))  # to be quick
     model = load_fusion("AST-Fusion", weights="random", device="cpu")
     x = clip(2.0)[None]
     assert (model.layers, model.width) == ((4, 11), 1536)
@@ -24,13 +26,13 @@ def test_ast_fusion_published_shape():
     assert model(x).shape == (1, 1536)
 
 
-def test_ast_summaries_are_the_mean_of_its_special_tokens_under_the_final_norm():
+def test_ast_frames_are_the_mean_of_its_special_tokens_under_the_final_norm():
     backbone = random_backbone("ast-tiny", frames=256)
     torch.nn.init.normal_(backbone.norm.weight)
     waveform = clip(2.0)
     states = backbone(waveform[None]).states
     expected = [backbone.norm(states[1])[0, :2].mean(0), states[3][0, :2].mean(0)]  # the last state is normed already
-    found = Fusion(TokenNetwork(backbone), [2, 0]).encode_clip(waveform[None])[0]
+    found = Fusion(TransformerNetwork(backbone), [2, 0]).encode_clip(waveform[None])[0]
     torch.testing.assert_close(found, torch.cat(expected))
 
 
@@ -59,9 +61,9 @@ def test_batched_equals_single_equals_padded(name):
         torch.testing.assert_close(row, model.encode_clip(waveform[None])[0], atol=1e-5, rtol=1e-4)
 
 
-def test_f1_pieces_of_a_long_clip_follow_each_other(monkeypatch):
-    """F1: frames are in order of time also where a clip passes in pieces."""
-    monkeypatch.setattr("whisper_at.embed.tokens.PIECE_SECONDS", 1.0)
+def test_f1_chunks_of_a_long_clip_are_in_order_of_time(monkeypatch):
+    """F1: frames are in order of time also where a clip is read in chunks."""
+    monkeypatch.setattr("whisper_at.embed.tokens.CHUNK_SECONDS", 1.0)
     model = Fusion(load_network("whisper-nano", "random"), [1])
     waveform = clip(2.6)
     frames = model.encode_frames(waveform[None])[0]
@@ -81,7 +83,7 @@ def test_layers_by_default_are_a_third_of_the_way_and_the_last():
 
 
 def test_random_weights_of_a_loaded_encoder():
-    """The same sizes and positions, none of what was learned, and the same numbers for the same seed."""
+    """The same sizes and positions, other weights, and the same weights for the same seed."""
     plain, first, again = (
         load_fusion("nano.en", "all", weights, device="cpu") for weights in (None, "random", "random")
     )
@@ -92,8 +94,8 @@ def test_random_weights_of_a_loaded_encoder():
     assert not torch.allclose(first(x), plain(x), atol=0.1)
 
 
-def test_ast_has_no_frames_to_take_the_maximum_of():
-    network = TokenNetwork(random_backbone("ast-tiny", frames=256))
+def test_ast_has_one_frame_and_so_no_maximum():
+    network = TransformerNetwork(random_backbone("ast-tiny", frames=256))
     assert Fusion(network, [0]).frame_seconds is None
     with pytest.raises(ValueError, match="its pooling is 'mean'"):
         Fusion(network, [0], "mean_plus_max")
@@ -108,8 +110,8 @@ def test_whisper_from_a_file(checkpoint):
     assert torch.equal(by_name(x), by_weights(x))
 
 
-def test_whisper_fusion_is_the_probed_pair():
-    """The embedded model's layers 0 and 2, which are also what it fuses where none are named."""
+def test_whisper_fusion_is_the_best_pair_of_linear_evaluation():
+    """Layers 0 and 2 of nano.en, which are also its default layers."""
     model = load_fusion("Whisper-Fusion", device="cpu")
     sound = torch.from_numpy(noise(3.0))[None]
     layers = load_fusion("nano.en", "all", device="cpu").encode_layers(list(sound))

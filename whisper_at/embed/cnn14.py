@@ -1,171 +1,198 @@
-"""CNN14 of PANNs (Kong et al., TASLP 2020), for 16 kHz, seen through its six blocks; reads the published weights.
+"""CNN14 of PANNs (Kong et al., TASLP 2020) for 16 kHz, and its six blocks; reads the published weights.
 
-Blocks are numbered from 0 here; the papers count them from 1 (defect F7). Spec section 4.2.
+Blocks are numbered from 0; the papers count them from 1 (defect F7). Spec section 4.2.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .conv_weights import fill, read_state
-from .frames import flat_frames
-from .frontends import HOP, N_FFT, N_MELS, SAMPLE_RATE, cnn14_log_mel, slaney_filters
+from .conv_weights import load_weights, read_state_dict
+from .frames import flatten_maps
+from .frontends import HOP_LENGTH, N_FFT, N_MELS, SAMPLE_RATE, cnn14_log_mel, slaney_mel_filters
+from .network import LayeredNetwork
 
 CHANNELS = (64, 128, 256, 512, 1024, 2048)
-STRIDE = 32  # mel frames per frame of the last two blocks, to which every map is aligned (defect F4)
-PIECE = 2048  # mel frames of a long recording that pass at once
-CONTEXT = 128  # mel frames on each side: the twelve convolutions reach 2 * (1 + 2 + 4 + 8 + 16 + 32) = 126
-AT_ONCE = 8192  # mel frames that pass together
-CLASSES = 527
-WHERE = "https://zenodo.org/record/3987831 (Cnn14_16k_mAP=0.438.pth)"
-FRONT_END = ("spectrogram_extractor.", "logmel_extractor.")
+FRAME_STRIDE = 32  # mel frames per frame: the rate of the last two blocks, to which all are aligned (defect F4)
+CHUNK_FRAMES = 2048  # mel frames of a long recording that are read in one pass
+CONTEXT_FRAMES = 128  # mel frames added on each side; the twelve convolutions reach 2 * (1+2+4+8+16+32) = 126
+MAX_BATCH_FRAMES = 8192  # mel frames in a batch
+NUM_CLASSES = 527
+WEIGHTS_URL = "https://zenodo.org/record/3987831 (Cnn14_16k_mAP=0.438.pth)"
+FRONT_END_PREFIXES = ("spectrogram_extractor.", "logmel_extractor.")
 
 
-class _Block(nn.Module):
-    """Two 3 x 3 convolutions, each with BatchNorm and ReLU, then an average over ``pool`` x ``pool``."""
+class ConvBlock(nn.Module):
+    """Two 3 x 3 convolutions, each with BatchNorm and ReLU, then an average over ``pool_size`` x ``pool_size``."""
 
-    def __init__(self, inputs: int, outputs: int, pool: int):
+    def __init__(self, in_channels: int, out_channels: int, pool_size: int):
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.pool = pool
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.pool_size = pool_size
 
     def forward(self, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        x = _hide(F.relu_(self.bn1(self.conv1(x))), lengths)
+        """Return the block's maps, and the lengths after its pooling."""
+        x = _zero_padding(F.relu_(self.bn1(self.conv1(x))), lengths)
         x = F.relu_(self.bn2(self.conv2(x)))
-        if self.pool > 1:
-            x = F.avg_pool2d(x, self.pool)
-            lengths = None if lengths is None else lengths // self.pool
-        return _hide(x, lengths), lengths
+        if self.pool_size > 1:
+            x = F.avg_pool2d(x, self.pool_size)
+            lengths = None if lengths is None else lengths // self.pool_size
+        return _zero_padding(x, lengths), lengths
 
 
-class CNN14(nn.Module):
-    """Six blocks of convolutions over a log-mel of any length.
+class CNN14(LayeredNetwork):
+    """Six blocks of convolutions over a log-mel spectrogram of any length.
 
-    Parameters are named as PANNs' own (``bn0.*``, ``conv_block1.conv1.weight`` …, ``fc1.*``, ``fc_audioset.*``).
+    Parameters are named as in PANNs (``bn0.*``, ``conv_block1.conv1.weight`` …, ``fc1.*``, ``fc_audioset.*``).
 
-    Attributes
-    ----------
-    name, sample_rate, layers : ``cnn14``, 16000, and blocks 0 … 5
-    frame_seconds : time between frames of `layer_frames`, 0.32 s
+    Examples
+    --------
+    >>> model = CNN14().eval()
+    >>> [frames.shape for frames in model.layer_frames(torch.rand(1, 1, 154, 64), [2, 5])]
+    [torch.Size([1, 2048, 4]), torch.Size([1, 4096, 4])]
     """
 
     name = "cnn14"
     sample_rate = SAMPLE_RATE
     layers = tuple(range(len(CHANNELS)))
-    frame_seconds = STRIDE * HOP / SAMPLE_RATE
+    frame_seconds = FRAME_STRIDE * HOP_LENGTH / SAMPLE_RATE
+    chunk_seconds = CHUNK_FRAMES * HOP_LENGTH / SAMPLE_RATE
     pooling = "mean_plus_max"
 
     def __init__(self) -> None:
         super().__init__()
         self.bn0 = nn.BatchNorm2d(N_MELS)
         for i, (inputs, outputs) in enumerate(zip((1, *CHANNELS), CHANNELS), 1):
-            setattr(self, f"conv_block{i}", _Block(inputs, outputs, pool=2 if i < len(CHANNELS) else 1))
+            setattr(self, f"conv_block{i}", ConvBlock(inputs, outputs, pool_size=2 if i < len(CHANNELS) else 1))
         self.fc1 = nn.Linear(CHANNELS[-1], CHANNELS[-1])
-        self.fc_audioset = nn.Linear(CHANNELS[-1], CLASSES)
+        self.fc_audioset = nn.Linear(CHANNELS[-1], NUM_CLASSES)
 
     @property
-    def blocks(self) -> list[_Block]:
+    def blocks(self) -> list[ConvBlock]:
         """The six blocks in order."""
         return [getattr(self, f"conv_block{i}") for i in range(1, len(CHANNELS) + 1)]
 
     def layer_width(self, layer: int) -> int:
-        """Width of a block's frames: channels times frequencies, 2048 for blocks 0 to 4 and 4096 for block 5."""
+        """Return a block's width, channels times frequencies: 2048 for blocks 0 to 4 and 4096 for block 5."""
         return CHANNELS[layer] * (N_MELS // 2 ** min(layer + 1, 5))
 
-    def maps(self, x: Tensor, layers: Sequence[int], lengths: Tensor | None = None) -> dict[int, Tensor]:
-        """Maps ``(batch, channels, frames // s, 64 // s)`` of the chosen blocks of log-mel ``(batch, 1, frames, 64)``.
+    def feature_maps(self, x: Tensor, layers: Sequence[int], lengths: Tensor | None = None) -> dict[int, Tensor]:
+        """Compute the maps of the chosen blocks, and nothing past the deepest of them.
 
-        With ``lengths`` ``(batch,)``, the frames of each that are real; the others are without effect on the real
-        ones, as if each spectrogram ended there. Nothing past the deepest chosen block is computed.
+        Parameters
+        ----------
+        x : Tensor, shape (batch, 1, mel_frames, 64)
+            Log-mel spectrograms.
+        layers : sequence of int
+            Blocks, from 0.
+        lengths : Tensor, shape (batch,), optional
+            Mel frames of each spectrogram that are not padding. Maps are then as if each spectrogram ended there.
+
+        Returns
+        -------
+        dict of int to Tensor, shape (batch, channels, mel_frames // s, 64 // s)
+            Maps by block.
         """
         x = self.bn0(x.transpose(1, 3)).transpose(1, 3)
-        x = _hide(x, lengths)
-        chosen: dict[int, Tensor] = {}
+        x = _zero_padding(x, lengths)
+        outputs: dict[int, Tensor] = {}
         for index, block in enumerate(self.blocks[: max(layers) + 1]):
             x, lengths = block(x, lengths)
             if index in layers:
-                chosen[index] = x
-        return chosen
+                outputs[index] = x
+        return outputs
 
     def layer_frames(self, x: Tensor, layers: Sequence[int], lengths: Tensor | None = None) -> list[Tensor]:
-        """Frames ``(batch, layer width, frames // 32)`` of each chosen block of log-mel ``(batch, 1, frames, 64)``.
+        """Return one frame for every 32 mel frames, for each chosen block; see `LayeredNetwork.layer_frames`.
 
-        Maps are flattened with their channels outermost and max-pooled in time to the rate of the last block,
-        whichever blocks are chosen (defect F4). As many frames as the longest has; see `maps` for ``lengths``.
+        Maps are max-pooled in time to the rate of the last block, whichever blocks are chosen (defect F4).
+        ``lengths`` are those of `feature_maps`.
         """
-        if x.ndim != 4 or x.shape[1] != 1 or x.shape[3] != N_MELS or x.shape[2] < STRIDE:
-            raise ValueError(f"CNN14 needs log-mel (batch, 1, {STRIDE} frames or more, {N_MELS}), not {tuple(x.shape)}")
-        chosen = self.maps(x, layers, lengths)
-        # every block halves the frames and drops an odd one: nested floors, so runs are 2 ** (4 - index) long
-        return [flat_frames(chosen[i], 2 ** max(0, 4 - i)) for i in sorted(set(layers))]
+        if x.ndim != 4 or x.shape[1] != 1 or x.shape[3] != N_MELS or x.shape[2] < FRAME_STRIDE:
+            raise ValueError(
+                f"CNN14 needs log-mel (batch, 1, {FRAME_STRIDE} frames or more, {N_MELS}), not {tuple(x.shape)}"
+            )
+        maps = self.feature_maps(x, layers, lengths)
+        # a block halves the frames and drops an odd one, so 2 ** (4 - block) columns make a frame for any length
+        return [flatten_maps(maps[i], 2 ** max(0, 4 - i)) for i in sorted(set(layers))]
 
-    def published_embedding(self, x: Tensor) -> Tensor:
-        """What fusion is compared with, ``(batch, 2048)``: mean over frequency, mean + max over time, ``fc1``, ReLU."""
-        last = self.maps(x, self.layers[-1:])[self.layers[-1]].mean(dim=3)
+    def embedding(self, x: Tensor) -> Tensor:
+        """Compute PANNs' embedding (batch, 2048) of log-mel spectrograms (batch, 1, mel_frames, 64).
+
+        Mean over frequency, mean + maximum over time, ``fc1`` and a ReLU: what layer fusion is compared with.
+        """
+        last = self.feature_maps(x, self.layers[-1:])[self.layers[-1]].mean(dim=3)
         return F.relu(self.fc1(last.mean(dim=2) + last.amax(dim=2)))
 
-    def tagged(self, x: Tensor) -> Tensor:
-        """Logits ``(batch, 527)`` of AudioSet's classes."""
-        return self.fc_audioset(self.published_embedding(x))
+    def clipwise_logits(self, x: Tensor) -> Tensor:
+        """Compute logits (batch, 527) of AudioSet's classes for log-mel spectrograms (batch, 1, mel_frames, 64)."""
+        return self.fc_audioset(self.embedding(x))
 
-    def hear(self, waveforms: Sequence[Tensor], layers: Sequence[int]) -> list[list[Tensor]]:
-        """For each recording ``(samples,)``, the frames ``(layer width, frames)`` of each chosen block.
+    def encode_waveforms(self, waveforms: Sequence[Tensor], layers: Sequence[int]) -> list[list[Tensor]]:
+        """Return the frames of recordings; see `LayeredNetwork.encode_waveforms`.
 
-        Recordings of different lengths pass together; long ones pass in pieces that overlap by what the convolutions
-        reach, with the result of one pass. One shorter than a frame (0.31 s) is followed by silence.
+        Recordings of different lengths are batched together. Long ones are read in chunks, overlapping by the reach of
+        the convolutions, which gives the result of a single pass. One shorter than a frame (0.31 s) is padded with
+        silence.
         """
-        least = (STRIDE - 1) * HOP
-        mels = [cnn14_log_mel(F.pad(w, (0, max(0, least - len(w))))) for w in waveforms]
-        pieces = [piece for i, mel in enumerate(mels) for piece in _pieces(i, len(mel))]
+        min_samples = (FRAME_STRIDE - 1) * HOP_LENGTH
+        mels = [cnn14_log_mel(F.pad(w, (0, max(0, min_samples - len(w))))) for w in waveforms]
+        chunks = [chunk for i, mel in enumerate(mels) for chunk in _split_chunks(i, len(mel))]
         parts: list[dict[int, list[Tensor]]] = [{} for _ in mels]
-        for batch in _batches(pieces):
-            cut = [mels[owner][start:end] for owner, start, end, _, _ in batch]
-            lengths = torch.tensor([len(c) for c in cut], device=cut[0].device)
-            x = nn.utils.rnn.pad_sequence(cut, batch_first=True)[:, None]
-            same = bool((lengths == lengths[0]).all())
-            found = self.layer_frames(x, layers, None if same else lengths)
-            for row, (owner, start, _, drop, count) in enumerate(batch):
-                parts[owner][start] = [frames[row, :, drop : drop + count] for frames in found]
-        return [[torch.cat(layer, dim=1) for layer in zip(*(one[start] for start in sorted(one)))] for one in parts]
+        for batch in _batch_chunks(chunks):
+            inputs = [mels[chunk.recording][chunk.start : chunk.end] for chunk in batch]
+            lengths = torch.tensor([len(mel) for mel in inputs], device=inputs[0].device)
+            x = nn.utils.rnn.pad_sequence(inputs, batch_first=True)[:, None]
+            all_equal = bool((lengths == lengths[0]).all())
+            by_layer = self.layer_frames(x, layers, None if all_equal else lengths)
+            for row, chunk in enumerate(batch):
+                kept = slice(chunk.skip, chunk.skip + chunk.keep)
+                parts[chunk.recording][chunk.start] = [frames[row, :, kept] for frames in by_layer]
+        return [[torch.cat(layer, dim=1) for layer in zip(*(part[k] for k in sorted(part)))] for part in parts]
 
 
-Piece = tuple[int, int, int, int, int]
-"""Owner, first and last mel frame, and of the frames that come out: how many to drop in front, and to keep."""
+class _Chunk(NamedTuple):
+    """Mel frames ``start`` to ``end`` of a recording, and of its output frames how many to skip and then to keep."""
+
+    recording: int
+    start: int
+    end: int
+    skip: int
+    keep: int
 
 
-def _pieces(owner: int, n_frames: int) -> list[Piece]:
-    total, step = n_frames // STRIDE, PIECE // STRIDE
-    out = []
+def _split_chunks(recording: int, mel_frames: int) -> list[_Chunk]:
+    total, step = mel_frames // FRAME_STRIDE, CHUNK_FRAMES // FRAME_STRIDE
+    chunks = []
     for first in range(0, total, step):
-        start = max(0, first * STRIDE - CONTEXT)
-        end = min(n_frames, (first + step) * STRIDE + CONTEXT)
-        out.append((owner, start, end, first - start // STRIDE, min(step, total - first)))
-    return out
+        start = max(0, first * FRAME_STRIDE - CONTEXT_FRAMES)
+        end = min(mel_frames, (first + step) * FRAME_STRIDE + CONTEXT_FRAMES)
+        chunks.append(_Chunk(recording, start, end, first - start // FRAME_STRIDE, min(step, total - first)))
+    return chunks
 
 
-def _batches(pieces: list[Piece]) -> list[list[Piece]]:
-    """Pieces in groups of like length whose padded sum is bounded."""
-    out: list[list[Piece]] = []
-    longest = 0
-    for piece in sorted(pieces, key=lambda p: p[2] - p[1]):
-        longest = piece[2] - piece[1]
-        if not out or longest * (len(out[-1]) + 1) > AT_ONCE:
-            out.append([])
-        out[-1].append(piece)
-    return out
+def _batch_chunks(chunks: list[_Chunk]) -> list[list[_Chunk]]:
+    """Group chunks of similar length, so that a batch holds at most `MAX_BATCH_FRAMES` with its padding."""
+    batches: list[list[_Chunk]] = []
+    for chunk in sorted(chunks, key=lambda c: c.end - c.start):
+        if not batches or (chunk.end - chunk.start) * (len(batches[-1]) + 1) > MAX_BATCH_FRAMES:
+            batches.append([])
+        batches[-1].append(chunk)
+    return batches
 
 
-def _hide(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """Put zeros, which convolutions also find past an end, behind the first ``lengths`` frames."""
+def _zero_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """Set frames past ``lengths`` to zero, which is what convolutions see past the end of a spectrogram."""
     if lengths is None:
         return x
     real = torch.arange(x.shape[2], device=x.device) < lengths[:, None]
@@ -173,9 +200,9 @@ def _hide(x: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def load_cnn14(path: str | os.PathLike[str]) -> CNN14:
-    """CNN14 with the published weights for 16 kHz, or a file of ours.
+    """Load CNN14 from the published weights for 16 kHz, or from a state dict of `CNN14`.
 
-    The transform and filter bank that published files carry are compared with ours, then left out.
+    Published files carry a transform and a filter bank; they are compared with ours and left out.
 
     Raises
     ------
@@ -186,17 +213,21 @@ def load_cnn14(path: str | os.PathLike[str]) -> CNN14:
     ValueError
         If the tensors are not CNN14's, or are those for another sample rate.
     """
-    tensors = read_state(path, "CNN14", WHERE)
+    tensors = read_state_dict(path, "CNN14", WEIGHTS_URL)
     filters = tensors.get("logmel_extractor.melW")
-    expected = slaney_filters()
+    expected = slaney_mel_filters()
     if filters is not None:
         if tuple(filters.shape) != expected.shape:
             rate = {513: "32 kHz", 129: "8 kHz"}.get(filters.shape[0], "another sample rate")
-            raise ValueError(f"{path} is CNN14 for {rate}: its filter bank is {tuple(filters.shape)}; take {WHERE}")
+            raise ValueError(
+                f"{path} is CNN14 for {rate}: its filter bank is {tuple(filters.shape)}; use {WEIGHTS_URL}"
+            )
         if not np.allclose(filters.numpy(), expected, atol=1e-5):
-            raise ValueError(f"{path} has another filter bank than CNN14 for 16 kHz; take {WHERE}")
+            raise ValueError(f"{path} has another filter bank than CNN14 for 16 kHz; use {WEIGHTS_URL}")
     transform = tensors.get("spectrogram_extractor.stft.conv_real.weight")
     if transform is not None and tuple(transform.shape) != (N_FFT // 2 + 1, 1, N_FFT):
-        raise ValueError(f"{path} has a transform of {tuple(transform.shape)}, not of CNN14 for 16 kHz; take {WHERE}")
-    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(FRONT_END)}
-    return fill(CNN14(), kept, path, "CNN14", WHERE)
+        raise ValueError(
+            f"{path} has a transform of {tuple(transform.shape)}, not that of CNN14 for 16 kHz; use {WEIGHTS_URL}"
+        )
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(FRONT_END_PREFIXES)}
+    return load_weights(CNN14(), kept, path, "CNN14", WEIGHTS_URL)

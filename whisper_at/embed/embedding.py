@@ -1,4 +1,4 @@
-"""Embeddings of many recordings: decoded by threads while the network works, in batches, one file after another."""
+"""Embed many recordings: threads decode them while the network works, in batches."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .frames import pool_frames
 from .fusion import Fusion
 
 LEVELS = ("clip", "frame")
-BATCH_SECONDS = 320.0  # of audio that pass together at most, unless one recording is longer
+MAX_BATCH_SECONDS = 320.0  # of audio in a batch, unless a single recording is longer
 
 
 class Embedding(NamedTuple):
-    """One vector, float32 ``(width,)``, of a recording from ``start`` to ``end`` in seconds."""
+    """A vector, float32, shape (width,), of a recording from ``start`` to ``end`` in seconds."""
 
     path: str
     start: float
@@ -45,17 +45,27 @@ def embed(
     batch: int = 32,
     workers: int | None = None,
 ) -> Iterator[Embedding | Failure]:
-    """Embed recordings, in order; what cannot be read is given as a `Failure`, and the rest go on.
+    """Embed recordings, in order; a file that cannot be read yields a `Failure`, and the rest go on.
 
-    Memory does not depend on how many there are: two batches are held decoded ahead.
+    Memory does not depend on the number of files: two batches are decoded ahead.
 
     Parameters
     ----------
-    paths : files; folders stand for the recordings in them, at any depth
-    model : from `load_fusion`
-    level : ``clip`` for one vector a file, ``frame`` for one every ``model.frame_seconds`` (AST: every 10.24 s)
-    batch : files that pass together at most
-    workers : threads that decode; as many as there are processors by default
+    paths : iterable of str or path
+        Files; a folder stands for the recordings in it, at any depth.
+    model : Fusion
+        From `load_fusion`.
+    level : {"clip", "frame"}
+        One vector per file, or one every ``model.frame_seconds`` (AST: every 10.24 s).
+    batch : int
+        Maximum number of files in a batch.
+    workers : int, optional
+        Threads that decode; as many as there are processors by default.
+
+    Yields
+    ------
+    Embedding or Failure
+        Vectors of the files, or the reason why there are none.
 
     Raises
     ------
@@ -64,17 +74,18 @@ def embed(
 
     Examples
     --------
+    >>> from whisper_at.embed import load_fusion
     >>> model = load_fusion("nano.en")
     >>> [(e.path, e.vector.shape) for e in embed(["sample/speech.flac"], model)]
     [('sample/speech.flac', (256,))]
     """
     if level not in LEVELS:
         raise ValueError(f"level must be {' or '.join(LEVELS)}, not {level!r}")
-    return _embedded(recordings(paths), model, level, max(1, batch), workers or os.cpu_count() or 1)
+    return _embed_files(find_recordings(paths), model, level, max(1, batch), workers or os.cpu_count() or 1)
 
 
-def recordings(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
-    """Files as they are; for folders the recordings in them, by name, hidden ones left out."""
+def find_recordings(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
+    """Yield files as they are, and for folders the recordings in them by name, without hidden ones."""
     for path in map(Path, paths):
         if path.is_dir():
             inside = (p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and not p.name.startswith("."))
@@ -83,67 +94,68 @@ def recordings(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
             yield path
 
 
-def read_samples(path: Path, rate: int) -> np.ndarray:
-    """As `load_audio`, without starting ffmpeg for a WAV that needs no conversion; the same samples."""
+def load_waveform(path: Path, sample_rate: int) -> np.ndarray:
+    """Load audio as `load_audio` does, but without ffmpeg for a WAV that needs no conversion (the same samples)."""
     try:
         with wave.open(os.fspath(path), "rb") as file:
-            if (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (rate, 1, 2):
+            if (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (sample_rate, 1, 2):
                 data = file.readframes(file.getnframes())
                 return np.frombuffer(data[: len(data) // 2 * 2], "<i2").astype(np.float32) / 32768.0
     except (wave.Error, EOFError, OSError):
-        pass  # another kind of file, or a damaged one, on which ffmpeg has the last word
-    return load_audio(path, rate)
+        pass  # another format, or a damaged file: ffmpeg decides
+    return load_audio(path, sample_rate)
 
 
-def _embedded(
-    paths: Iterator[Path], model: Fusion, level: str, batch: int, workers: int
+_Decoded = tuple[Path, "np.ndarray | Failure"]
+
+
+def _embed_files(
+    paths: Iterator[Path], model: Fusion, level: str, batch_size: int, workers: int
 ) -> Iterator[Embedding | Failure]:
-    waiting: deque[tuple[Path, Future]] = deque()
+    pending: deque[tuple[Path, Future[np.ndarray | Failure]]] = deque()
     pool = ThreadPoolExecutor(workers)
     try:
-        group: list[tuple[Path, np.ndarray | Failure]] = []
-        seconds = 0.0
+        batch: list[_Decoded] = []
+        batch_seconds = 0.0
         while True:
-            while len(waiting) < 2 * batch and (path := next(paths, None)) is not None:
-                waiting.append((path, pool.submit(_decoded, path, model.sample_rate)))
-            if not waiting:
+            while len(pending) < 2 * batch_size and (path := next(paths, None)) is not None:
+                pending.append((path, pool.submit(_decode, path, model.sample_rate)))
+            if not pending:
                 break
-            path, future = waiting.popleft()
-            found = future.result()
-            length = 0.0 if isinstance(found, Failure) else len(found) / model.sample_rate
-            if group and (len(group) >= batch or seconds + length > BATCH_SECONDS):
-                yield from _encoded(group, model, level)
-                group, seconds = [], 0.0
-            group.append((path, found))
-            seconds += length
-        yield from _encoded(group, model, level)
+            path, future = pending.popleft()
+            decoded = future.result()
+            seconds = 0.0 if isinstance(decoded, Failure) else len(decoded) / model.sample_rate
+            if batch and (len(batch) >= batch_size or batch_seconds + seconds > MAX_BATCH_SECONDS):
+                yield from _encode_batch(batch, model, level)
+                batch, batch_seconds = [], 0.0
+            batch.append((path, decoded))
+            batch_seconds += seconds
+        yield from _encode_batch(batch, model, level)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _decoded(path: Path, rate: int) -> np.ndarray | Failure:
+def _decode(path: Path, sample_rate: int) -> np.ndarray | Failure:
     try:
-        samples = read_samples(path, rate)
+        samples = load_waveform(path, sample_rate)
     except (OSError, RuntimeError) as error:
         return Failure(str(path), str(error))
     return samples if len(samples) else Failure(str(path), f"{path} holds no samples")
 
 
-def _encoded(
-    group: list[tuple[Path, np.ndarray | Failure]], model: Fusion, level: str
-) -> Iterator[Embedding | Failure]:
-    """Rows of a group, in its order."""
-    waveforms = [torch.from_numpy(found) for _, found in group if not isinstance(found, Failure)]
-    frames = iter(model.encode_each(waveforms) if waveforms else [])
-    for path, found in group:
-        if isinstance(found, Failure):
-            yield found
+def _encode_batch(batch: list[_Decoded], model: Fusion, level: str) -> Iterator[Embedding | Failure]:
+    """Yield the results of a batch, in its order."""
+    waveforms = [torch.from_numpy(decoded) for _, decoded in batch if not isinstance(decoded, Failure)]
+    encoded = iter(model.encode_waveforms(waveforms) if waveforms else [])
+    for path, decoded in batch:
+        if isinstance(decoded, Failure):
+            yield decoded
             continue
-        heard, seconds = next(frames), len(found) / model.sample_rate
+        frames, seconds = next(encoded), len(decoded) / model.sample_rate
         if level == "clip":
-            yield Embedding(str(path), 0.0, seconds, pool_frames(heard, model.pooling).cpu().numpy())
+            yield Embedding(str(path), 0.0, seconds, pool_frames(frames, model.pooling).cpu().numpy())
             continue
-        step = model.frame_seconds or model.network.piece_seconds
-        for i, vector in enumerate(heard.T.contiguous().cpu().numpy()):
+        step = model.frame_seconds or model.network.chunk_seconds
+        for i, vector in enumerate(frames.T.contiguous().cpu().numpy()):
             start, end = round(i * step, 6), round((i + 1) * step, 6)
             yield Embedding(str(path), start, max(start, min(end, seconds)), vector)

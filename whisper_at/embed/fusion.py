@@ -1,29 +1,33 @@
-"""Fusion of layers: features of chosen layers of a frozen network, lined up in time and joined (Niizumi et al., 2022).
+"""Layer fusion: features of chosen layers of a frozen network, aligned in time and concatenated (Niizumi et al., 2022).
 
-Layers are counted from 0 everywhere, in VGGish as positions in its flat sequence (see `vggish`); what the paper counts
-from 1 appears in the names of presets alone (defect F7). Spec section 4.
+Layers are counted from 0 everywhere, in VGGish as positions in its flat sequence (see `vggish`). The paper's numbers,
+which count from 1, appear only in the names of presets (defect F7). Spec section 4.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .cnn14 import CNN14, load_cnn14
-from .cnn14 import WHERE as CNN14_WHERE
-from .frames import POOLINGS, padded, pool_frames
-from .vggish import WHERE as VGGISH_WHERE
+from .cnn14 import WEIGHTS_URL as CNN14_WEIGHTS_URL
+from .frames import POOLINGS, pad_frames, pool_frames
+from .network import LayeredNetwork
+from .vggish import WEIGHTS_URL as VGGISH_WEIGHTS_URL
 from .vggish import VGGish, load_vggish
 
-CONVOLUTIONAL: dict[str, tuple[type, Any, str]] = {
-    "vggish": (VGGish, load_vggish, VGGISH_WHERE),
-    "cnn14": (CNN14, load_cnn14, CNN14_WHERE),
+Module = TypeVar("Module", bound=nn.Module)
+
+CNNS: dict[str, tuple[type[LayeredNetwork], Callable[[Any], LayeredNetwork], str]] = {
+    "vggish": (VGGish, load_vggish, VGGISH_WEIGHTS_URL),
+    "cnn14": (CNN14, load_cnn14, CNN14_WEIGHTS_URL),
 }
+"""Class, loader and URL of the weights of convolutional networks."""
 
 
 class Preset(NamedTuple):
@@ -40,26 +44,29 @@ PRESETS = {
     "ast_5_12": Preset("AST-Fusion", "ast", (4, 11)),
     "whisper_1_3": Preset("Whisper-Fusion", "nano.en", (0, 2)),
 }
-"""The paper's fused models by the labels it gives them, which count from 1 (defect F7), and one in their manner: the
-pair of layers that did best on the validation parts of four tasks (recipes/fusion/nano.toml)."""
+"""The paper's fused models by its labels for them, which count layers from 1 (defect F7), and Whisper-Fusion: the pair
+of layers with the best validation score over four tasks (recipes/fusion/nano.toml)."""
 
 
 class Fusion(nn.Module):
-    """A frozen network whose chosen layers are joined to one representation.
-
-    Order and duplicates among ``layers`` do not matter: layers are joined in the network's order.
+    """A frozen network whose chosen layers are concatenated to one representation.
 
     Parameters
     ----------
-    network : `VGGish`, `CNN14` or `tokens.TokenNetwork`
-    layers : which of ``network.layers``, from 0
-    pooling : from frames to a clip, ``mean`` or ``mean_plus_max`` (summed elementwise); by default the network's:
-        ``mean_plus_max`` of maps, ``mean`` of a transformer's tokens
+    network : LayeredNetwork
+        `VGGish`, `CNN14` or `tokens.TransformerNetwork`.
+    layers : iterable of int
+        Some of ``network.layers``. They are concatenated in the network's order; order and duplicates do not matter.
+    pooling : {"mean", "mean_plus_max"}, optional
+        Pooling from frames to a clip (``mean_plus_max`` is the elementwise sum). By default ``mean_plus_max`` for
+        convolutional networks and ``mean`` for transformers.
 
     Attributes
     ----------
-    width : of the representation, computed from the layers (defect F3)
-    frame_seconds : time between frames, None where there is one frame a clip
+    width : int
+        Width of the representation, computed from the layers (defect F3).
+    frame_seconds : float or None
+        Time between frames; None if there is one frame per clip.
 
     Raises
     ------
@@ -74,23 +81,22 @@ class Fusion(nn.Module):
     (torch.Size([2, 8192]), torch.Size([2, 8192, 6]))
     """
 
-    def __init__(self, network: Any, layers: Iterable[int], pooling: str | None = None):
+    def __init__(self, network: LayeredNetwork, layers: Iterable[int], pooling: str | None = None):
         super().__init__()
         self.network = network
         self.layers = tuple(sorted(set(layers)))
         if not self.layers:
             raise ValueError("choose at least one layer")
         if unknown := [layer for layer in self.layers if layer not in network.layers]:
-            there = ", ".join(map(str, network.layers))
-            raise ValueError(f"{network.name} has no layer {unknown[0]}; counted from 0, it has {there}")
+            known = ", ".join(map(str, network.layers))
+            raise ValueError(f"{network.name} has no layer {unknown[0]}; counted from 0, it has {known}")
         self.pooling = pooling or network.pooling
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling must be {' or '.join(POOLINGS)}, not {pooling!r}")
         if self.pooling != "mean" and network.frame_seconds is None:
-            raise ValueError(f"{network.name} has no frames to take the maximum of; its pooling is 'mean'")
+            raise ValueError(f"{network.name} has one frame per clip and so no maximum; its pooling is 'mean'")
         self.name, self.sample_rate, self.frame_seconds = network.name, network.sample_rate, network.frame_seconds
-        self.widths = tuple(network.layer_width(layer) for layer in self.layers)
-        self.width = sum(self.widths)
+        self.width = sum(network.layer_width(layer) for layer in self.layers)
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Fusion:
@@ -99,53 +105,61 @@ class Fusion(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Device of the network."""
         return next(self.parameters()).device
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """`encode_clip`."""
+        """Return `encode_clip`."""
         return self.encode_clip(x, lengths)
 
     @torch.no_grad()
     def encode_frames(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Frames ``(batch, width, frames)`` in order of time.
+        """Return the frames of a batch, in order of time.
 
         Parameters
         ----------
-        x : log-mel ``(batch, 1, frames, 64)`` for VGGish and CNN14, or float32 samples ``(batch, samples)``
-        lengths : samples of each that are real, ``(batch,)``; all by default. Zeros stand where one has no more frames.
+        x : Tensor, shape (batch, samples) or (batch, 1, mel_frames, 64)
+            Waveforms at ``sample_rate``, or for VGGish and CNN14 log-mel spectrograms.
+        lengths : Tensor, shape (batch,), optional
+            Samples of each waveform that are not padding; all by default.
+
+        Returns
+        -------
+        Tensor, shape (batch, width, frames)
+            Frames, with zeros where a shorter clip has no more of them.
         """
         if x.ndim == 4:
             return torch.cat(self.network.layer_frames(x.to(self.device), self.layers), dim=1)
-        return padded(self.encode_each(_unpadded(x, lengths)))
+        return pad_frames(self.encode_waveforms(_without_padding(x, lengths)))
 
     @torch.no_grad()
     def encode_clip(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """One vector ``(batch, width)`` of each clip; parameters as of `encode_frames`."""
+        """Return one vector per clip, shape (batch, width); parameters as of `encode_frames`."""
         if x.ndim == 4:
             return pool_frames(self.encode_frames(x), self.pooling)
-        return torch.cat(self.encode_layers(_unpadded(x, lengths)), dim=1)
+        return torch.cat(self.encode_layers(_without_padding(x, lengths)), dim=1)
 
     @torch.no_grad()
     def encode_layers(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
-        """One vector of each clip by each layer, ``(batch, layer width)``; joined, they are `encode_clip`'s.
+        """Return one vector per clip for each layer, shape (batch, layer_width).
 
-        So the clip-level fusion of any layers follows from one pass over all of them.
+        Concatenated, they are `encode_clip`'s; so one pass over all layers gives the clip-level fusion of any of them.
         """
-        found = [[pool_frames(frames, self.pooling) for frames in one] for one in self._hear(waveforms)]
-        return [torch.stack(layer) for layer in zip(*found)]
+        pooled = [[pool_frames(frames, self.pooling) for frames in clip] for clip in self._layer_frames(waveforms)]
+        return [torch.stack(layer) for layer in zip(*pooled)]
 
     @torch.no_grad()
-    def encode_each(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
-        """Frames ``(width, frames)`` of each recording ``(samples,)``."""
-        return [torch.cat(layers) for layers in self._hear(waveforms)]
+    def encode_waveforms(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
+        """Return the frames, shape (width, frames), of each recording, shape (samples,), of any lengths."""
+        return [torch.cat(layers) for layers in self._layer_frames(waveforms)]
 
-    def _hear(self, waveforms: Sequence[Tensor]) -> list[list[Tensor]]:
-        return self.network.hear([waveform.to(self.device) for waveform in waveforms], self.layers)
+    def _layer_frames(self, waveforms: Sequence[Tensor]) -> list[list[Tensor]]:
+        return self.network.encode_waveforms([waveform.to(self.device) for waveform in waveforms], self.layers)
 
 
-def _unpadded(x: Tensor, lengths: Tensor | None) -> list[Tensor]:
+def _without_padding(x: Tensor, lengths: Tensor | None) -> list[Tensor]:
     if x.ndim != 2:
-        raise ValueError(f"give samples (batch, samples) or log-mel (batch, 1, frames, 64), not {tuple(x.shape)}")
+        raise ValueError(f"give waveforms (batch, samples) or log-mel (batch, 1, frames, 64), not {tuple(x.shape)}")
     return list(x) if lengths is None else [row[: int(n)] for row, n in zip(x, lengths)]
 
 
@@ -157,24 +171,35 @@ def load_fusion(
     device: str | torch.device | None = None,
     seed: int = 0,
 ) -> Fusion:
-    """A fused model by the name of its network, or by a preset's.
+    """Load a fused model by the name of its network, or by a preset's.
 
     Parameters
     ----------
-    name : ``vggish``, ``cnn14``, a preset (``VGGish-Fusion`` or ``vggish_10_15`` …), or what
-        `backbones.load_backbone` knows: a Whisper, ``ast``, a speech model
-    layers : from 0, or ``"all"``; by default a preset's for its network, and for other transformers the blocks at
-        AST-Fusion's depth (a third of the way, and the last); `lineareval` finds the best for tasks of one's own
-    weights : a file (of VGGish or CNN14 in their published layouts; for others what `load_backbone` takes), or
-        ``"random"`` for a network of that size that has learned nothing
-    pooling : see `Fusion`
-    device : CUDA if there is any, else the CPU
-    seed : of random weights
+    name : str
+        ``vggish``, ``cnn14``, a preset (``VGGish-Fusion`` or ``vggish_10_15`` …), or a name that
+        `whisper_at.adapt.load_backbone` knows: a Whisper, ``ast``, a speech model.
+    layers : iterable of int or "all", optional
+        Layers, from 0. By default those of the preset for this network, and for other transformers the blocks at
+        AST-Fusion's depth (a third of the way, and the last); ``whisper-at lineareval`` finds the best for your tasks.
+    weights : str or path, optional
+        A file (of VGGish or CNN14 in their published layouts; for others what `load_backbone` takes), or ``"random"``
+        for an untrained network of that size.
+    pooling : str, optional
+        See `Fusion`.
+    device : str or torch.device, optional
+        CUDA if there is any, else the CPU.
+    seed : int
+        Seed of random weights.
+
+    Returns
+    -------
+    Fusion
+        The model, frozen.
 
     Raises
     ------
     ValueError
-        If there is no such network or layer, the weights are others', or VGGish or CNN14 is given none.
+        If there is no such network or layer, the weights are another network's, or VGGish or CNN14 is given none.
     FileNotFoundError, RuntimeError
         If the weights are not there, or cannot be read.
     """
@@ -195,44 +220,44 @@ def load_fusion(
     return Fusion(network, chosen, pooling).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def load_network(name: str, weights: str | os.PathLike[str] | None = None, seed: int = 0) -> Any:
-    """A network that `Fusion` takes; see `load_fusion`."""
-    if name in CONVOLUTIONAL:
-        kind, load, where = CONVOLUTIONAL[name]
+def load_network(name: str, weights: str | os.PathLike[str] | None = None, seed: int = 0) -> LayeredNetwork:
+    """Load a network for `Fusion`; see `load_fusion`."""
+    if name in CNNS:
+        network_class, load, url = CNNS[name]
         if weights is None:
-            raise ValueError(f"{name} needs the file of its weights, published at {where}; or weights='random'")
-        network = randomise(kind(), seed) if weights == "random" else load(weights)
+            raise ValueError(f"{name} needs the file of its weights, published at {url}; or weights='random'")
+        network = reset_weights(network_class(), seed) if weights == "random" else load(weights)
         return network.requires_grad_(False).eval()
     from ..adapt.backbones import load_backbone, random_backbone
     from ..adapt.configs import RANDOM_NAMES
-    from .tokens import TokenNetwork
+    from .tokens import TransformerNetwork
 
     if weights != "random":
-        return TokenNetwork(load_backbone(name if weights is None else os.fspath(weights), "cpu"))
+        return TransformerNetwork(load_backbone(name if weights is None else os.fspath(weights), "cpu"))
     sizes = next((known for known in (name, f"whisper-{name}") if known in RANDOM_NAMES), None)
     if sizes is None:
-        return TokenNetwork(randomise(load_backbone(name, "cpu"), seed))
+        return TransformerNetwork(reset_weights(load_backbone(name, "cpu"), seed))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return TokenNetwork(random_backbone(sizes))
+        return TransformerNetwork(random_backbone(sizes))
 
 
 @torch.no_grad()
-def randomise(module: nn.Module, seed: int = 0) -> Any:
-    """Give every layer the weights that PyTorch starts it with, the same for the same seed; returns the module.
+def reset_weights(module: Module, seed: int = 0) -> Module:
+    """Reinitialise every layer as PyTorch does, the same for the same seed; return the module.
 
-    Tables that no layer made (positions, special tokens) keep their values.
+    Parameters outside of such layers (positions, special tokens) keep their values.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for part in module.modules():
-            if callable(reset := getattr(part, "reset_parameters", None)):
+        for submodule in module.modules():
+            if callable(reset := getattr(submodule, "reset_parameters", None)):
                 reset()
     return module
 
 
-def fingerprint(module: nn.Module) -> str:
-    """SHA-256 of a network's parameters and buffers by name, shape and value: what embeddings depend on."""
+def weights_sha256(module: nn.Module) -> str:
+    """Compute the SHA-256 of a network's parameters and buffers: names, shapes, types and values."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())

@@ -1,4 +1,4 @@
-"""Linear classifiers on fixed embeddings, many at once: one for each layer or fusion of layers (spec section 4.4)."""
+"""Linear probes on fixed embeddings, many fitted at once: one for each layer or fusion of layers (spec section 4.4)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,23 @@ from torch import Tensor
 
 from ..train.metrics import average_precision
 
-GROUP_BYTES = 1 << 30  # of embeddings that are fitted together
+MAX_GROUP_BYTES = 1 << 30  # of embeddings that are fitted together
 
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """How a classifier is fitted; the published values by default.
+    """How a probe is fitted; the published values by default.
 
-    lr, weight_decay : of Adam, whose other settings are PyTorch's
-    batch, epochs : at most
-    patience : stop at so many epochs in a row without a validation score at least as good as the best
+    Attributes
+    ----------
+    lr, weight_decay : float
+        Of Adam, whose other settings are PyTorch's.
+    batch : int
+        Clips in a batch.
+    epochs : int
+        Maximum number of epochs.
+    patience : int
+        Stop after this many consecutive epochs whose validation score is below the best.
     """
 
     lr: float = 3e-4
@@ -32,19 +39,19 @@ class ProbeSettings:
     patience: int = 20
 
 
-class Fitted(NamedTuple):
-    """A fitted classifier: its best validation score, the epoch of it (from 1), and its logits for the test part."""
+class FittedProbe(NamedTuple):
+    """A fitted probe: its best validation score, the epoch of it (from 1), and its logits for the test split."""
 
     valid: float
     epoch: int
     test_logits: np.ndarray
 
 
-class Scaler:
-    """Mean and standard deviation of each column, gathered batch by batch, in float64.
+class StandardScaler:
+    """Mean and standard deviation of each column, accumulated batch by batch in float64.
 
-    Each batch counts by its size, the first one, too: a running mean that divides by the count before adding to it
-    forgets the first batch (defect F5). A column that never changes is divided by 1.
+    Every batch counts by its size, the first one as well: a running mean that divides by the count before adding to it
+    forgets the first batch (defect F5). A constant column is divided by 1. Used as scikit-learn's.
     """
 
     def __init__(self) -> None:
@@ -52,8 +59,8 @@ class Scaler:
         self.mean: np.ndarray | float = 0.0
         self._squares: np.ndarray | float = 0.0
 
-    def update(self, values: np.ndarray) -> Scaler:
-        """Add rows ``(n, width)``."""
+    def partial_fit(self, values: np.ndarray) -> StandardScaler:
+        """Add rows, shape (n, width)."""
         n = len(values)
         if n:
             mean = values.mean(axis=0, dtype=np.float64)
@@ -71,13 +78,13 @@ class Scaler:
         variance = np.asarray(self._squares) / max(1, self.count)
         return np.where(variance > 0, np.sqrt(variance), 1.0)
 
-    def __call__(self, values: np.ndarray) -> np.ndarray:
-        """Standardised float32 rows."""
+    def transform(self, values: np.ndarray) -> np.ndarray:
+        """Return standardised rows, float32."""
         return ((values - self.mean) / self.std).astype(np.float32)
 
 
-class Parts(NamedTuple):
-    """Embeddings ``(n, width)`` of one representation by part, or targets ``(n, classes)`` of 0 and 1."""
+class SplitArrays(NamedTuple):
+    """Embeddings (n, width) of one representation by split, or targets (n, classes) of 0 and 1."""
 
     train: np.ndarray
     valid: np.ndarray
@@ -85,102 +92,124 @@ class Parts(NamedTuple):
 
 
 def fit_probes(
-    representations: list[Parts], targets: Parts, settings: ProbeSettings, seed: int, multi_label: bool = False
-) -> list[Fitted]:
-    """Fit one classifier to each representation: standard scaler, one linear map, Adam, early stopping.
+    representations: list[SplitArrays],
+    targets: SplitArrays,
+    settings: ProbeSettings,
+    seed: int,
+    multi_label: bool = False,
+) -> list[FittedProbe]:
+    """Fit one probe to each representation: standard scaler, one linear layer, Adam, early stopping.
 
-    Those of equal width are fitted together, each with the numbers that it would have alone. The scaler sees the
-    training part and nothing else (defect F6). The loss is the mean over clips and classes of
-    ``-target * log_softmax`` or, with several labels a clip, of the binary cross-entropy; the validation score is
-    accuracy or mean average precision, and the last of equally good epochs is kept.
+    Those of equal width are fitted together, each with the numbers that it would have alone. The scaler is fitted on
+    the training split only (defect F6). The loss is the mean over clips and classes of ``-target * log_softmax`` or,
+    with several labels per clip, of the binary cross-entropy. The validation score is accuracy or mean average
+    precision; of equally good epochs, the last one counts.
+
+    Parameters
+    ----------
+    representations : list of SplitArrays
+        Embeddings.
+    targets : SplitArrays
+        Targets of the same clips.
+    settings : ProbeSettings
+        How to fit.
+    seed : int
+        Of initial weights and batches.
+    multi_label : bool
+        Whether a clip may have several labels.
 
     Raises
     ------
     ValueError
-        If a part is empty.
+        If a split is empty.
     """
-    for name, part in zip(Parts._fields, targets):
-        if not len(part):
+    for name, array in zip(SplitArrays._fields, targets):
+        if not len(array):
             raise ValueError(f"there are no clips for {name}")
-    fitted: dict[int, Fitted] = {}
-    for group in _groups(representations):
-        scaled = [_scaled(representations[i]) for i in group]
-        train, valid, test = (torch.from_numpy(np.stack(part)) for part in zip(*scaled))
-        found = _fit(train, valid, test, targets, settings, seed, multi_label)
-        fitted |= dict(zip(group, found))
-    return [fitted[i] for i in range(len(representations))]
+    probes: dict[int, FittedProbe] = {}
+    for group in _group_by_width(representations):
+        scaled = [_standardise(representations[i]) for i in group]
+        train, valid, test = (torch.from_numpy(np.stack(split)) for split in zip(*scaled))
+        probes |= dict(zip(group, _fit_group(train, valid, test, targets, settings, seed, multi_label)))
+    return [probes[i] for i in range(len(representations))]
 
 
 def score(logits: np.ndarray, targets: np.ndarray, multi_label: bool) -> float:
-    """Accuracy, or mean average precision over the classes that occur."""
+    """Return the accuracy, or with several labels per clip the mean average precision over the classes that occur."""
     if multi_label:
         return float(np.nanmean(average_precision(targets, logits)))
     return float((logits.argmax(1) == targets.argmax(1)).mean())
 
 
-def _groups(representations: list[Parts]) -> Iterable[list[int]]:
-    """Indices of representations that are fitted together."""
+def _group_by_width(representations: list[SplitArrays]) -> Iterable[list[int]]:
+    """Yield indices of representations that are fitted together."""
     by_width: dict[int, list[int]] = {}
-    for i, parts in enumerate(representations):
-        by_width.setdefault(parts.train.shape[1], []).append(i)
+    for i, arrays in enumerate(representations):
+        by_width.setdefault(arrays.train.shape[1], []).append(i)
     for members in by_width.values():
-        size = sum(part.nbytes for part in representations[members[0]])
-        each = max(1, GROUP_BYTES // max(1, size))
-        yield from (members[i : i + each] for i in range(0, len(members), each))
+        size = sum(split.nbytes for split in representations[members[0]])
+        group_size = max(1, MAX_GROUP_BYTES // max(1, size))
+        yield from (members[i : i + group_size] for i in range(0, len(members), group_size))
 
 
-def _scaled(parts: Parts) -> Parts:
-    scaler = Scaler()
-    for first in range(0, len(parts.train), 4096):
-        scaler.update(parts.train[first : first + 4096])
-    return Parts(*map(scaler, parts))
+def _standardise(arrays: SplitArrays) -> SplitArrays:
+    scaler = StandardScaler()
+    for first in range(0, len(arrays.train), 4096):
+        scaler.partial_fit(arrays.train[first : first + 4096])
+    return SplitArrays(*map(scaler.transform, arrays))
 
 
-def _fit(
-    train: Tensor, valid: Tensor, test: Tensor, targets: Parts, settings: ProbeSettings, seed: int, multi_label: bool
-) -> list[Fitted]:
-    """``train``, ``valid``, ``test``: standardised embeddings ``(representations, n, width)``."""
+def _fit_group(
+    train: Tensor,
+    valid: Tensor,
+    test: Tensor,
+    targets: SplitArrays,
+    settings: ProbeSettings,
+    seed: int,
+    multi_label: bool,
+) -> list[FittedProbe]:
+    """Fit probes to standardised embeddings ``train``, ``valid`` and ``test``, shape (probes, n, width)."""
     count, n, width = train.shape
-    wanted = torch.from_numpy(targets.train)
-    classes = wanted.shape[1]
-    draw = torch.Generator().manual_seed(seed)
-    bound = width**-0.5  # where PyTorch starts a linear map
-    weight = (torch.rand(width, classes, generator=draw) * 2 - 1) * bound
-    bias = (torch.rand(1, classes, generator=draw) * 2 - 1) * bound
+    train_targets = torch.from_numpy(targets.train)
+    classes = train_targets.shape[1]
+    generator = torch.Generator().manual_seed(seed)
+    bound = width**-0.5  # as nn.Linear is initialised
+    weight = (torch.rand(width, classes, generator=generator) * 2 - 1) * bound
+    bias = (torch.rand(1, classes, generator=generator) * 2 - 1) * bound
     parameters = [p.expand(count, -1, -1).clone().requires_grad_() for p in (weight, bias)]
     optimizer = torch.optim.Adam(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
-    batch = min(settings.batch, n)
 
     best = [p.detach().clone() for p in parameters]
-    scores, epochs, waited = np.full(count, -np.inf), np.zeros(count, int), np.zeros(count, int)
+    best_scores, best_epochs = np.full(count, -np.inf), np.zeros(count, int)
+    epochs_since_best = np.zeros(count, int)
     for epoch in range(1, settings.epochs + 1):
-        for chosen in torch.randperm(n, generator=draw).split(batch):
-            logits = torch.baddbmm(parameters[1], train[:, chosen], parameters[0])
-            labels = wanted[chosen].expand(count, -1, -1)
-            # the sum over representations of each one's mean: no classifier's gradient knows of the others
+        for batch in torch.randperm(n, generator=generator).split(min(settings.batch, n)):
+            logits = torch.baddbmm(parameters[1], train[:, batch], parameters[0])
+            labels = train_targets[batch].expand(count, -1, -1)
+            # a sum over the probes of each one's mean, so that their gradients are independent
             if multi_label:
                 loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
             else:
                 loss = -(labels * logits.log_softmax(-1)).sum()
             optimizer.zero_grad(set_to_none=True)
-            (loss / (len(chosen) * classes)).backward()
+            (loss / (len(batch) * classes)).backward()
             optimizer.step()
-        running = waited < settings.patience
-        found = _scores(valid, parameters, targets.valid, multi_label)
-        better = running & (found >= scores)
-        scores, epochs = np.where(better, found, scores), np.where(better, epoch, epochs)
-        waited = np.where(better, 0, waited + running)
+        running = epochs_since_best < settings.patience
+        scores = _valid_scores(valid, parameters, targets.valid, multi_label)
+        better = running & (scores >= best_scores)
+        best_scores, best_epochs = np.where(better, scores, best_scores), np.where(better, epoch, best_epochs)
+        epochs_since_best = np.where(better, 0, epochs_since_best + running)
         for kept, parameter in zip(best, parameters):
             kept[torch.from_numpy(better)] = parameter.detach()[torch.from_numpy(better)]
-        if (waited >= settings.patience).all():
+        if (epochs_since_best >= settings.patience).all():
             break
-    decided = torch.baddbmm(best[1], test, best[0]).numpy()
-    return [Fitted(float(scores[i]), int(epochs[i]), decided[i]) for i in range(count)]
+    test_logits = torch.baddbmm(best[1], test, best[0]).numpy()
+    return [FittedProbe(float(best_scores[i]), int(best_epochs[i]), test_logits[i]) for i in range(count)]
 
 
 @torch.no_grad()
-def _scores(x: Tensor, parameters: list[Tensor], targets: np.ndarray, multi_label: bool) -> np.ndarray:
+def _valid_scores(x: Tensor, parameters: list[Tensor], targets: np.ndarray, multi_label: bool) -> np.ndarray:
     logits = torch.baddbmm(parameters[1], x, parameters[0])
     if multi_label:
-        return np.array([score(one, targets, True) for one in logits.numpy()])
+        return np.array([score(probe, targets, True) for probe in logits.numpy()])
     return (logits.argmax(-1).numpy() == targets.argmax(1)).mean(1)

@@ -1,7 +1,7 @@
-"""Embeddings on disk: Parquet, or ``.npz`` without pyarrow; written piece by piece, there whole or not at all.
+"""Embeddings on disk: Parquet, or ``.npz`` without pyarrow; written in batches, complete or not at all.
 
-A row is ``path``, ``start``, ``end`` (seconds) and ``embedding`` (float32); how they were made is kept as JSON, in
-Parquet's metadata under ``whisper_at`` and in ``.npz`` as ``config``.
+A row is ``path``, ``start``, ``end`` (seconds) and ``embedding`` (float32). How the embeddings were made is kept as
+JSON, in Parquet's metadata under ``whisper_at`` and in ``.npz`` as ``config``.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ import numpy as np
 from ..checkpoints.files import temporary_beside
 from .embedding import Embedding
 
-KEY = b"whisper_at"
-GROUP = 256  # rows that are written together
+METADATA_KEY = b"whisper_at"
+ROWS_PER_WRITE = 256
+SUFFIXES = (".parquet", ".npz")
 
 
-class Rows(NamedTuple):
-    """Some rows of a file: paths, starts and ends in seconds, and vectors ``(rows, width)``."""
+class EmbeddingBatch(NamedTuple):
+    """Rows of a file: paths, starts and ends in seconds, and vectors, float32, shape (rows, width)."""
 
     paths: list[str]
     starts: np.ndarray
@@ -34,101 +35,112 @@ class Rows(NamedTuple):
 
 
 class EmbeddingWriter:
-    """Writes rows to ``path`` as they come; at the end of a ``with`` block without error the file is there.
+    """Write embeddings to a file, which is there after a ``with`` block that ends without an error.
 
     Parameters
     ----------
-    path : ``.parquet`` or ``.npz``
-    width : of the vectors
-    config : how they are made, for `read_config`
+    path : str or path
+        File to write, ``.parquet`` or ``.npz``.
+    width : int
+        Width of the vectors.
+    config : mapping
+        How they are made, for `read_config`.
+
+    Attributes
+    ----------
+    rows : int
+        Number of rows written so far.
 
     Raises
     ------
     ValueError
-        If the name ends otherwise.
+        If the file's name ends otherwise.
     RuntimeError
         If it is to be Parquet and pyarrow is not installed.
     """
 
     def __init__(self, path: str | os.PathLike[str], width: int, config: Mapping[str, Any]):
-        self.path, self.width, self.config = Path(path), width, dict(config)
-        self.rows = 0
+        self.path, self.rows = Path(path), 0
         self._pending: list[Embedding] = []
         self._temporary = temporary_beside(self.path)
-        if self.path.suffix.lower() not in (".parquet", ".npz"):
+        suffix = self.path.suffix.lower()
+        if suffix not in SUFFIXES:
             raise ValueError(f"embeddings are written to a .parquet or an .npz, not to {self.path.name}")
-        kind = _Npz if self.path.suffix.lower() == ".npz" else _Parquet
-        self._sink: _Parquet | _Npz = kind(self._temporary, width, self.config)
+        file_class = _NpzFile if suffix == ".npz" else _ParquetFile
+        self._file: _ParquetFile | _NpzFile = file_class(self._temporary, width, config)
 
-    def write(self, row: Embedding) -> None:
+    def write(self, embedding: Embedding) -> None:
         """Add a row."""
-        self._pending.append(row)
+        self._pending.append(embedding)
         self.rows += 1
-        if len(self._pending) >= GROUP:
+        if len(self._pending) >= ROWS_PER_WRITE:
             self._flush()
 
     def _flush(self) -> None:
         if self._pending:
             paths, starts, ends, vectors = zip(*self._pending)
-            self._sink.add(Rows(list(paths), np.array(starts), np.array(ends), np.stack(vectors)))
+            self._file.write(EmbeddingBatch(list(paths), np.array(starts), np.array(ends), np.stack(vectors)))
             self._pending = []
 
     def __enter__(self) -> EmbeddingWriter:
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
-            if kind is None:
+            if error is None:
                 self._flush()
-            self._sink.close()
-            if kind is None:
+            self._file.close()
+            if error is None:
                 os.replace(self._temporary, self.path)
         finally:
             self._temporary.unlink(missing_ok=True)
 
 
-class _Parquet:
+class _ParquetFile:
     def __init__(self, path: Path, width: int, config: Mapping[str, Any]):
-        pa = _pyarrow()
+        pa = _import_pyarrow()
         fields = [("path", pa.string()), ("start", pa.float64()), ("end", pa.float64())]
         fields.append(("embedding", pa.list_(pa.float32(), width)))
-        self.width, self.schema = width, pa.schema(fields, metadata={KEY: json.dumps(config).encode()})
-        self._writer = pa.parquet.ParquetWriter(path, self.schema)
+        self._width = width
+        self._schema = pa.schema(fields, metadata={METADATA_KEY: json.dumps(dict(config)).encode()})
+        self._writer = pa.parquet.ParquetWriter(path, self._schema)
 
-    def add(self, rows: Rows) -> None:
-        pa = _pyarrow()
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.vectors.reshape(-1)), self.width)
-        columns = [pa.array(rows.paths), pa.array(rows.starts), pa.array(rows.ends), vectors]
-        self._writer.write_table(pa.table(columns, schema=self.schema))
+    def write(self, batch: EmbeddingBatch) -> None:
+        pa = _import_pyarrow()
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(batch.vectors.reshape(-1)), self._width)
+        columns = [pa.array(batch.paths), pa.array(batch.starts), pa.array(batch.ends), vectors]
+        self._writer.write_table(pa.table(columns, schema=self._schema))
 
     def close(self) -> None:
         self._writer.close()
 
 
-class _Npz:
-    """Vectors go to a file as they come, since an ``.npy`` says at its start how many it holds."""
+class _NpzFile:
+    """Vectors are first collected in a raw file, since the header of an ``.npy`` says how many follow."""
 
     def __init__(self, path: Path, width: int, config: Mapping[str, Any]):
         self._path, self._width, self._config = path, width, dict(config)
         self._raw_path = path.with_name(f"{path.name}.raw")
-        self._raw = open(self._raw_path, "wb")
+        self._raw = open(self._raw_path, "wb")  # noqa: SIM115  (closed by `close`)
         self._paths: list[str] = []
         self._starts: list[float] = []
         self._ends: list[float] = []
 
-    def add(self, rows: Rows) -> None:
-        self._raw.write(np.ascontiguousarray(rows.vectors, "<f4").data)
-        self._paths += rows.paths
-        self._starts += rows.starts.tolist()
-        self._ends += rows.ends.tolist()
+    def write(self, batch: EmbeddingBatch) -> None:
+        self._raw.write(np.ascontiguousarray(batch.vectors, "<f4").data)
+        self._paths += batch.paths
+        self._starts += batch.starts.tolist()
+        self._ends += batch.ends.tolist()
 
     def close(self) -> None:
         try:
             self._raw.close()
             with zipfile.ZipFile(self._path, "w", allowZip64=True) as archive:
-                small = {"path": np.array(self._paths, str), "start": np.array(self._starts, float)}
-                small |= {"end": np.array(self._ends, float), "config": np.array(json.dumps(self._config))}
-                for name, array in small.items():
+                arrays = {"path": np.array(self._paths, str), "start": np.array(self._starts, float)}
+                arrays |= {"end": np.array(self._ends, float), "config": np.array(json.dumps(self._config))}
+                for name, array in arrays.items():
                     with archive.open(f"{name}.npy", "w") as out:
                         np.lib.format.write_array(out, array, allow_pickle=False)
                 header = {"descr": "<f4", "fortran_order": False, "shape": (len(self._paths), self._width)}
@@ -140,7 +152,7 @@ class _Npz:
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """How the embeddings of a file were made.
+    """Read how the embeddings of a file were made.
 
     Raises
     ------
@@ -149,50 +161,50 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     ValueError
         If it is not a file of embeddings.
     """
-    path = _existing(path)
+    path = _check_is_file(path)
     text: bytes | str | None = None
     if path.suffix.lower() == ".npz":
         with np.load(path) as content:
             text = str(content["config"]) if "config" in content else None
     else:
-        text = (_opened(path).schema_arrow.metadata or {}).get(KEY)
+        text = (_open_parquet(path).schema_arrow.metadata or {}).get(METADATA_KEY)
     if text is None:
         raise ValueError(f"{path} does not say how its embeddings were made; write it with `whisper-at embed`")
     return json.loads(text)
 
 
-def read_rows(path: str | os.PathLike[str], at_once: int = 4096) -> Iterator[Rows]:
-    """The rows of a file, ``at_once`` at a time."""
-    path = _existing(path)
+def read_batches(path: str | os.PathLike[str], batch_size: int = 4096) -> Iterator[EmbeddingBatch]:
+    """Yield the rows of a file, at most ``batch_size`` at a time."""
+    path = _check_is_file(path)
     if path.suffix.lower() == ".npz":
         with np.load(path) as content:
-            names, starts, ends, vectors = (content[key] for key in ("path", "start", "end", "embedding"))
-        for i in range(0, len(names), at_once):
-            part = slice(i, i + at_once)
-            yield Rows(names[part].tolist(), starts[part], ends[part], vectors[part])
+            paths, starts, ends, vectors = (content[key] for key in ("path", "start", "end", "embedding"))
+        for i in range(0, len(paths), batch_size):
+            rows = slice(i, i + batch_size)
+            yield EmbeddingBatch(paths[rows].tolist(), starts[rows], ends[rows], vectors[rows])
         return
-    for batch in _opened(path).iter_batches(at_once, columns=["path", "start", "end", "embedding"]):
+    for batch in _open_parquet(path).iter_batches(batch_size, columns=["path", "start", "end", "embedding"]):
         flat = batch.column(3).flatten().to_numpy(zero_copy_only=False)
         starts, ends = (batch.column(i).to_numpy(zero_copy_only=False) for i in (1, 2))
-        yield Rows(batch.column(0).to_pylist(), starts, ends, flat.reshape(len(batch), -1))
+        yield EmbeddingBatch(batch.column(0).to_pylist(), starts, ends, flat.reshape(len(batch), -1))
 
 
-def _existing(path: str | os.PathLike[str]) -> Path:
+def _check_is_file(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file of embeddings: {path}")
     return path
 
 
-def _opened(path: Path) -> Any:
-    pa = _pyarrow()
+def _open_parquet(path: Path) -> Any:
+    pa = _import_pyarrow()
     try:
         return pa.parquet.ParquetFile(path)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is not a Parquet file ({error})") from None
 
 
-def _pyarrow() -> Any:
+def _import_pyarrow() -> Any:
     try:
         import pyarrow
         import pyarrow.parquet

@@ -1,7 +1,7 @@
-"""VGGish (Hershey et al., ICASSP 2017) seen through its layers: plain PyTorch, reading the published weights.
+"""VGGish (Hershey et al., ICASSP 2017) and its layers: plain PyTorch that reads the published weights.
 
-Layers are numbered as positions in the flat sequence of convolutions, ReLUs and pools followed by the fully connected
-stack; only the outputs of ReLUs mean anything: 1, 4, 7, 9, 12, 14, 17, 19, 21 (spec section 4.1).
+A layer's number is its position in the flat sequence of convolutions, ReLUs and pools followed by the fully connected
+stack. Only the outputs of ReLUs can be read: 1, 4, 7, 9, 12, 14, 17, 19, 21 (spec section 4.1).
 """
 
 from __future__ import annotations
@@ -12,117 +12,129 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .conv_weights import fill, read_state
-from .frames import flat_frames, in_time
-from .frontends import EXAMPLE_FRAMES, HOP, N_MELS, SAMPLE_RATE, vggish_examples
+from .conv_weights import load_weights, read_state_dict
+from .frames import concat_examples, flatten_maps
+from .frontends import EXAMPLE_FRAMES, HOP_LENGTH, N_MELS, SAMPLE_RATE, vggish_examples
+from .network import LayeredNetwork
 
-CHANNELS = (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool")
-ALIGN = {1: 16, 4: 8, 7: 4, 9: 4, 12: 2, 14: 2}
-"""Convolutional layers by position of their ReLU, and how many of their columns make a frame."""
-DENSE_LAYERS = (17, 19, 21)
-AT_ONCE = 64  # examples that pass together
-STRIDE = 16  # mel frames per frame of the last pool, to which every map is aligned
-WHERE = "https://github.com/harritaylor/torchvggish/releases (vggish-10086976.pth)"
+ARCHITECTURE = (64, "M", 128, "M", 256, 256, "M", 512, 512, "M")  # channels of convolutions; M is a max-pool
+POOL_SIZES = {1: 16, 4: 8, 7: 4, 9: 4, 12: 2, 14: 2}
+"""Columns of the map that make one frame, by convolutional layer."""
+FC_LAYERS = (17, 19, 21)
+FRAME_STRIDE = 16  # mel frames per frame
+MAX_BATCH_EXAMPLES = 64
+WEIGHTS_URL = "https://github.com/harritaylor/torchvggish/releases (vggish-10086976.pth)"
 
 
-class VGGish(nn.Module):
-    """Six convolutions and three fully connected layers over 0.96 s of log-mel.
+class VGGish(LayeredNetwork):
+    """Six convolutions and three fully connected layers over examples of 0.96 s.
 
-    Parameters are named as in the port by H. Taylor (``features.0.weight`` …, ``embeddings.0.weight`` …).
+    Parameters are named as in torchvggish (``features.0.weight`` …, ``embeddings.0.weight`` …).
 
-    Attributes
-    ----------
-    name, sample_rate, layers : ``vggish``, 16000, and the numbers of the nine ReLUs
-    frame_seconds : time between frames of `layer_frames`, 0.16 s
+    Examples
+    --------
+    >>> model = VGGish()
+    >>> [frames.shape for frames in model.layer_frames(torch.rand(2, 1, 96, 64), [9, 21])]
+    [torch.Size([2, 4096, 6]), torch.Size([2, 128, 6])]
     """
 
     name = "vggish"
     sample_rate = SAMPLE_RATE
-    layers = (*ALIGN, *DENSE_LAYERS)
-    frame_seconds = STRIDE * HOP / SAMPLE_RATE
+    layers = (*POOL_SIZES, *FC_LAYERS)
+    frame_seconds = FRAME_STRIDE * HOP_LENGTH / SAMPLE_RATE
+    chunk_seconds = EXAMPLE_FRAMES * HOP_LENGTH / SAMPLE_RATE
     pooling = "mean_plus_max"
 
     def __init__(self) -> None:
         super().__init__()
-        stack: list[nn.Module] = []
+        convolutions: list[nn.Module] = []
         width = 1
-        for step in CHANNELS:
-            if isinstance(step, int):
-                stack += [nn.Conv2d(width, step, 3, padding=1), nn.ReLU()]
-                width = step
+        for item in ARCHITECTURE:
+            if isinstance(item, int):
+                convolutions += [nn.Conv2d(width, item, 3, padding=1), nn.ReLU()]
+                width = item
             else:
-                stack.append(nn.MaxPool2d(2))
-        self.features = nn.Sequential(*stack)
-        rows, columns = EXAMPLE_FRAMES // STRIDE, N_MELS // STRIDE
+                convolutions.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*convolutions)
         self.embeddings = nn.Sequential(
-            *(nn.Linear(width * rows * columns, 4096), nn.ReLU()),
-            *(nn.Linear(4096, 4096), nn.ReLU()),
-            *(nn.Linear(4096, 128), nn.ReLU()),
+            nn.Linear(width * (EXAMPLE_FRAMES // FRAME_STRIDE) * (N_MELS // FRAME_STRIDE), 4096),
+            nn.ReLU(),
+            nn.Linear(4096, 4096),
+            nn.ReLU(),
+            nn.Linear(4096, 128),
+            nn.ReLU(),
         )
 
     def layer_width(self, layer: int) -> int:
-        """Width of a layer's frames: channels times frequencies of a map, or units of a fully connected layer."""
+        """Return a layer's width: channels times frequencies of a map, or units of a fully connected layer."""
         return 128 if layer == 21 else 4096
 
-    def maps(self, x: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
-        """Outputs of the chosen ReLUs of log-mel ``(batch, 1, frames, 64)``.
+    def feature_maps(self, x: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
+        """Compute the outputs of the chosen ReLUs, and nothing past the deepest of them (defect F2).
 
-        Maps are ``(batch, channels, frames / s, 64 / s)`` with ``s`` = 1, 2, 4 or 8 by layer; fully connected layers
-        are ``(batch, units)`` and need 96 frames. Nothing past the deepest chosen layer is computed (defect F2).
+        Parameters
+        ----------
+        x : Tensor, shape (batch, 1, mel_frames, 64)
+            Log-mel spectrograms; the fully connected layers need exactly 96 frames.
+        layers : sequence of int
+            Some of ``layers``.
+
+        Returns
+        -------
+        dict of int to Tensor
+            By layer: maps ``(batch, channels, mel_frames / s, 64 / s)`` with ``s`` of 1, 2, 4 or 8, or the units
+            ``(batch, units)`` of a fully connected layer.
         """
-        chosen: dict[int, Tensor] = {}
-        modules = list(self.features)
-        for index, module in enumerate(modules[: max(layers) + 1]):
+        outputs: dict[int, Tensor] = {}
+        convolutions = list(self.features)
+        for index, module in enumerate(convolutions[: max(layers) + 1]):
             x = module(x)
             if index in layers:
-                chosen[index] = x
-        if max(layers) < len(modules):
-            return chosen
-        if x.shape[2:] != (EXAMPLE_FRAMES // STRIDE, N_MELS // STRIDE):
+                outputs[index] = x
+        if max(layers) < len(convolutions):
+            return outputs
+        if x.shape[2:] != (EXAMPLE_FRAMES // FRAME_STRIDE, N_MELS // FRAME_STRIDE):
             raise ValueError(f"the fully connected layers of VGGish need {EXAMPLE_FRAMES} frames of {N_MELS} bands")
         x = x.permute(0, 2, 3, 1).flatten(1)  # the published weights expect channels last
-        for index, module in enumerate(self.embeddings, len(modules)):
+        for index, module in enumerate(self.embeddings, len(convolutions)):
             if index > max(layers):
                 break
             x = module(x)
             if index in layers:
-                chosen[index] = x
-        return chosen
+                outputs[index] = x
+        return outputs
 
     def layer_frames(self, x: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        """Frames ``(batch, layer width, frames // 16)`` of each chosen layer of log-mel ``(batch, 1, frames, 64)``.
+        """Return one frame for every 16 mel frames, for each chosen layer; see `LayeredNetwork.layer_frames`.
 
-        Maps are flattened with their channels outermost and max-pooled to the last pool's rate; a fully connected
-        layer repeats its one vector in every frame of that rate, however many there are (defect F2).
+        Maps are max-pooled in time to the rate of the last pool. The one vector of a fully connected layer is repeated
+        in every frame, however many there are (defect F2).
         """
-        if x.ndim != 4 or x.shape[1] != 1 or x.shape[3] != N_MELS or x.shape[2] < STRIDE:
+        if x.ndim != 4 or x.shape[1] != 1 or x.shape[3] != N_MELS or x.shape[2] < FRAME_STRIDE:
             raise ValueError(
-                f"VGGish needs log-mel (batch, 1, {STRIDE} frames or more, {N_MELS}), not {tuple(x.shape)}"
+                f"VGGish needs log-mel (batch, 1, {FRAME_STRIDE} frames or more, {N_MELS}), not {tuple(x.shape)}"
             )
-        chosen, count = self.maps(x, layers), x.shape[2] // STRIDE
+        outputs, count = self.feature_maps(x, layers), x.shape[2] // FRAME_STRIDE
         return [
-            flat_frames(chosen[i], ALIGN[i]) if i in ALIGN else _repeated(chosen[i], count) for i in sorted(set(layers))
+            flatten_maps(outputs[i], POOL_SIZES[i]) if i in POOL_SIZES else outputs[i][:, :, None].expand(-1, -1, count)
+            for i in sorted(set(layers))
         ]
 
-    def hear(self, waveforms: Sequence[Tensor], layers: Sequence[int]) -> list[list[Tensor]]:
-        """For each recording ``(samples,)``, the frames ``(layer width, frames)`` of each chosen layer.
+    def encode_waveforms(self, waveforms: Sequence[Tensor], layers: Sequence[int]) -> list[list[Tensor]]:
+        """Return the frames of recordings; see `LayeredNetwork.encode_waveforms`.
 
-        All examples of all recordings pass together; the frames of a recording are those of its examples one after
-        the other, in true time order (defect F1).
+        The examples of all recordings are batched together. The frames of a recording are those of its examples, one
+        after the other, in order of time (defect F1).
         """
         examples = [vggish_examples(waveform) for waveform in waveforms]
         counts = [len(e) for e in examples]
-        found = [self.layer_frames(some, layers) for some in torch.cat(examples).split(AT_ONCE)]
-        per_layer = [[in_time(part) for part in torch.cat(frames).split(counts)] for frames in zip(*found)]
-        return [list(one) for one in zip(*per_layer)]
-
-
-def _repeated(vectors: Tensor, count: int) -> Tensor:
-    return vectors[:, :, None].expand(-1, -1, count)
+        batches = [self.layer_frames(batch, layers) for batch in torch.cat(examples).split(MAX_BATCH_EXAMPLES)]
+        by_layer = [[concat_examples(part) for part in torch.cat(frames).split(counts)] for frames in zip(*batches)]
+        return [list(recording) for recording in zip(*by_layer)]
 
 
 def load_vggish(path: str | os.PathLike[str]) -> VGGish:
-    """VGGish with weights in the layout of H. Taylor's port or of the one by "tcvrick" (``fc.*`` for ``embeddings.*``).
+    """Load VGGish from a file of torchvggish (harritaylor), or of tcvrick's port (``fc.*`` for ``embeddings.*``).
 
     Raises
     ------
@@ -133,10 +145,9 @@ def load_vggish(path: str | os.PathLike[str]) -> VGGish:
     ValueError
         If the tensors are not VGGish's.
     """
-    model = VGGish()
     tensors = {
         f"embeddings.{name[3:]}" if name.startswith("fc.") else name: tensor
-        for name, tensor in read_state(path, "VGGish", WHERE).items()
-        if not name.startswith("pproc.")  # the PCA that AudioSet's own embeddings went through
+        for name, tensor in read_state_dict(path, "VGGish", WEIGHTS_URL).items()
+        if not name.startswith("pproc.")  # the PCA of AudioSet's published embeddings
     }
-    return fill(model, tensors, path, "VGGish", WHERE)
+    return load_weights(VGGish(), tensors, path, "VGGish", WEIGHTS_URL)
