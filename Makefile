@@ -39,10 +39,10 @@ format: $(VENV)/.installed ## apply what ruff can fix, and its format
 	$(BIN)/python -m ruff format .
 
 docs: $(DOCS)/.installed ## build the documentation strictly into site/
-	$(DOCS)/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
 
 serve-docs: $(DOCS)/.installed ## show the documentation while it is being written
-	$(DOCS)/bin/mkdocs serve
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs serve
 
 bench: $(VENV)/.installed ## time it beside other Whispers, into benchmarks/results/SIZE/ (SIZE=small)
 	mkdir -p $(RESULTS)
