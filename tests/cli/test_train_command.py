@@ -270,7 +270,7 @@ def test_bad_clips_stop_it_or_are_left_out(command, sounds, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("extra", "told"),
     [
-        (["--set", "epoch=3"], "did you mean epochs"),
+        (["--set", "epoch=3"], "did you mean 'epochs'"),
         (["--set", "mode=tl_tr_1_7"], "divi"),
         (["--set", "mode=nonsense"], "mode"),
         (["--set", "select=acuracy"], "select must be one of"),

@@ -156,7 +156,7 @@ def test_counts_of_files(tmp_path, capsys, checkpoint):
 
 
 def test_what_cannot_be_counted_is_said(tmp_path):
-    with pytest.raises(FileNotFoundError, match="neither a file, a model nor a head; did you mean large-v3"):
+    with pytest.raises(FileNotFoundError, match="neither a file, a model nor a head; did you mean 'large-v3'"):
         main(["large-v4"])
     text = tmp_path / "notes.txt"
     text.write_text("hello")

@@ -405,8 +405,8 @@ def test_settings_come_from_toml_and_the_command_line(tmp_path):
     ("pair", "told"),
     [
         ("learning_rate=1", "no setting"),
-        ("epoch=5", "did you mean epochs"),
-        ("mixupp=1", "did you mean mixup"),
+        ("epoch=5", "did you mean 'epochs'"),
+        ("mixupp=1", "did you mean 'mixup'"),
         ("epochs=0", "between 1 and"),
         ("epochs=1.5", "a whole number"),
         ("rate=fast", "a number"),

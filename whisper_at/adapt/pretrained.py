@@ -6,7 +6,6 @@ backbone that is loaded as usual. Spec section 2.4.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from torch import Tensor
 from ..checkpoints.download import download
 from ..checkpoints.files import is_state_dict, read_tensors
 from ..data.emotion import FOUR_EMOTIONS
+from ..suggest import did_you_mean
 from .backbones import Backbone, load_backbone
 from .classifier import AudioClassifier
 
@@ -113,9 +113,7 @@ def load_model(
     torch.Size([1, 4])
     """
     if name not in RELEASED:
-        near = difflib.get_close_matches(name, RELEASED, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"no released model {name!r}: {hint}There are {', '.join(RELEASED)}")
+        raise ValueError(f"no released model {name!r}: {did_you_mean(name, RELEASED)}")
     released, folder = RELEASED[name], Path(cache_folder).expanduser() if cache_folder is not None else _cache()
     parts: list[dict[str, Tensor]] = []
     for file, url, convert in (

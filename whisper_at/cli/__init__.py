@@ -7,7 +7,6 @@ the groups "sound tags" and "model" (defect D28); without them nothing is tagged
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import math
 import os
@@ -26,6 +25,7 @@ from whisper.version import __version__ as upstream_version
 from .. import checkpoints
 from ..checkpoints import huggingface
 from ..model import COMPUTE_TYPES, WhisperAT, load_model
+from ..suggest import did_you_mean
 from ..tagging.captions import CAPTION_RESOLUTION
 from ..tagging.labels import find_classes
 from ..tagging.listeners import attached_names
@@ -365,8 +365,8 @@ def _refuse_missing_head(parser: argparse.ArgumentParser, args: dict[str, Any]) 
             if published is None and model in checkpoints.available_models():
                 parser.error(f"no tagging head is published for {model}: take another --model, or give --head FILE")
         elif head not in checkpoints.available_heads() and not os.path.isfile(os.path.expanduser(head)):
-            near = _nearest(head, checkpoints.available_heads())
-            parser.error(f"argument --head: {head!r} is neither a file nor {near}")
+            hint = did_you_mean(head, checkpoints.available_heads())
+            parser.error(f"argument --head: {head!r} is neither a file nor a known name; {hint}")
 
 
 def _temperatures(temperature: float, increment: float | None) -> tuple[float, ...] | list[float]:
@@ -377,23 +377,16 @@ def _temperatures(temperature: float, increment: float | None) -> tuple[float, .
 # --- argument types: each refuses with a message that says what would do -----------------------------------
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
-    """What could have been meant: the nearest names, or all of them."""
-    near = difflib.get_close_matches(name, known, n=3)
-    return f"a name; did you mean {' or '.join(near)}?" if near else f"one of {', '.join(known)}"
-
-
 def _model(name: str) -> str:
     names = checkpoints.available_models()
     if name in names or os.path.exists(os.path.expanduser(name)) or huggingface.is_hub_id(name):
         return name
-    raise argparse.ArgumentTypeError(f"{name!r} is neither a file nor {_nearest(name, names)}")
+    raise argparse.ArgumentTypeError(f"{name!r} is neither a file nor a known name; {did_you_mean(name, names)}")
 
 
 def _language(name: str) -> str:
     if name not in LANGUAGE_CHOICES:
-        near = difflib.get_close_matches(name.title(), LANGUAGE_CHOICES, n=3) or ["English", "en", "German", "de"]
-        raise argparse.ArgumentTypeError(f"Whisper knows no language {name!r}; it knows {', '.join(near)}, ...")
+        raise argparse.ArgumentTypeError(f"Whisper knows no language {name!r}; {did_you_mean(name, LANGUAGE_CHOICES)}")
     return name
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import collections.abc
-import difflib
 import types
 import typing
 from collections.abc import Iterable
 from typing import Any
+
+from ..suggest import did_you_mean
 
 
 def coerce(value: Any, hint: Any, name: str) -> Any:
@@ -73,7 +74,4 @@ def unknown_name(what: str, name: Any, known: Iterable[str]) -> str:
     >>> unknown_name("no dataset", "esc5", ["esc50", "gsc"])
     "no dataset 'esc5': did you mean 'esc50'? There are esc50, gsc"
     """
-    known = list(known)
-    nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-    return f"{what} {name!r}: {hint}There are {', '.join(known)}"
+    return f"{what} {name!r}: {did_you_mean(name, known)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 
 from .. import checkpoints
 from ..checkpoints import huggingface
+from ..suggest import did_you_mean
 
 Recogniser = Callable[[np.ndarray], str]
 """Function from audio, float32 ``(samples,)`` at 16 kHz, to text."""
@@ -57,8 +57,7 @@ def parse_recogniser(name: str) -> tuple[str, str]:
         return kind, model
     known = [n for n in checkpoints.available_models() if kind == "whisper_at" or n != checkpoints.EMBEDDED]
     if not exists and model not in known and not (kind == "whisper_at" and huggingface.is_hub_id(model)):
-        nearest = difflib.get_close_matches(model, known, n=3) or known
-        raise ValueError(f"no recogniser {name!r}: no file, and no model of that name (there is {', '.join(nearest)})")
+        raise ValueError(f"no recogniser {name!r}: no file or model has that name; {did_you_mean(model, known)}")
     return kind, model
 
 

@@ -8,7 +8,6 @@ AudioSet ontology (github.com/audioset/ontology; CC BY-SA 4.0).
 from __future__ import annotations
 
 import csv
-import difflib
 import json
 import math
 import operator
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
 
+from ..suggest import nearest
 from .listeners import attached_names, named_tags
 from .timeline import seconds_to_steps, steps_to_seconds
 
@@ -98,7 +98,7 @@ def find_class(query: int | str) -> int:
         if found is not None:
             return found
         if not text.isdecimal():
-            raise ValueError(f"no AudioSet class is called {value!r}{_nearest(text)}")
+            raise ValueError(f"no AudioSet class is called {value!r}{_suggestions(text)}")
         value = text
     elif isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(
@@ -111,16 +111,14 @@ def find_class(query: int | str) -> int:
     return index
 
 
-def _nearest(text: str) -> str:
+def _suggestions(text: str) -> str:
     """Return "; did you mean …?" with up to three names near `text`, or where to see all the names."""
-    low = text.lower()
-    names = {label.name.lower(): label.name for label in audioset_labels()}
-    within = sorted((name for name in names if low and low in name), key=len)
-    near = dict.fromkeys([*difflib.get_close_matches(low, names, n=3, cutoff=0.75), *within])
-    near = near or dict.fromkeys(difflib.get_close_matches(low, names, n=3))
+    names = [label.name for label in audioset_labels()]
+    containing = sorted((name for name in names if text and text.lower() in name.lower()), key=len)
+    near = list(dict.fromkeys([*nearest(text, names, cutoff=0.75), *containing])) or nearest(text, names, cutoff=0.6)
     if not near:
         return "; print_label_name() lists all 527"
-    return "; did you mean " + " or ".join(repr(names[name]) for name in list(near)[:3]) + "?"
+    return "; did you mean " + " or ".join(map(repr, near[:3])) + "?"
 
 
 def find_classes(queries: Any) -> list[int]:

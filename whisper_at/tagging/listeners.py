@@ -7,7 +7,6 @@ business. One that can do with the model's own pass offers a *reader* of its sta
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 import os
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..audio import SAMPLE_RATE, stream_audio
+from ..suggest import did_you_mean
 from ..windows import Window
 from .classes import ClassSet
 from .timeline import STEP_FRAMES, STEP_POSITIONS, Classifier, first_step, position_mask, steps_to_seconds
@@ -219,9 +219,7 @@ def own_classes(names: Sequence[str], queries: Any) -> list[int]:
         elif str(query).isdecimal() and int(query) < len(names):
             indices.add(int(query))
         else:
-            near = difflib.get_close_matches(str(query), names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"they are {', '.join(names)}"
-            raise ValueError(f"the head has no class {query!r}; {hint}")
+            raise ValueError(f"the head has no class {query!r}; {did_you_mean(query, names)}")
     return sorted(indices)
 
 

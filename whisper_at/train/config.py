@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ..data.toml import parse_assignment
+from ..suggest import did_you_mean
 from .fit import PRECISIONS, Plan, Schedule, schedule_cosine, schedule_steps
 
 PROTOCOLS = ("10", "30", "30+")
@@ -206,9 +206,7 @@ def changed(settings: Settings, values: Mapping[str, Any], source: str) -> Setti
     new: dict[str, Any] = {}
     for name, value in values.items():
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(names)}"
-            raise ValueError(f"{source}: no setting is called {name!r}{hint}")
+            raise ValueError(f"{source}: no setting is called {name!r}; {did_you_mean(name, names)}")
         new[name] = _as_kind(name, value, getattr(settings, name), source)
     try:
         return replace(settings, **new)

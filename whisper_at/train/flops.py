@@ -9,7 +9,6 @@ models known by name.
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import math
 import os
@@ -21,6 +20,7 @@ import torch
 
 from .. import checkpoints
 from ..checkpoints.huggingface import whisper_shapes
+from ..suggest import did_you_mean
 from ..tagging.heads import N_CLASSES, build_head, infer_mode, make_head
 
 # name: encoder layers, width, decoder layers, mels, vocabulary (spec section 1.1)
@@ -150,9 +150,7 @@ def _rows_of(target: str, model_dir: str | None) -> list[dict[str, Any]]:
         return [count_row(target, TL_TR[1], dims_of(target.removesuffix("_low")))]
     if not os.path.exists(os.path.expanduser(target)) and target != checkpoints.EMBEDDED:
         known = [*checkpoints.available_models(), *(name for name in checkpoints.HEADS if name.endswith("_low"))]
-        near = difflib.get_close_matches(target, known, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"names are {', '.join(known)}"
-        raise FileNotFoundError(f"{target!r} is neither a file, a model nor a head; {hint}")
+        raise FileNotFoundError(f"{target!r} is neither a file, a model nor a head; {did_you_mean(target, known)}")
     path = checkpoints.find_whisper(target, model_dir)
     try:
         dims, _ = checkpoints.open_whisper(path)
