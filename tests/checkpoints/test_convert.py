@@ -14,7 +14,7 @@ import pytest
 import torch
 import whisper
 from safetensors import safe_open
-from test_huggingface import tiny, write
+from tiny_checkpoints import tiny_whisper, write_folder
 
 import whisper_at
 from whisper_at import cli
@@ -26,7 +26,7 @@ PAIRS = [[0, 3], [1, 0], [1, 2]]
 
 @pytest.fixture(scope="module")
 def model() -> whisper.Whisper:
-    return tiny()
+    return tiny_whisper()
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,9 @@ def assert_same(source: Path, target: Path, dtype: torch.dtype | None = None) ->
     assert got_dims == dims
     assert got.keys() == state.keys()
     for key, tensor in state.items():
-        wanted = tensor.to(dtype or tensor.dtype)
-        assert got[key].dtype == wanted.dtype and torch.equal(got[key], wanted), key
+        expected = tensor.to(dtype or tensor.dtype)
+        assert got[key].dtype == expected.dtype, key
+        assert torch.equal(got[key], expected), key
 
 
 # --- what is written ---
@@ -86,7 +87,7 @@ def test_the_embedded_model_by_name(here):
 @pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])
 def test_folders_with_their_word_timing(model, here, dtype):
     kept = getattr(torch, dtype)
-    write(here / "folder", tiny().to(kept), generation={"alignment_heads": PAIRS})
+    write_folder(here / "folder", tiny_whisper().to(kept), generation={"alignment_heads": PAIRS})
     assert cli.main(["convert", "folder", "out.safetensors"]) == 0
     assert_same(here / "folder", here / "out.safetensors")
     assert open_whisper("out.safetensors")[1]["decoder.ln.weight"].dtype == kept
@@ -111,7 +112,7 @@ def test_an_official_name_keeps_its_word_timing(checkpoint, here, monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_another_precision(model, checkpoint, here, dtype):
-    write(here / "folder", model)
+    write_folder(here / "folder", model)
     for source in (checkpoint, here / "folder"):
         assert cli.main(["convert", str(source), "out.safetensors", "--dtype", dtype]) == 0
         assert_same(source, here / "out.safetensors", getattr(torch, dtype))
@@ -141,9 +142,10 @@ def test_damaged_alignment_heads_in_metadata_are_refused(checkpoint, here):
 def failure(capsys, *args: str, status: int = 1) -> str:
     """The last line on stderr of a command that must fail and write nothing on stdout."""
     try:
-        assert cli.main(["convert", *args]) == status
+        found = cli.main(["convert", *args])
     except SystemExit as exit:
-        assert exit.code == status
+        found = exit.code
+    assert found == status
     output = capsys.readouterr()
     assert output.out == ""
     assert status == 2 or output.err.count("\n") == 1
@@ -151,7 +153,7 @@ def failure(capsys, *args: str, status: int = 1) -> str:
 
 
 @pytest.mark.parametrize(
-    ("args", "says"),
+    ("args", "message"),
     [
         (("absent.pt", "x.safetensors"), "Model 'absent.pt' not found"),
         (("smal", "x.safetensors"), "did you mean 'small'"),
@@ -162,12 +164,12 @@ def failure(capsys, *args: str, status: int = 1) -> str:
         (("text.pt", "x.safetensors"), "text.pt is a text file"),
     ],
 )
-def test_refusals_are_one_line_and_leave_nothing(here, capsys, args, says):
+def test_refusals_are_one_line_and_leave_nothing(here, capsys, args, message):
     (here / "folder.safetensors").mkdir()
     (here / "text.pt").write_text("nothing")
     line = failure(capsys, *args)
     assert line.startswith("whisper-at convert: error: ")
-    assert says in line
+    assert message in line
     assert sorted(os.listdir()) == ["folder.safetensors", "text.pt"]
     assert not os.listdir("folder.safetensors")
 
@@ -212,7 +214,7 @@ def test_an_interrupted_write_leaves_the_old_file(checkpoint, here, capsys, monk
 # --- beside `whisper-at AUDIO` ---
 
 
-class Loaded(Exception):
+class LoadedError(Exception):
     pass
 
 
@@ -221,7 +223,7 @@ def loading(monkeypatch):
     """What `whisper-at AUDIO...` would load."""
 
     def load_model(name, **options):
-        raise Loaded(name)
+        raise LoadedError(name)
 
     monkeypatch.setattr(cli, "load_model", load_model)
     return "whisper-at: error: x.en\n"
@@ -252,8 +254,8 @@ def test_a_folder_named_convert_is_no_recording(here, capsys):
 
 
 def test_help(capsys, monkeypatch):
-    for args, says in ((["convert", "--help"], "TARGET.safetensors"), (["--help"], "whisper-at convert")):
+    for args, message in ((["convert", "--help"], "TARGET.safetensors"), (["--help"], "whisper-at convert")):
         with pytest.raises(SystemExit) as exit:
             cli.main(args)
         assert exit.value.code == 0
-        assert says in capsys.readouterr().out
+        assert message in capsys.readouterr().out

@@ -18,6 +18,7 @@ import torch
 import whisper
 
 from whisper_at import audio, checkpoints, cli
+from whisper_at.checkpoints import registry
 from whisper_at.writers import tag_rows
 
 DIMS = {
@@ -541,7 +542,7 @@ def test_the_notebook_is_clean_and_compiles():
 
 
 needs_nano = pytest.mark.skipif(
-    not (checkpoints.ASSETS / "nano.en.pt").is_file(), reason="the embedded model is not in this checkout"
+    not (registry.ASSETS / "nano.en.pt").is_file(), reason="the embedded model is not in this checkout"
 )
 
 

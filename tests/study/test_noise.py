@@ -109,7 +109,7 @@ def test_whispers_normalizer_forgives_what_plain_rules_do_not():
         ("nano.en", "give kind:model"),
         ("kaldi:x", "give kind:model"),
         ("whisper_at:tinny.en", "did you mean 'tiny.en'"),
-        ("whisper:nano.en", "no file, and no model of that name"),  # openai-whisper has no such name
+        ("whisper:nano.en", "no file or model has that name"),  # openai-whisper has no such name
         ("ctc:nothing", "neither a folder nor an id"),
     ],
 )
