@@ -88,6 +88,7 @@ def _row(parser: argparse.ArgumentParser, action: argparse.Action) -> str | None
     else:
         names = list(action.option_strings)
     shown = ", ".join(f"`{name}`" for name in names) + (f" `{value}`" if value and len(value) < 45 else "")
+    shown = shown.replace("|", "/")  # a bar in code in a table is shown differently by every Markdown
     help = (action.help or "") % {**vars(action), "prog": parser.prog}
     choices = f" {', '.join(map(str, action.choices))}" if action.choices and len(action.choices) < 8 else ""
     if choices and not any(str(choice) in help + shown for choice in action.choices or ()):

@@ -1,0 +1,98 @@
+import ast
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+import whisper_at
+from whisper_at.cli import SUBCOMMANDS
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "docs" / "scripts"))
+from flags import PAGE, flags, parsers
+
+PAGES = [
+    *ROOT.glob("*.md"),
+    *(ROOT / "docs").glob("*.md"),
+    *ROOT.glob("*/README.md"),
+    *ROOT.glob("recipes/*/README.md"),
+]
+INSTALLED_NAMES = re.compile(r"""pip install ["']?whisper[-_]at\b""")
+
+
+@pytest.fixture(params=PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def page(request):
+    return request.param
+
+
+def without_code(text):
+    return re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+
+
+def test_links_to_files_of_the_repository_lead_somewhere(page):
+    # In the site, docs/ is the root: its pages may name files of the repository by their path from there.
+    roots = [page.parent] + ([ROOT] if page.parent.name == "docs" else [])
+    links = re.findall(r"\]\(([^)#\s]+)", without_code(page.read_text("utf-8")))
+    lost = [link for link in links if "://" not in link and not any((root / link).exists() for root in roots)]
+    assert lost == []
+
+
+def test_python_examples_parse(page):
+    blocks = re.findall(r"^( *)```python\n(.*?)\n\1```$", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    for indent, block in blocks:
+        ast.parse("\n".join(line.removeprefix(indent) for line in block.splitlines()))
+
+
+def test_extras_are_those_of_the_checkout():
+    """The package of this name in the registry is another project: it says `pip install ".[serve]"` everywhere."""
+    places = [*PAGES, *(ROOT / "whisper_at").rglob("*.py"), *(ROOT / "recipes").rglob("*.py")]
+    assert [str(place) for place in places if re.search(r"whisper[-_]at\[[a-z]+\]", place.read_text("utf-8"))] == []
+
+
+def section(command):
+    text = SCRIPT["PAGE"].read_text("utf-8")
+    return text.split(f"<!-- flags: {command} -->".replace(":  -->", ": -->"))[1].split("<!-- end -->")[0]
+
+
+@pytest.mark.parametrize("command", ["", *SUBCOMMANDS])
+def test_the_page_of_flags_has_every_flag_and_no_other(command):
+    in_code = set().union(*(SCRIPT["flags"](parser) for _, parser in SCRIPT["parsers"](command)))
+    first_cells = "\n".join(line.split(" | ")[0] for line in section(command).splitlines() if line.startswith("| `"))
+    assert set(re.findall(r"`(--[\w-]+)`", first_cells)) == in_code, "run: python docs/scripts/flags.py"
+
+
+def test_the_reference_has_every_public_name():
+    """Those that are openai-whisper's own are named in its first paragraph."""
+    reference = (ROOT / "docs" / "api" / "whisper_at.md").read_text("utf-8")
+    missing = [name for name in whisper_at.__all__ if not re.search(rf"(\.|`){name}\b", reference)]
+    assert missing == ["__version__"]
+
+
+def test_the_reference_has_a_page_for_every_room():
+    rooms = {path.parent.name for path in (ROOT / "whisper_at").glob("*/__init__.py")} - {"cli", "normalizers"}
+    assert {path.stem for path in (ROOT / "docs" / "api").glob("*.md")} == rooms | {"whisper_at"}
+
+
+def test_where_is_what_names_files_that_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    table = text.split("## Where is what")[1].split("\n## ")[0]
+    files = re.findall(r"\| `([^`]+\.py)` \|", table)
+    assert len(files) >= 20
+    assert [file for file in files if not (ROOT / file).is_file()] == []
+
+
+def test_the_readme_and_the_quick_start_show_what_the_demo_prints(tmp_path, capsys):
+    arguments = "--model nano.en --fp16 False --at_time_res 4 --top_k 2 --p_threshold 0 --output_dir"
+    assert whisper_at.cli.main([str(ROOT / "sample" / "street.ogg"), *arguments.split(), str(tmp_path)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    for page in (ROOT / "README.md", ROOT / "docs" / "quickstart.md"):
+        shown = [line for line in page.read_text("utf-8").splitlines() if re.match(r"\[\d\d:\d\d", line)]
+        assert [without_digits(line) for line in shown] == [without_digits(line) for line in printed]
+        numbers = [[float(x) for x in re.findall(r"\((-?[\d.]+)\)", "\n".join(lines))] for lines in (shown, printed)]
+        assert numbers[0] == pytest.approx(numbers[1], abs=0.02)
+
+
+def without_digits(line):
+    """The line without logits, which differ in their last digit from processor to processor."""
+    return re.sub(r"\(-?[\d.]+\)", "()", line)
