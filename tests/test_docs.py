@@ -9,16 +9,8 @@ import whisper_at
 from whisper_at.cli import SUBCOMMANDS
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "docs" / "scripts"))
-from flags import PAGE, flags, parsers
-
-PAGES = [
-    *ROOT.glob("*.md"),
-    *(ROOT / "docs").glob("*.md"),
-    *ROOT.glob("*/README.md"),
-    *ROOT.glob("recipes/*/README.md"),
-]
-INSTALLED_NAMES = re.compile(r"""pip install ["']?whisper[-_]at\b""")
+PAGES = [path for glob in ("*.md", "docs/*.md", "*/README.md", "recipes/*/README.md") for path in ROOT.glob(glob)]
+SCRIPT = runpy.run_path(str(ROOT / "docs" / "scripts" / "flags.py"))
 
 
 @pytest.fixture(params=PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
