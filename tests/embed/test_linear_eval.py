@@ -360,7 +360,7 @@ def test_command_evaluates_plots_and_resumes(tones, tmp_path, capsys, monkeypatc
         (("seconds = 0.5", ""), "no length is published"),
         (('dataset = "files"', 'dataset = "esc51"'), "no dataset 'esc51': did you mean 'esc50'?"),
         (('dataset = "files"', ""), "missing 1 required"),
-        (("epochs = 8", "epochs = "), "is no TOML"),
+        (("epochs = 8", "epochs = "), "is not TOML"),
     ],
 )
 def test_wrong_configurations_say_so(tones, tmp_path, capsys, change, message):

@@ -426,7 +426,7 @@ def test_wrong_settings_are_named(pair, told):
 
 def test_settings_that_are_no_toml(tmp_path):
     (tmp_path / "a.toml").write_text("rate = = 1")
-    with pytest.raises(ValueError, match="no TOML"):
+    with pytest.raises(ValueError, match="is not TOML"):
         read_toml(tmp_path / "a.toml")
     with pytest.raises(FileNotFoundError, match=r"b\.toml"):
         read_toml(tmp_path / "b.toml")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints.files import read_tensors, save_safetensors
+from ..checkpoints.shapes import check_shapes
 from ..data.clips import Clip, Dataset
 from ..tagging.classes import KINDS, ClassSet
 from ..tagging.listeners import StateClassifier
@@ -274,14 +275,7 @@ class AudioClassifier(nn.Module):
 
     def load_trained(self, tensors: Mapping[str, Tensor], source: object) -> None:
         """Take over what was trained; ValueError if names or shapes differ."""
-        wanted = {name: tuple(tensor.shape) for name, tensor in self.trained().items()}
-        given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        if wrong := sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name)):
-            name = wrong[0]
-            raise ValueError(
-                f"{source} does not fit {self.backbone.name}: {name} is {given.get(name, 'missing')}, expected "
-                f"{wanted.get(name, 'none of that name')} ({len(wrong)} such)"
-            )
+        check_shapes(tensors, self.trained(), f"{source} does not fit {self.backbone.name}")
         self.load_state_dict(dict(tensors), strict=False)
 
     def _frozen_sha256(self) -> str:

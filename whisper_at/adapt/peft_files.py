@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints.files import read_tensors, save_safetensors, write_text
+from ..checkpoints.shapes import check_shapes
 from .backbones import Backbone
 from .lora import SITES, placed_lora
 from .methods import adapt, strip
@@ -179,18 +180,22 @@ def load_peft(backbone: Backbone, folder: str | os.PathLike[str]) -> None:
         alpha = config.get("lora_alpha", 8) * (math.sqrt(rank) if config.get("use_rslora") else 1.0)
         method |= {"rank": rank, "alpha": alpha}
     adapt(backbone, method)
-    for place, module in _trained(backbone).items():
-        wanted = {key: tuple(parameter.shape) for key, parameter in module.named_parameters()}
-        found = {key: tuple(tensor.shape) for key, tensor in parts.get(place, {}).items()}
-        if wanted != found:
-            strip(backbone)
-            raise ValueError(
-                f"{folder / WEIGHTS}: {peft_name(backbone.family, place)} must be {wanted}, but is {found}"
-            )
+    expected = {place: dict(module.named_parameters()) for place, module in _trained(backbone).items()}
+    message = f"{folder / WEIGHTS} does not fit {backbone.name}"
+    try:
+        check_shapes(_by_peft_name(parts, backbone.family), _by_peft_name(expected, backbone.family), message)
+    except ValueError:
+        strip(backbone)
+        raise
     with torch.no_grad():
-        for place, module in _trained(backbone).items():
-            for key, parameter in module.named_parameters():
+        for place, parameters in expected.items():
+            for key, parameter in parameters.items():
                 parameter.copy_(parts[place][key])
+
+
+def _by_peft_name(parts: Mapping[Place, Mapping[str, Tensor]], family: str) -> dict[str, Tensor]:
+    """Return the parameters of several places in one dict, under names that an error message can use."""
+    return {f"{peft_name(family, place)}.{key}": p for place, part in parts.items() for key, p in part.items()}
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

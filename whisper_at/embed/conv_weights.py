@@ -10,6 +10,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from ..checkpoints.files import is_state_dict, read_tensors
+from ..checkpoints.shapes import check_shapes
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -32,15 +33,9 @@ def read_state_dict(path: str | os.PathLike[str], name: str, url: str) -> dict[s
 
 def load_weights(model: Model, tensors: Mapping[str, Tensor], path: object, name: str, url: str) -> Model:
     """Load tensors into a model after checking every name and shape; return the model."""
-    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in tensors.items()}
-    optional = {key for key in expected if key.endswith("num_batches_tracked")}
-    wrong = sorted(k for k in (expected.keys() | found.keys()) - optional if expected.get(k) != found.get(k))
-    if wrong:
-        key = wrong[0]
-        raise ValueError(
-            f"{path} is not {name}: {key} is {found.get(key, 'missing')}, expected "
-            f"{expected.get(key, 'no such name')} ({len(wrong)} such); the weights are published at {url}"
-        )
+    optional = {key for key in model.state_dict() if key.endswith("num_batches_tracked")}
+    found = {key: tensor for key, tensor in tensors.items() if key not in optional}
+    expected = {key: tensor for key, tensor in model.state_dict().items() if key not in optional}
+    check_shapes(found, expected, f"{path} is not {name}", f"the weights are published at {url}")
     model.load_state_dict(tensors, strict=False)
     return model

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from whisper.model import ResidualAttentionBlock
 
+from ..checkpoints.shapes import check_shapes
 from ..engine.onednn import quicken
 from .classes import ClassSet
 
@@ -187,15 +188,7 @@ def build_head(tensors: dict[str, Tensor], metadata: dict[str, str] | None, *, n
             f"this head was made for encoders of {trained_layers} layers, but this Whisper's has {n_layer}"
         )
     head = make_head(mode, n_layer=n_layer, rep_dim=rep_dim, label_dim=classes.shape[0])
-    wanted = {name: tuple(p.shape) for name, p in head.state_dict().items()}
-    given = {name: tuple(p.shape) for name, p in tensors.items()}
-    wrong = sorted(n for n in wanted.keys() | given.keys() if wanted.get(n) != given.get(n))
-    if wrong:
-        name = wrong[0]
-        raise ValueError(
-            f"not a {mode} head of width {rep_dim}: parameter {name} is {given.get(name, 'missing')}, "
-            f"expected {wanted.get(name, 'none of that name')} ({len(wrong)} such)"
-        )
+    check_shapes(tensors, head.state_dict(), f"not a {mode} head of width {rep_dim}")
     head.load_state_dict(tensors)
     head.classes = ClassSet.from_metadata(metadata or {})
     if head.classes is not None and len(head.classes.names) != head.label_dim:
