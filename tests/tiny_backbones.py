@@ -11,7 +11,7 @@ from conftest import noise
 from torch import Tensor, nn
 
 from whisper_at.adapt import adapt, random_backbone
-from whisper_at.adapt.blocks import Block
+from whisper_at.adapt.backbones.blocks import Block
 
 FAMILIES = ("whisper-nano", "ast-tiny", "wav2vec2-tiny", "hubert-tiny", "wavlm-tiny", "wavlm-stable-tiny", "mms-tiny")
 

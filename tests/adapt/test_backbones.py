@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from whisper_at.adapt import adapt, load_backbone, merge, random_backbone, transformers_backbone, whisper_backbone
-from whisper_at.adapt import backbones as backbones_module
-from whisper_at.adapt.frontends import AST_MEAN, AST_STD, batched_log_mel, normalize_clips, resize_positions
+from whisper_at.adapt.backbones.configs import TRANSFORMERS_CONFIGS
+from whisper_at.adapt.backbones.frontends import AST_MEAN, AST_STD, batched_log_mel, normalize_clips, resize_positions
 from whisper_at.audio import load_audio
 from whisper_at.model import load_model
 from whisper_at.train.fit import trained_state
@@ -37,7 +37,7 @@ def made(name: str):
 def library_model(name: str, **options):
     """A tiny model of transformers whose every parameter, also those that start at 0 or 1, is random."""
     torch.manual_seed(0)
-    kind, sizes = backbones_module._CONFIGS[name]
+    kind, sizes = TRANSFORMERS_CONFIGS[name]
     config = getattr(transformers, f"{kind}Config")(**{**sizes, **options}, attn_implementation="eager")
     model = getattr(transformers, f"{kind}Model")(config).eval()
     for parameter in model.parameters():

@@ -19,9 +19,9 @@ from whisper_at.adapt import (
     adapt,
     random_backbone,
 )
-from whisper_at.adapt.adapters import Bottleneck, Conformer, Convpass, MaskedBatchNorm
-from whisper_at.adapt.blocks import Block
-from whisper_at.adapt.moa import DenseMoA, SoftMoA
+from whisper_at.adapt.backbones.blocks import Block
+from whisper_at.adapt.methods.adapters import BottleneckAdapter, ConformerAdapter, ConvpassAdapter, MaskedBatchNorm
+from whisper_at.adapt.methods.moa import DenseMoA, SoftMoA
 from whisper_at.checkpoints.files import read_tensors, save_safetensors
 from whisper_at.train.fit import trained_state
 
@@ -275,14 +275,14 @@ def test_p6_a_mixture_at_attention_is_added_once(name, kind):
 
 
 def test_bottleneck_is_up_of_gelu_of_down():
-    module, x = randomised(Bottleneck(6, 3)), torch.randn(2, 5, 6)
+    module, x = randomised(BottleneckAdapter(6, 3)), torch.randn(2, 5, 6)
     inner = x @ module.down.weight.T + module.down.bias
     inner = inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2)))
     torch.testing.assert_close(module(x), inner @ module.up.weight.T + module.up.bias)
 
 
 def test_p5_the_conformer_goes_on_with_what_its_norm_gives():
-    module, x = randomised(Conformer(6, 3, 5)), torch.randn(2, 9, 6)
+    module, x = randomised(ConformerAdapter(6, 3, 5)), torch.randn(2, 9, 6)
     module.batch_norm.running_mean.normal_()
     n = F.layer_norm(x, (6,), module.norm.weight, module.norm.bias)
     left, gate = (n @ module.enter.weight[..., 0].T + module.enter.bias).chunk(2, dim=-1)
@@ -295,7 +295,7 @@ def test_p5_the_conformer_goes_on_with_what_its_norm_gives():
 
 
 def test_p9_convpass_uses_its_convolution():
-    module, x = randomised(Convpass(6, 3)), torch.randn(2, 9, 6)
+    module, x = randomised(ConvpassAdapter(6, 3)), torch.randn(2, 9, 6)
     y = x @ module.down.weight.T + module.down.bias
     y = F.pad(y * torch.sigmoid(1.702 * y), (0, 0, 1, 1))
     y = sum(y[:, k : k + 9] @ module.convolution.weight[..., k].T for k in range(3)) + module.convolution.bias
@@ -315,7 +315,7 @@ def test_batch_norm_in_training_is_of_real_tokens_only():
 
 
 def test_dense_mixture_weighs_all_experts_for_each_token():
-    module = randomised(DenseMoA([Bottleneck(6, 2) for _ in range(3)], 6))
+    module = randomised(DenseMoA([BottleneckAdapter(6, 2) for _ in range(3)], 6))
     x = torch.randn(2, 4, 6)
     out = module(x)
     for b in range(2):
@@ -328,7 +328,7 @@ def test_dense_mixture_weighs_all_experts_for_each_token():
 @pytest.mark.parametrize("normalize", [False, True])
 def test_p8_soft_mixture_by_its_definition(normalize):
     """With normalize: over D, for the scores only; the slots take the tokens as they are."""
-    module = randomised(SoftMoA([Bottleneck(6, 2) for _ in range(3)], 6, 2, normalize))
+    module = randomised(SoftMoA([BottleneckAdapter(6, 2) for _ in range(3)], 6, 2, normalize))
     x = torch.randn(1, 5, 6)
     X, phi = x[0], module.phi
     scores = X @ phi.reshape(6, 6)  # (tokens, experts * slots)
@@ -545,12 +545,12 @@ def test_methods_are_kept_complete_with_defaults():
 BAD = [
     ({"name": "lora2"}, "no method is called 'lora2'; one of linear_probe"),
     ({"rank": 2}, "no method is called None"),
-    ({"name": "lora", "r": 2}, "lora has no setting 'r'; it has sites, rank"),
+    ({"name": "lora", "r": 2}, "lora has no option 'r'; it has sites, rank"),
     ({"name": "lora", "rank": 0}, "rank of lora must be above 0"),
     ({"name": "lora", "sites": ["w"]}, "site of lora must be one of q, k"),
     ({"name": "lora", "sites": []}, "at least one site"),
     ({"name": "lora", "blocks": [3]}, "blocks 0 to 2, not 3"),
-    ([{"name": "lora"}, {"name": "lora"}], "two methods want LoRA at 'q'"),
+    ([{"name": "lora"}, {"name": "lora"}], "two methods add LoRA at 'q'"),
     ({"name": "adapter"}, "needs dim"),
     ({"name": "adapter", "dim": 4, "reduction": 8}, "needs dim"),
     ({"name": "adapter", "reduction": 100}, "dim of adapter must be above 0"),
@@ -558,11 +558,11 @@ BAD = [
     ({"name": "adapter", "dim": 4, "placement": "sequential"}, "parallel, before, after"),
     ({"name": "adapter", "dim": 4, "layout": "other"}, "pfeiffer, houlsby"),
     ({"name": "adapter", "dim": 4, "block": "conformer", "kernel": 4}, "must be odd"),
-    ([{"name": "adapter", "dim": 4}, {"name": "adapter", "dim": 4}], "two methods want to be 'adapter_ffn'"),
+    ([{"name": "adapter", "dim": 4}, {"name": "adapter", "dim": 4}], "two methods add 'adapter_ffn'"),
     ({"name": "scaled_parallel", "reads": "attn.in"}, "ffn.in, stream"),
     ({"name": "post_ffn", "dropout": 1.0}, "below 1"),
     ({"name": "prompt", "kind": "deep"}, "shallow, deep_replace"),
-    ([{"name": "prompt"}, {"name": "prompt", "kind": "shallow"}], "two methods want prompts among the tokens"),
+    ([{"name": "prompt"}, {"name": "prompt", "kind": "shallow"}], "two methods add prompts that stay"),
     ({"name": "prefix", "tokens": 3}, "must be even"),
     ({"name": "last_k", "k": 4}, "not -1"),
     ({"name": "layer_norm", "sites": ["last"]}, "attn, ffn, final"),
@@ -576,7 +576,7 @@ BAD = [
     ({"name": "lora", "blocks": [0.5]}, "blocks of lora = 0.5 is not int"),
     ({"name": "lora", "blocks": []}, "at least one block"),
     ({"name": "layer_norm", "sites": []}, "at least one site"),
-    ([{"name": "prompt", "kind": "deep_append"}] * 2, "two methods want deep_append prompts"),
+    ([{"name": "prompt", "kind": "deep_append"}] * 2, "two methods add deep_append prompts"),
 ]
 
 

@@ -11,8 +11,8 @@ from tiny_backbones import clips, made, trained
 from torch import Tensor
 
 from whisper_at.adapt import adapt, count_parameters, load_backbone, load_peft, save_peft, transformers_backbone
-from whisper_at.adapt import backbones as backbones_module
-from whisper_at.adapt.frontends import batched_log_mel
+from whisper_at.adapt.backbones.configs import TRANSFORMERS_CONFIGS
+from whisper_at.adapt.backbones.frontends import batched_log_mel
 from whisper_at.checkpoints.files import read_tensors, save_safetensors
 
 transformers = pytest.importorskip("transformers")
@@ -26,7 +26,7 @@ each_method = pytest.mark.parametrize("method", [LORA, LAYER_NORM], ids=["lora",
 
 def library_model(name: str):
     torch.manual_seed(0)
-    kind, sizes = backbones_module._CONFIGS[name]
+    kind, sizes = TRANSFORMERS_CONFIGS[name]
     sizes = {**sizes, "max_length": 96} if kind == "AST" else sizes
     sizes = {**sizes, "hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
     return getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**sizes)).eval()

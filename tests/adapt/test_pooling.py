@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from whisper_at.adapt.backbones import Hidden
 from whisper_at.adapt.pooling import (
     ConvHead,
+    HeadInput,
     LinearHead,
-    Reduced,
-    chosen_tokens,
-    concatenate,
+    concat_inputs,
     make_adapt_head,
     masked_max,
     masked_mean,
+    token_mask,
 )
 from whisper_at.tagging.heads import TLTR
 
@@ -56,19 +56,19 @@ def one(of: Hidden, i: int) -> Hidden:
 )
 def test_which_tokens_are_averaged(pooling, wanted):
     mask = torch.tensor([[True] * 7 + [False]])  # CLS, DIST, three prompts, two frames, padding
-    assert "".join(str(int(b)) for b in chosen_tokens(pooling, Hidden((), mask, 2, slice(2, 5)))[0]) == wanted
+    assert "".join(str(int(b)) for b in token_mask(pooling, Hidden((), mask, 2, slice(2, 5)))[0]) == wanted
 
 
 def test_impossible_poolings_are_refused():
     mask = torch.ones(1, 5, dtype=torch.bool)
     with pytest.raises(ValueError, match="pooling must be one of"):
-        chosen_tokens("mean", Hidden((), mask, 0))
+        token_mask("mean", Hidden((), mask, 0))
     with pytest.raises(ValueError, match="0 special tokens"):
-        chosen_tokens("cls", Hidden((), mask, 0))
+        token_mask("cls", Hidden((), mask, 0))
     with pytest.raises(ValueError, match="1 special tokens"):
-        chosen_tokens("cls_dist", Hidden((), mask, 1))
+        token_mask("cls_dist", Hidden((), mask, 1))
     with pytest.raises(ValueError, match="no prompts"):
-        chosen_tokens("prompts", Hidden((), mask, 1))
+        token_mask("prompts", Hidden((), mask, 1))
 
 
 def test_masked_mean_and_max_are_those_of_the_real_tokens():
@@ -167,8 +167,8 @@ def test_tltr_hears_steps_of_twenty_frames():
 def test_reduced_states_can_be_kept_instead_of_hidden_ones():
     head = make_adapt_head("conv", width=WIDTH, depth=DEPTH, classes=3, layers="weighted_conv")
     long, short = hidden([9, 4]), hidden([3], seed=5)
-    kept = concatenate([head.reduce(long), head.reduce(short)])
-    assert isinstance(kept, Reduced)
+    kept = concat_inputs([head.reduce(long), head.reduce(short)])
+    assert isinstance(kept, HeadInput)
     assert kept.values.shape == (3, DEPTH + 1, 9, WIDTH)
     with torch.no_grad():
         found = head.eval()(*kept)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from whisper_at import adapt
 from whisper_at.adapt import pretrained
 from whisper_at.adapt.backbones import Backbone, random_backbone
-from whisper_at.adapt.pretrained import RELEASED, load_model
+from whisper_at.adapt.pretrained import RELEASED_MODELS, load_model
 
 RANK = 16
 
@@ -111,8 +111,8 @@ def test_files_of_something_else_are_refused(tmp_path):
 
 def test_files_are_brought_from_where_they_were_released(tmp_path, monkeypatch):
     wanted = "https://www.dropbox.com/scl/fi/46bb08ek2zbt32fmqrg21/whisper_base_lora_16_conv_output_lora.pt?"
-    assert RELEASED["whisper-base-lora-16-conv"].lora_url.startswith(wanted)
-    assert len({url for one in RELEASED.values() for url in one[2:]}) == 12
+    assert RELEASED_MODELS["whisper-base-lora-16-conv"].lora_url.startswith(wanted)
+    assert len({url for one in RELEASED_MODELS.values() for url in one[2:]}) == 12
     asked = []
 
     def offline(url, path, check):

@@ -9,7 +9,7 @@ import pytest
 
 from whisper_at.adapt.compare import read_comparison
 from whisper_at.adapt.config import Config, build, read_config
-from whisper_at.adapt.pretrained import RELEASED
+from whisper_at.adapt.pretrained import RELEASED_MODELS
 from whisper_at.cli import adapt
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -39,7 +39,7 @@ def test_no_preset_is_missing():
         ]
     )
     ser = {path.stem for path in FILES if path.parent.name == "peft_ser"}
-    assert ser == RELEASED.keys() | set("finetune adapter adapter_l embedding_prompt lora combined".split())
+    assert ser == RELEASED_MODELS.keys() | set("finetune adapter adapter_l embedding_prompt lora combined".split())
 
 
 @pytest.mark.parametrize("path", sorted((RECIPES / "petl_ast").glob("*.toml")), ids=lambda path: path.stem)
@@ -169,7 +169,7 @@ def test_counts_of_peft_ser(preset, backbone, inside):
 
 
 def test_released_presets_match_what_is_loaded():
-    for name, released in RELEASED.items():
+    for name, released in RELEASED_MODELS.items():
         config = read_config(RECIPES / "peft_ser" / f"{name}.toml")
         assert (config.backbone, config.normalize, config.seconds) == (released.backbone, released.normalize, 10.0)
         assert config.layers == "weighted_conv"

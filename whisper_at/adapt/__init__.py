@@ -1,4 +1,4 @@
-"""Adapting frozen audio encoders: backbones, methods that add to them, and what reads their layers.
+"""Parameter-efficient adaptation of frozen audio encoders: backbones, methods, heads and classifiers.
 
 >>> import torch
 >>> from whisper_at.adapt import adapt, load_backbone

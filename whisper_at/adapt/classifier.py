@@ -21,9 +21,8 @@ from ..tagging.classes import KINDS, ClassSet
 from ..tagging.listeners import StateClassifier
 from ..train.fit import Fitted
 from .backbones import Backbone, Hidden, load_backbone
-from .lora import unmerged
-from .methods import adapt, count_parameters
-from .pooling import LinearHead, Reduced, chosen_tokens, concatenate, make_adapt_head
+from .methods import adapt, count_parameters, unmerged
+from .pooling import HeadInput, LinearHead, concat_inputs, make_adapt_head, token_mask
 from .shared_pass import can_read, read, reader_of, window_states
 from .trainer import Evaluation, Recipe, WaveSource, all_logits, evaluate_classifier, fit_classifier
 
@@ -44,7 +43,7 @@ class AudioClassifier(nn.Module):
     classes : their names, in the order of the outputs
     head : ``linear``, ``conv`` (PEFT-SER's), ``tl_tr`` (Whisper-AT's)
     layers : what a head hears: ``last``, ``weighted`` (blocks) or ``weighted_conv`` (and what goes into the first)
-    pooling : of tokens, for ``linear``; see `whisper_at.adapt.pooling.chosen_tokens`
+    pooling : of tokens, for ``linear``; see `whisper_at.adapt.pooling.token_mask`
     seconds : cut longer clips to this, or None
     pad : fill shorter clips with silence, up to ``seconds``, that counts as a part of them
     windows : hear clips as transcription does, in windows of 30 s, so that the classifier can do with the pass of a
@@ -138,13 +137,13 @@ class AudioClassifier(nn.Module):
             first, second = self.reduce(first, second)
         return self.head(first, second)
 
-    def reduce(self, waveforms: Tensor, lengths: Tensor | None = None) -> Reduced:
+    def reduce(self, waveforms: Tensor, lengths: Tensor | None = None) -> HeadInput:
         """What the head keeps of the hidden states of waveforms."""
         if self.windows:
             sizes = [waveforms.shape[1]] * len(waveforms) if lengths is None else lengths.tolist()
             clips = [clip[:size].float().cpu().numpy() for clip, size in zip(waveforms, sizes)]
             states = window_states(self.backbone, clips)
-            return concatenate([read(self.head, one[None].to(self.device)) for one in states])
+            return concat_inputs([read(self.head, one[None].to(self.device)) for one in states])
         return self.head.reduce(self.backbone(waveforms, lengths))
 
     def logits(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
@@ -152,7 +151,7 @@ class AudioClassifier(nn.Module):
 
         Longer ones than `seconds` are cut, and shorter ones filled up, as in training.
         """
-        least = self.backbone.front.least
+        least = self.backbone.front.min_samples
         if self.seconds is not None:
             wanted = round(self.seconds * self.sample_rate)
             waveforms, lengths = waveforms[:, :wanted], lengths.clamp(max=wanted)
@@ -295,13 +294,15 @@ class AudioClassifier(nn.Module):
         if self.device.type == "meta":
             if isinstance(self.head, LinearHead):
                 empty = torch.empty(1, self.backbone.front.special + 1, self.backbone.width, device="meta")
-                tokens = self.backbone.start(empty, torch.ones(empty.shape[:2], dtype=torch.bool, device="meta"))
-                chosen_tokens(self.head.pooling, Hidden((), *tokens[1:]))
+                tokens = self.backbone.prepare_tokens(
+                    empty, torch.ones(empty.shape[:2], dtype=torch.bool, device="meta")
+                )
+                token_mask(self.head.pooling, Hidden((), *tokens[1:]))
             return
         was = self.training
         self.eval()
         with torch.no_grad():
-            hidden = self.backbone(torch.zeros(1, max(self.backbone.front.least, 1600), device=self.device))
+            hidden = self.backbone(torch.zeros(1, max(self.backbone.front.min_samples, 1600), device=self.device))
             self.head(*self.head.reduce(hidden))
         self.train(was)
 

@@ -18,9 +18,10 @@ from ..data import datasets
 from ..data.protocols import PROTOCOLS
 from ..data.toml import parse_assignment, read_toml
 from ..data.validation import coerce, unknown_name
-from .backbones import RANDOM, Backbone, load_backbone, random_backbone
+from .backbones import Backbone, load_backbone, random_backbone
+from .backbones.configs import CONFIG_NAMES
+from .backbones.loading import RANDOM_PREFIX
 from .classifier import AudioClassifier
-from .configs import RANDOM_NAMES
 from .pooling import LAYERS, POOLINGS
 from .trainer import Recipe
 from .waveforms import first_convolution
@@ -148,7 +149,7 @@ def build(config: Config, classes: Sequence[str], seed: int = 0, count_only: boo
     if count_only:
         backbone = sized_backbone(config.backbone, config.frames, config.normalize)
     else:
-        name = f"{RANDOM}{config.backbone}" if config.random else config.backbone
+        name = f"{RANDOM_PREFIX}{config.backbone}" if config.random else config.backbone
         backbone = load_backbone(name, config.device, frames=config.frames, normalize=config.normalize)
     if config.recipe.spec_augment is not None:
         first_convolution(backbone.front)
@@ -169,7 +170,7 @@ def build(config: Config, classes: Sequence[str], seed: int = 0, count_only: boo
 def sized_backbone(name: str, frames: int | None = None, normalize: bool | None = None) -> Backbone:
     """A backbone of the sizes of a published one, without weights where the sizes are known, else loaded."""
     alias = {"wavlm-base": "wavlm-base-plus"}.get(name, name)
-    known = next((n for n in (alias, f"whisper-{alias.removesuffix('.en')}") if n in RANDOM_NAMES), None)
+    known = next((n for n in (alias, f"whisper-{alias.removesuffix('.en')}") if n in CONFIG_NAMES), None)
     if known is None or name == "nano.en":
         return load_backbone(name, "cpu", frames=frames, normalize=normalize)
     return random_backbone(known, frames=frames, normalize=normalize, device="meta")

@@ -1,6 +1,7 @@
-"""``peft``'s files, adapter_model.safetensors and adapter_config.json, of what is the same there and here.
+"""Read and write ``peft``'s files for the two methods that are the same there and here: LoRA and LN tuning.
 
-That is LoRA, and LN tuning, which is ``layer_norm`` here. ``peft`` names modules as transformers does.
+The files are adapter_model.safetensors and adapter_config.json. LN tuning is ``layer_norm`` here. ``peft`` names modules
+as transformers does.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,131 +20,143 @@ from torch import Tensor, nn
 from ..checkpoints.files import read_tensors, save_safetensors, write_text
 from ..checkpoints.shapes import check_shapes
 from .backbones import Backbone
-from .lora import SITES, placed_lora
-from .methods import adapt, strip
-from .tuning import NORMS, chosen_blocks
+from .methods import adapt, remove_methods
+from .methods.lora import SITES, lora_layers
+from .methods.options import select_blocks
+from .methods.tuning import NORMS
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """Names of the two files."""
 
-_PREFIX = "base_model.model."
 LORA, LN_TUNING = "LORA", "LN_TUNING"
-_ENDINGS = {LORA: ".lora_{}.weight", LN_TUNING: ".ln_tuning_layers.{}"}  # behind a module's name, with a parameter's
+_PREFIX = "base_model.model."
+_SUFFIXES = {LORA: ".lora_{}.weight", LN_TUNING: ".ln_tuning_layers.{}"}  # of a module's name, with the parameter's
 
-
-_STRANGE = (
-    *("use_dora", "use_qalora", "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication"),
-    *("alora_invocation_tokens", "kasa_config"),
+_UNSUPPORTED_OPTIONS = (
+    "use_dora",
+    "use_qalora",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "kasa_config",
 )
-_PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")  # others change the pretrained weights, too
-_PARTS = ("encoder", "decoder", "classifier")
-"""Of models, whose modules may have the names that other encoders have by themselves."""
+_SUPPORTED_INITS = (None, True, False, "gaussian", "orthogonal", "eva")  # others change the pretrained weights, too
+_OTHER_PARTS = ("encoder", "decoder", "classifier")
+"""Parts of a model whose modules may have the same names as those of an encoder that stands alone."""
 
-
-class Names(NamedTuple):
-    """What transformers' base model calls the list of blocks, the sites within one, and the final norm."""
-
-    blocks: str
-    q: str
-    k: str
-    v: str
-    o: str
-    up: str
-    down: str
-    attn: str  # LN1
-    ffn: str  # LN2
-    final: str
-
-
-_SPEECH = Names(
-    "encoder.layers",
-    *("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.out_proj"),
-    *("feed_forward.intermediate_dense", "feed_forward.output_dense"),
-    *("layer_norm", "final_layer_norm", "encoder.layer_norm"),
-)
-_NAMES = {
-    "ast": Names(
-        "layers",
-        *("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj"),
-        *("mlp.fc1", "mlp.fc2"),
-        *("layernorm_before", "layernorm_after", "layernorm"),
-    ),
-    "ast 4": Names(  # as transformers 4 had it
-        "encoder.layer",
-        *("attention.attention.query", "attention.attention.key", "attention.attention.value"),
-        *("attention.output.dense", "intermediate.dense", "output.dense"),
-        *("layernorm_before", "layernorm_after", "layernorm"),
-    ),
-    "whisper": Names(
-        "encoder.layers",
-        *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"),
-        *("fc1", "fc2"),
-        *("self_attn_layer_norm", "final_layer_norm", "encoder.layer_norm"),
-    ),
-    "wav2vec2": _SPEECH,
-    "hubert": _SPEECH,
-    "wavlm": _SPEECH,
+_SPEECH_NAMES = {
+    "blocks": "encoder.layers",
+    "q": "attention.q_proj",
+    "k": "attention.k_proj",
+    "v": "attention.v_proj",
+    "o": "attention.out_proj",
+    "up": "feed_forward.intermediate_dense",
+    "down": "feed_forward.output_dense",
+    "attn": "layer_norm",
+    "ffn": "final_layer_norm",
+    "final": "encoder.layer_norm",
 }
+_AST_NORM_NAMES = {"attn": "layernorm_before", "ffn": "layernorm_after", "final": "layernorm"}
+_NAMES = {
+    "ast": {
+        "blocks": "layers",
+        "q": "attention.q_proj",
+        "k": "attention.k_proj",
+        "v": "attention.v_proj",
+        "o": "attention.o_proj",
+        "up": "mlp.fc1",
+        "down": "mlp.fc2",
+        **_AST_NORM_NAMES,
+    },
+    "ast 4": {  # as transformers 4 had it
+        "blocks": "encoder.layer",
+        "q": "attention.attention.query",
+        "k": "attention.attention.key",
+        "v": "attention.attention.value",
+        "o": "attention.output.dense",
+        "up": "intermediate.dense",
+        "down": "output.dense",
+        **_AST_NORM_NAMES,
+    },
+    "whisper": {
+        "blocks": "encoder.layers",
+        "q": "self_attn.q_proj",
+        "k": "self_attn.k_proj",
+        "v": "self_attn.v_proj",
+        "o": "self_attn.out_proj",
+        "up": "fc1",
+        "down": "fc2",
+        "attn": "self_attn_layer_norm",
+        "ffn": "final_layer_norm",
+        "final": "encoder.layer_norm",
+    },
+    "wav2vec2": _SPEECH_NAMES,
+    "hubert": _SPEECH_NAMES,
+    "wavlm": _SPEECH_NAMES,
+}
+"""Names in transformers' base models by family: of the list of blocks, the sites within a block, and the final norm."""
 
 
-class Place(NamedTuple):
-    """A module of the encoder: index of its block, or None for the final norm, and its site."""
+class ModuleKey(NamedTuple):
+    """A module of the encoder: index of its block (None for the final norm) and its site."""
 
     block: int | None
     site: str
 
 
-def peft_name(family: str, place: Place) -> str:
-    """The name that transformers' base model has for a module: ``encoder.layers.3.attention.q_proj``."""
+def peft_name(family: str, key: ModuleKey) -> str:
+    """Return a module's name in transformers' base model, such as ``encoder.layers.3.attention.q_proj``."""
     names = _NAMES[family]
-    site = cast(str, getattr(names, place.site))
-    return site if place.block is None else f"{names.blocks}.{place.block}.{site}"
+    return names[key.site] if key.block is None else f"{names['blocks']}.{key.block}.{names[key.site]}"
 
 
-def _trained(backbone: Backbone) -> dict[Place, nn.Module]:
-    """What one method trains: LoRA's A and B by the place of their projection, or LayerNorms by theirs."""
-    loras = {Place(i, site): lora for i, site, _, lora in placed_lora(backbone)}
-    norms = {"norm.weight": (Place(None, "final"), backbone.norm)}
-    for i, block in chosen_blocks(backbone, None):
-        norms[f"blocks.{i}.norm1.weight"] = Place(i, "attn"), block.norm1
-        norms[f"blocks.{i}.norm2.weight"] = Place(i, "ffn"), block.norm2
-    chosen = [place for path, place in norms.items() if path in backbone.declared_norms]
-    return {**loras, **{place: norm for place, norm in chosen if norm is not None}}
+def _trained_modules(backbone: Backbone) -> dict[ModuleKey, nn.Module]:
+    """Return the modules that the backbone's one method trains: its LoRAs, or its LayerNorms."""
+    modules: dict[ModuleKey, nn.Module] = {ModuleKey(i, site): lora for i, site, _, lora in lora_layers(backbone)}
+    if backbone.norm is not None and "norm.weight" in backbone.tuned_norms:
+        modules[ModuleKey(None, "final")] = backbone.norm
+    for i, block in select_blocks(backbone):
+        for number, site, norm in ((1, "attn", block.norm1), (2, "ffn", block.norm2)):
+            if f"blocks.{i}.norm{number}.weight" in backbone.tuned_norms:
+                modules[ModuleKey(i, site)] = norm
+    return modules
 
 
 def save_peft(backbone: Backbone, folder: str | os.PathLike[str]) -> None:
     """Write LoRA or trained LayerNorms as ``peft`` does: adapter_model.safetensors and adapter_config.json.
 
-    ``peft.PeftModel.from_pretrained`` puts them into transformers' base model (ASTModel, Wav2Vec2Model, WhisperModel
-    …). Of WavLM, transformers reads the weights of q, k, v and o past peft's modules, so that LoRA there has no effect
-    in peft; that at up and down has.
+    ``peft.PeftModel.from_pretrained`` loads them into transformers' base model (ASTModel, Wav2Vec2Model, WhisperModel
+    …). For WavLM, transformers reads the weights of q, k, v and o directly and not through peft's modules, so LoRA has
+    no effect there in peft; at up and down it has.
 
     Raises
     ------
     ValueError
-        If there is anything but one ``lora`` or one ``layer_norm``: another method, or a second one.
+        If the backbone has anything but one ``lora`` or one ``layer_norm``.
     """
     names = [method["name"] for method in backbone.methods]
     if names not in (["lora"], ["layer_norm"]):
         raise ValueError(f"peft's files hold one lora or one layer_norm; this backbone has {names or 'no method'}")
     (method,) = backbone.methods
-    kind = LORA if method["name"] == "lora" else LN_TUNING
-    settings: dict[str, Any] = {}
-    if kind == LORA:
-        settings = {"r": method["rank"], "lora_alpha": method["alpha"], "lora_dropout": 0.0, "bias": "none"}
-    modules = {peft_name(backbone.family, place): module for place, module in _trained(backbone).items()}
+    peft_type = LORA if method["name"] == "lora" else LN_TUNING
+    options: dict[str, Any] = {}
+    if peft_type == LORA:
+        options = {"r": method["rank"], "lora_alpha": method["alpha"], "lora_dropout": 0.0, "bias": "none"}
+    modules = {peft_name(backbone.family, key): module for key, module in _trained_modules(backbone).items()}
     config = {
-        "peft_type": kind,
+        "peft_type": peft_type,
         "task_type": None,
         "base_model_name_or_path": backbone.name,
-        **settings,
+        **options,
         "inference_mode": True,
-        "target_modules": "|".join(re.escape(name) for name in modules),  # a pattern for whole names
+        "target_modules": "|".join(re.escape(name) for name in modules),  # a pattern for full names
     }
     tensors = {
-        _PREFIX + name + _ENDINGS[kind].format(key): parameter
-        for name, module in modules.items()
-        for key, parameter in module.named_parameters()
+        _PREFIX + module_name + _SUFFIXES[peft_type].format(name): parameter
+        for module_name, module in modules.items()
+        for name, parameter in module.named_parameters()
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -161,86 +174,99 @@ def load_peft(backbone: Backbone, folder: str | os.PathLike[str]) -> None:
     RuntimeError
         If one is damaged, or the backbone is adapted already.
     ValueError
-        If it is neither plain LoRA nor LN tuning, has tensors for other modules than this backbone's, or does not fit
+        If it is neither plain LoRA nor LN tuning, has tensors for modules that this backbone lacks, or does not fit
         them. The backbone is left as it was.
     """
     folder = Path(folder)
     config = _read_config(folder)
-    kind = config["peft_type"]
+    peft_type = config["peft_type"]
     if backbone.methods:
-        raise RuntimeError(f"{backbone.name} is adapted already; load it anew")
-    parts = _places(backbone, read_tensors(folder / WEIGHTS)[0], kind, folder / WEIGHTS)
+        raise RuntimeError(f"{backbone.name} is adapted already; load it again")
+    tensors = _group_by_module(backbone, read_tensors(folder / WEIGHTS)[0], peft_type, folder / WEIGHTS)
+    found_sites = {key.site for key in tensors}
     method: dict[str, Any] = {
-        "name": "lora" if kind == LORA else "layer_norm",
-        "sites": [site for site in Names._fields if any(place.site == site for place in parts)],
-        "blocks": sorted({place.block for place in parts if place.block is not None}) or None,
+        "name": "lora" if peft_type == LORA else "layer_norm",
+        "sites": [site for site in (*SITES, *NORMS) if site in found_sites],
+        "blocks": sorted({key.block for key in tensors if key.block is not None}) or None,
     }
-    if kind == LORA:
+    if peft_type == LORA:
         rank = config.get("r", 8)
         alpha = config.get("lora_alpha", 8) * (math.sqrt(rank) if config.get("use_rslora") else 1.0)
         method |= {"rank": rank, "alpha": alpha}
     adapt(backbone, method)
-    expected = {place: dict(module.named_parameters()) for place, module in _trained(backbone).items()}
+    expected = {key: dict(module.named_parameters()) for key, module in _trained_modules(backbone).items()}
     message = f"{folder / WEIGHTS} does not fit {backbone.name}"
     try:
-        check_shapes(_by_peft_name(parts, backbone.family), _by_peft_name(expected, backbone.family), message)
+        check_shapes(_by_peft_name(tensors, backbone.family), _by_peft_name(expected, backbone.family), message)
     except ValueError:
-        strip(backbone)
+        remove_methods(backbone)
         raise
     with torch.no_grad():
-        for place, parameters in expected.items():
-            for key, parameter in parameters.items():
-                parameter.copy_(parts[place][key])
+        for key, parameters in expected.items():
+            for name, parameter in parameters.items():
+                parameter.copy_(tensors[key][name])
 
 
-def _by_peft_name(parts: Mapping[Place, Mapping[str, Tensor]], family: str) -> dict[str, Tensor]:
-    """Return the parameters of several places in one dict, under names that an error message can use."""
-    return {f"{peft_name(family, place)}.{key}": p for place, part in parts.items() for key, p in part.items()}
+def _by_peft_name(modules: Mapping[ModuleKey, Mapping[str, Tensor]], family: str) -> dict[str, Tensor]:
+    """Return the parameters of several modules in one dict, with names that an error message can use."""
+    return {
+        f"{peft_name(family, key)}.{name}": tensor
+        for key, parameters in modules.items()
+        for name, tensor in parameters.items()
+    }
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """adapter_config.json, of a method that is the same here."""
+    """Read adapter_config.json; ValueError if the method is not the same here."""
     try:
         config = json.loads((folder / CONFIG).read_bytes())
     except ValueError as error:
-        raise RuntimeError(f"{folder / CONFIG} is not JSON ({error}); copy it anew") from None
-    kind = config.get("peft_type") if isinstance(config, dict) else None
-    if kind not in _ENDINGS:
-        raise ValueError(f"{folder} holds {kind!r}; of peft's methods only {' and '.join(_ENDINGS)} can be loaded here")
-    strange = [key for key in _STRANGE if config.get(key)]
-    strange += ["bias"] if config.get("bias", "none") != "none" else []
-    strange += ["init_lora_weights"] if config.get("init_lora_weights") not in _PLAIN_STARTS else []
-    if strange:
-        raise ValueError(f"{folder}: its {kind} has {', '.join(strange)} set, which is not supported here")
+        raise RuntimeError(f"{folder / CONFIG} is not JSON ({error}); copy it again") from None
+    peft_type = config.get("peft_type") if isinstance(config, dict) else None
+    if peft_type not in _SUFFIXES:
+        raise ValueError(
+            f"{folder} holds {peft_type!r}; of peft's methods only {' and '.join(_SUFFIXES)} can be loaded here"
+        )
+    unsupported = [key for key in _UNSUPPORTED_OPTIONS if config.get(key)]
+    unsupported += ["bias"] if config.get("bias", "none") != "none" else []
+    unsupported += ["init_lora_weights"] if config.get("init_lora_weights") not in _SUPPORTED_INITS else []
+    if unsupported:
+        raise ValueError(f"{folder}: its {peft_type} has {', '.join(unsupported)} set, which is not supported here")
     return config
 
 
-def _places(backbone: Backbone, tensors: Mapping[str, Tensor], kind: str, path: Path) -> dict[Place, dict[str, Tensor]]:
-    """Tensors by place, and by the names of parameters here; all are of one model, which others may be around."""
-    every = [Place(i, site) for i in range(backbone.layers) for site in (SITES if kind == LORA else NORMS[:2])]
-    every += [Place(None, "final")] if kind == LN_TUNING and backbone.norm is not None else []
+def _group_by_module(
+    backbone: Backbone, tensors: Mapping[str, Tensor], peft_type: str, path: Path
+) -> dict[ModuleKey, dict[str, Tensor]]:
+    """Group tensors by module and by the parameters' names here.
+
+    Their names may start with those of a model around the encoder, which must be the same for all.
+    """
+    block_sites = SITES if peft_type == LORA else NORMS[:2]
+    keys = [ModuleKey(i, site) for i in range(backbone.layers) for site in block_sites]
+    keys += [ModuleKey(None, "final")] if peft_type == LN_TUNING and backbone.norm is not None else []
     families = [family for family in (backbone.family, f"{backbone.family} 4") if family in _NAMES]
-    known = {peft_name(family, place): place for family in families for place in every}
-    ending = re.compile("(.+)" + re.escape(_ENDINGS[kind]).replace(r"\{\}", "([A-Za-z]+)"))
-    parts: dict[Place, dict[str, Tensor]] = {}
-    around: set[str] = set()
-    for key, tensor in tensors.items():
-        match = ending.fullmatch(key)
+    known = {peft_name(family, key): key for family in families for key in keys}
+    pattern = re.compile("(.+)" + re.escape(_SUFFIXES[peft_type]).replace(r"\{\}", "([A-Za-z]+)"))
+    modules: dict[ModuleKey, dict[str, Tensor]] = {}
+    prefixes: set[str] = set()
+    for full_name, tensor in tensors.items():
+        match = pattern.fullmatch(full_name)
         name = "" if match is None else match[1]
-        start = next((k for k in _starts(name) if name[k:] in known), None)
-        if match is None or start is None or len(around | {name[:start]}) > 1:
-            raise ValueError(f"{path} has {key}, which belongs to nothing in {backbone.name}")
-        around.add(name[:start])
-        part = parts.setdefault(known[name[start:]], {})
-        if match[2] in part:
-            raise ValueError(f"{path} has {key}, and the same by another name")
-        part[match[2]] = tensor
-    return parts
+        start = next((i for i in _possible_starts(name) if name[i:] in known), None)
+        if match is None or start is None or len(prefixes | {name[:start]}) > 1:
+            raise ValueError(f"{path} has {full_name}, which belongs to nothing in {backbone.name}")
+        prefixes.add(name[:start])
+        parameters = modules.setdefault(known[name[start:]], {})
+        if match[2] in parameters:
+            raise ValueError(f"{path} has {full_name}, and the same by another name")
+        parameters[match[2]] = tensor
+    return modules
 
 
-def _starts(name: str) -> Iterator[int]:
-    """Where an encoder's own names may start in a dotted name: a model may be wrapped in others, but not in a part."""
+def _possible_starts(name: str) -> Iterator[int]:
+    """Yield where an encoder's own names may start in a dotted name: behind models around it, but not other parts."""
     yield 0
     for dot in re.finditer(r"\.", name):
-        if name[: dot.start()].rpartition(".")[2] not in _PARTS:
+        if name[: dot.start()].rpartition(".")[2] not in _OTHER_PARTS:
             yield dot.end()

@@ -25,8 +25,8 @@ from ..train.concat_clips import TIMES, company_states, in_random_order, recordi
 from ..train.extract import mel_windows, recording_states, steps_of
 from ..windows import Window
 from .backbones import Backbone, whisper_backbone
-from .frontends import WhisperFront
-from .pooling import AdaptHead, LinearHead, Reduced, TLTRHead, concatenate
+from .backbones.frontends import WhisperFrontEnd
+from .pooling import AdaptHead, HeadInput, LinearHead, TLTRHead, concat_inputs
 
 if TYPE_CHECKING:
     from ..model import WhisperAT
@@ -45,7 +45,11 @@ def can_read(backbone: Backbone, head: nn.Module) -> bool:
     blocks.
     """
     linear = isinstance(head, LinearHead) and head.layers in ("last", "weighted") and head.pooling in MEANS
-    if not (linear or isinstance(head, TLTRHead)) or backbone.methods or not isinstance(backbone.front, WhisperFront):
+    if (
+        not (linear or isinstance(head, TLTRHead))
+        or backbone.methods
+        or not isinstance(backbone.front, WhisperFrontEnd)
+    ):
         return False
     return len(backbone.front.positional_embedding) == N_FRAMES // POSITION_FRAMES
 
@@ -78,12 +82,12 @@ def is_plain(backbone: Backbone, model: WhisperAT) -> bool:
     )
 
 
-def read(head: AdaptHead, states: Tensor) -> Reduced:
+def read(head: AdaptHead, states: Tensor) -> HeadInput:
     """What a head keeps of pooled states ``(batch, layers, steps, dim)`` of the blocks, the last after the norm."""
     if isinstance(head, LinearHead):
         states = states.mean(2, keepdim=True)
         states = states[:, -1:] if head.layers == "last" else states
-    return Reduced(states, torch.ones(len(states), states.shape[2], dtype=torch.bool, device=states.device))
+    return HeadInput(states, torch.ones(len(states), states.shape[2], dtype=torch.bool, device=states.device))
 
 
 def window_states(backbone: Backbone, recordings: Sequence[np.ndarray], batch: int = 8) -> list[Tensor]:
@@ -115,7 +119,7 @@ class HeardSource:
     hearings : what was kept, of every hearing and clip; the first is that by itself
     """
 
-    def __init__(self, hearings: list[list[Reduced]]) -> None:
+    def __init__(self, hearings: list[list[HeadInput]]) -> None:
         self.hearings = hearings
         self.lengths = [one.values.shape[2] for one in hearings[0]]
 
@@ -125,14 +129,14 @@ class HeardSource:
         if random is not None:
             which = random.integers(1, len(self.hearings), len(indices)).tolist()
             wanted += [(hearing, int(i)) for hearing, i in zip(which, indices)]
-        return concatenate([self.hearings[hearing][i] for hearing, i in wanted])
+        return concat_inputs([self.hearings[hearing][i] for hearing, i in wanted])
 
 
 def heard(model: AudioClassifier, waves: Waves, batch: int, progress: bool = False) -> HeardSource | None:
     """Clips in all their hearings, computed once; None, with a warning, where memory does not suffice."""
     place = {clip: i for i, clip in enumerate(waves.clips)}
     ordered = in_random_order(waves.clips)
-    kept: list[dict[Clip, Reduced]] = [{} for _ in range(1 + TIMES)]
+    kept: list[dict[Clip, HeadInput]] = [{} for _ in range(1 + TIMES)]
     used = 0
     with tqdm(total=len(ordered), desc="encoding", disable=not progress, leave=False) as bar:
         for recording in recordings_of((clip, waves[place[clip]]) for clip in ordered):
@@ -144,7 +148,7 @@ def heard(model: AudioClassifier, waves: Waves, batch: int, progress: bool = Fal
             for found, states in zip(kept, [alone, *company]):
                 for (clip, _), own, by_itself in zip(recording, states, alone):
                     values, mask = read(model.head, own[None, :, : by_itself.shape[1]])
-                    found[clip] = Reduced(values.cpu(), mask.cpu())
+                    found[clip] = HeadInput(values.cpu(), mask.cpu())
                     used += values.nbytes
             bar.update(len(recording))
             if used / len(kept[0]) * len(ordered) > KEPT_BYTES:

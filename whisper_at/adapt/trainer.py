@@ -31,7 +31,7 @@ from ..train.fit import (
 )
 from ..train.metrics import confusion, decision_scores, ranking_scores
 from . import shared_pass
-from .pooling import Reduced, concatenate
+from .pooling import HeadInput, concat_inputs
 from .shared_pass import HeardSource, heard
 from .waveforms import Waves, first_convolution, spec_augment
 
@@ -139,14 +139,14 @@ class WaveSource:
     def __init__(self, model: AudioClassifier, dataset: Dataset, cache: Any = None, progress: bool = False) -> None:
         front = model.backbone.front
         rate = model.backbone.sample_rate
-        least = round(model.seconds * rate) if model.pad and model.seconds else front.least
+        least = round(model.seconds * rate) if model.pad and model.seconds else front.min_samples
         self.waves = Waves(dataset.clips, rate, cache, model.seconds, least, progress)
         self.lengths = [len(self.waves[i]) for i in range(len(self.waves))]
-        if front.most is not None and (longest := max(self.lengths, default=0)) > front.most:
+        if front.max_samples is not None and (longest := max(self.lengths, default=0)) > front.max_samples:
             name = self.waves.clips[self.lengths.index(longest)].path
             raise ValueError(
                 f"{name} lasts {longest / rate:.1f} s, but {model.backbone.name} hears at most "
-                f"{(front.most + 1) / rate:g} s: set seconds, so that longer clips are cut"
+                f"{(front.max_samples + 1) / rate:g} s: set seconds, so that longer clips are cut"
             )
 
     def batch(self, indices: Sequence[int], random: np.random.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -156,19 +156,19 @@ class WaveSource:
 class KeptSource:
     """Batches of what a head keeps of hidden states that do not change, computed once."""
 
-    def __init__(self, kept: list[Reduced]) -> None:
+    def __init__(self, kept: list[HeadInput]) -> None:
         self.kept = kept
         self.lengths = [one.values.shape[2] for one in kept]
 
     def batch(self, indices: Sequence[int], random: np.random.Generator | None = None) -> tuple[Tensor, Tensor]:
-        return concatenate([self.kept[int(i)] for i in indices])
+        return concat_inputs([self.kept[int(i)] for i in indices])
 
 
 def kept_states(model: AudioClassifier, source: WaveSource, batch_size: int, progress: bool = False) -> Source:
     """`KeptSource` of these clips where nothing in the encoder trains and memory suffices, else what was given."""
     if any(p.requires_grad for p in model.backbone.parameters()):
         return source
-    kept: dict[int, Reduced] = {}
+    kept: dict[int, HeadInput] = {}
     encoded = used = 0
     model.eval()
     for indices in tqdm(batches_by_length(source.lengths, batch_size), "encoding", disable=not progress, leave=False):
@@ -176,7 +176,7 @@ def kept_states(model: AudioClassifier, source: WaveSource, batch_size: int, pro
             values, mask = model.reduce(*(part.to(model.device) for part in source.batch(indices)))
         for i, value, real in zip(indices, values.cpu(), mask.cpu()):
             n = int(real.nonzero().max()) + 1 if real.any() else 1
-            kept[i] = Reduced(value[None, :, :n].clone(), real[None, :n].clone())
+            kept[i] = HeadInput(value[None, :, :n].clone(), real[None, :n].clone())
             used += kept[i].values.nbytes
             encoded += source.lengths[i]
         if used / encoded * sum(source.lengths) > shared_pass.KEPT_BYTES:

@@ -229,12 +229,12 @@ def load_network(name: str, weights: str | os.PathLike[str] | None = None, seed:
         network = reset_weights(network_class(), seed) if weights == "random" else load(weights)
         return network.requires_grad_(False).eval()
     from ..adapt.backbones import load_backbone, random_backbone
-    from ..adapt.configs import RANDOM_NAMES
+    from ..adapt.backbones.configs import CONFIG_NAMES
     from .tokens import TransformerNetwork
 
     if weights != "random":
         return TransformerNetwork(load_backbone(name if weights is None else os.fspath(weights), "cpu"))
-    sizes = next((known for known in (name, f"whisper-{name}") if known in RANDOM_NAMES), None)
+    sizes = next((known for known in (name, f"whisper-{name}") if known in CONFIG_NAMES), None)
     if sizes is None:
         return TransformerNetwork(reset_weights(load_backbone(name, "cpu"), seed))
     with torch.random.fork_rng(devices=[]):

@@ -1,6 +1,7 @@
-"""Mixtures of adapters beside a sub-layer: Dense-MoA and Soft-MoA (Cappellazzo et al., Interspeech 2024).
+"""Mixtures of adapters beside a sub-layer: Dense-MoA and Soft-MoA.
 
-Spec section 1.2. Both are added once, to the output of the sub-layer whose input they read (defect P6).
+Cappellazzo et al., Interspeech 2024, arXiv 2402.00828; spec section 1.2. The delta of a mixture is added once, to the
+output of the sub-layer whose input it reads (defect P6).
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .adapters import layout_sites, make_adapter
-from .backbones import Backbone
-from .tuning import bottleneck_width, chosen_blocks, require_positive
+from ..backbones import Backbone
+from .adapters import adapted_sublayers, make_adapter
+from .options import bottleneck_dim, check_positive, select_blocks
 
 
 class DenseMoA(nn.Module):
@@ -26,7 +27,7 @@ class DenseMoA(nn.Module):
         self.router = nn.Linear(width, len(experts))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The delta ``(batch, tokens, D)``."""
+        """Return the delta ``(batch, tokens, D)``."""
         weights = self.router(x).softmax(dim=-1)
         outputs = torch.stack([expert(x, mask) for expert in self.experts], dim=-1)
         return (outputs * weights[:, :, None].to(outputs.dtype)).sum(dim=-1)
@@ -35,14 +36,15 @@ class DenseMoA(nn.Module):
 class SoftMoA(nn.Module):
     """Experts that each see ``slots`` mixtures of all tokens, and whose outputs every token mixes.
 
-    With slot matrix ``phi (D, experts, slots)``::
+    It is Soft MoE (Puigcerver et al., ICLR 2024, arXiv 2308.00951) with adapters for experts. With the slot matrix
+    ``phi (D, experts, slots)``::
 
         Z[m, e, s] = X[m] · phi[:, e, s]
         S[e, s]    = sum over tokens m of softmax(Z over m) X[m]
         M(X)[m]    = sum over e, s of softmax(Z over e and s) A_e(S[e])[s]
 
-    With ``normalize``, Z is of X and phi brought to length 1 over D, times a learned scale; the slots take X as it is
-    (defect P8). Padding is in no slot.
+    With ``normalize``, X and phi are brought to length 1 over D for Z, which is then multiplied by a learned scale; the
+    slots take X as it is (defect P8). Padding is in no slot.
     """
 
     def __init__(self, experts: list[nn.Module], width: int, slots: int, normalize: bool):
@@ -53,7 +55,7 @@ class SoftMoA(nn.Module):
         self.scale = nn.Parameter(torch.ones(1)) if normalize else None
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The delta ``(batch, tokens, D)``."""
+        """Return the delta ``(batch, tokens, D)``."""
         if self.scale is None:
             z = torch.einsum("bmd,des->bmes", x, self.phi.to(x.dtype))
         else:
@@ -79,13 +81,15 @@ def add_dense_moa(
     kernel: int = 31,
     blocks: Sequence[int] | None = None,
 ) -> None:
-    """Put a Dense-MoA beside attention or FFN (layout pfeiffer, ``location``), or beside both (houlsby)."""
+    """Add a Dense-MoA beside attention or FFN (layout pfeiffer, `location`) or both (houlsby); spec section 1.2."""
+    sublayers = adapted_sublayers("dense_moa", layout, location)
+    check_positive("dense_moa", experts=experts)
+    width, dim = backbone.width, bottleneck_dim("dense_moa", backbone.width, dim, reduction)
 
-    def make(width: int) -> nn.Module:
-        return make_adapter(block, backbone.width, width, kernel=kernel)
+    def make_mixture() -> DenseMoA:
+        return DenseMoA([make_adapter(block, width, dim, kernel=kernel) for _ in range(experts)], width)
 
-    sites = layout_sites("dense_moa", layout, location)
-    _add(backbone, "dense_moa", DenseMoA, experts, make, (dim, reduction), sites, blocks)
+    _add_mixtures(backbone, "dense_moa", make_mixture, sublayers, blocks)
 
 
 def add_soft_moa(
@@ -101,38 +105,29 @@ def add_soft_moa(
     location: str = "attn",
     blocks: Sequence[int] | None = None,
 ) -> None:
-    """Put a Soft-MoA beside attention or FFN (layout pfeiffer, ``location``), or beside both (houlsby)."""
+    """Add a Soft-MoA beside attention or FFN (layout pfeiffer, `location`) or both (houlsby); spec section 1.2."""
     if block != "bottleneck":
         raise ValueError(
             f"soft_moa takes bottleneck experts, not {block!r}: slots have no order that a convolution could run over; "
             "take dense_moa"
         )
-    require_positive("soft_moa", slots=slots)
+    check_positive("soft_moa", slots=slots, experts=experts)
+    sublayers = adapted_sublayers("soft_moa", layout, location)
+    width, dim = backbone.width, bottleneck_dim("soft_moa", backbone.width, dim, reduction)
 
-    def mix(parts: list[nn.Module], width: int) -> SoftMoA:
-        return SoftMoA(parts, width, slots, normalize)
+    def make_mixture() -> SoftMoA:
+        return SoftMoA([make_adapter(block, width, dim) for _ in range(experts)], width, slots, normalize)
 
-    def make(width: int) -> nn.Module:
-        return make_adapter(block, backbone.width, width)
-
-    sites = layout_sites("soft_moa", layout, location)
-    _add(backbone, "soft_moa", mix, experts, make, (dim, reduction), sites, blocks)
+    _add_mixtures(backbone, "soft_moa", make_mixture, sublayers, blocks)
 
 
-def _add(
+def _add_mixtures(
     backbone: Backbone,
     name: str,
-    mix: Callable[[list[nn.Module], int], nn.Module],
-    experts: int,
-    make: Callable[[int], nn.Module],
-    sizes: tuple[int | None, float | None],
-    sites: Sequence[str],
+    make_mixture: Callable[[], nn.Module],
+    sublayers: Sequence[str],
     blocks: Sequence[int] | None,
 ) -> None:
-    """Put a mixture of adapters, each made from its bottleneck's width, beside sub-layers."""
-    require_positive(name, experts=experts)
-    dim = bottleneck_width(name, backbone.width, *sizes)
-    for site in sites:
-        for _, host in chosen_blocks(backbone, blocks):
-            patch = mix([make(dim) for _ in range(experts)], backbone.width)
-            host.place(f"{name}_{site}", patch, f"{site}.in", f"{site}.out")
+    for sublayer in sublayers:
+        for _, host in select_blocks(backbone, blocks):
+            host.add_patch(f"{name}_{sublayer}", make_mixture(), f"{sublayer}.in", f"{sublayer}.out")

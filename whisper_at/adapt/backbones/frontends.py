@@ -1,8 +1,8 @@
-"""From waveforms to the tokens that a backbone's first block reads.
+"""From waveforms to the input of a backbone's first block.
 
-Three front ends, each computed here in batches: Whisper's log-mel and convolutions, AST's Kaldi filter bank and
-patches, and the convolutions on raw samples of wav2vec 2.0, HuBERT and WavLM. What lies past the end of a clip has no
-part in any number of it: a clip gives the same tokens alone, in a batch, and padded (defects S8 and S9).
+There are three front ends: Whisper's log-mel and convolutions, AST's Kaldi filter bank and patches, and the convolutions
+on raw samples of wav2vec 2.0, HuBERT and WavLM. Each works on batches, and samples past the end of a clip have no
+effect on it: a clip gives the same tokens alone, in a batch, and padded (defects S8 and S9).
 """
 
 from __future__ import annotations
@@ -18,59 +18,65 @@ from whisper.audio import HOP_LENGTH, N_FFT, mel_filters
 SAMPLE_RATE = 16000
 
 AST_MEAN, AST_STD = -4.2677393, 4.5689974
-"""Mean and standard deviation of AudioSet's filter-bank values, which AST was trained with."""
+"""Mean and standard deviation of the filter-bank values that AST was trained with (AudioSet's)."""
 
-_WINDOW, _SHIFT, _KALDI_FFT = 400, 160, 512  # 25 ms and 10 ms, and the power of two that Kaldi rounds up to
-_FLOOR = 1.1920928955078125e-07  # the least value whose logarithm Kaldi takes: epsilon of float32
+_KALDI_WINDOW, _KALDI_HOP, _KALDI_FFT = 400, 160, 512  # samples: 25 ms, 10 ms, and the next power of two
+_KALDI_FLOOR = torch.finfo(torch.float32).eps  # the lowest energy whose logarithm Kaldi takes
 
 
-class Front(nn.Module):
-    """What all front ends share.
+class FrontEnd(nn.Module):
+    """Base class of front ends.
+
+    ``forward(waveforms, lengths)`` takes float32 ``(batch, samples)`` at 16 kHz and int ``(batch,)``. It returns
+    tokens ``(batch, tokens, dim)`` and a bool mask ``(batch, tokens)`` that is True for the tokens of a clip.
 
     Attributes
     ----------
-    special : tokens that stand before those of the sound (2 for AST: CLS and DIST)
-    fan_in : numbers that the layer which makes the tokens reads for each
-    least, most : number of samples that a clip must have, and may have at most (None: any)
-    frame_rate : tokens per second, or None where tokens are no frames
-
-    ``forward(waveforms, lengths)`` takes float32 ``(batch, samples)`` at 16 kHz and int ``(batch,)`` and returns
-    tokens ``(batch, tokens, dim)`` and the mask ``(batch, tokens)`` of those that are of the clip.
+    special : int
+        Number of tokens before those of the sound (2 for AST: CLS and DIST).
+    fan_in : int
+        Number of inputs of the layer that makes the tokens, for one token.
+    min_samples, max_samples : int, int or None
+        Shortest and longest clip that can be encoded; None for no limit.
+    frame_rate : float or None
+        Tokens per second; None where tokens are not frames.
     """
 
     special = 0
     fan_in: int
-    least: int
-    most: int | None = None
+    min_samples: int
+    max_samples: int | None = None
     frame_rate: float | None = None
 
-    def train(self, mode: bool = True) -> Front:
+    def train(self, mode: bool = True) -> FrontEnd:
         """Stay in eval mode: no dropout, and no statistic moves (spec section 1.1)."""
         return super().train(False)
 
 
 def length_mask(lengths: Tensor, size: int) -> Tensor:
-    """Bool ``(batch, size)``: True at the first ``lengths[b]`` places of row b."""
+    """Return a bool mask ``(batch, size)`` that is True at the first ``lengths[b]`` positions of row b."""
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
 # --- Whisper ------------------------------------------------------------------------------------------------
 
 
-class WhisperFront(Front):
-    """Log-mel, two convolutions, and as many rows of the positional table as there are tokens.
+class WhisperFrontEnd(FrontEnd):
+    """Log-mel spectrogram, two convolutions, and as many rows of the positional table as there are tokens.
 
-    Of a clip of n samples there are M = n // 160 mel frames, made as ``whisper.log_mel_spectrogram`` makes them of that
-    clip alone, and N = (M - 1) // 2 + 1 tokens. Spec section 2.1.
+    A clip of n samples has M = n // 160 mel frames, those of ``whisper.log_mel_spectrogram`` for that clip alone, and
+    N = (M - 1) // 2 + 1 tokens. Spec section 2.1.
 
     Parameters
     ----------
-    conv1, conv2 : openai-whisper's convolutions
-    positions : ``(n_audio_ctx, dim)``, a constant
+    conv1, conv2 : whisper.model.Conv1d
+        The encoder's convolutions.
+    positions : Tensor, shape (n_audio_ctx, dim)
+        The encoder's positional table, a constant.
     """
 
     frame_rate = 50.0
-    least = N_FFT // 2 + 1  # the analysis windows are centred, and mirror that much of a clip's start and end
+    min_samples = N_FFT // 2 + 1  # windows are centred: a clip is mirrored by half of a window at its start and end
     positional_embedding: Tensor
     filters: Tensor
 
@@ -82,69 +88,88 @@ class WhisperFront(Front):
         filters = mel_filters(positions.device, conv1.in_channels)
         self.register_buffer("filters", filters, persistent=False)
         self.fan_in = conv2.in_channels * conv2.kernel_size[0]
-        self.most = (2 * len(positions) + 1) * HOP_LENGTH - 1
+        self.max_samples = (2 * len(positions) + 1) * HOP_LENGTH - 1
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens and mask of waveforms; see `Front`."""
+        """Compute tokens and mask; see `FrontEnd`."""
         mel = batched_log_mel(waveforms, lengths, self.filters)
         frames = lengths // HOP_LENGTH
         x = self.tokens(mel, ~length_mask(frames, mel.shape[-1])[:, None])
         return x, length_mask((frames - 1) // 2 + 1, x.shape[1])
 
-    def tokens(self, mel: Tensor, outside: Tensor) -> Tensor:
-        """Tokens of log-mel spectrograms ``(batch, n_mels, frames)``; padding ``(batch, 1, frames)`` is ``outside``."""
-        x = F.gelu(self.conv1(mel.to(self.conv1.weight.dtype)))  # padding is 0, as the convolution's own is
-        x = F.gelu(self.conv2(x.masked_fill(outside, 0.0))).transpose(1, 2)
+    def tokens(self, mel: Tensor, padding: Tensor) -> Tensor:
+        """Compute tokens from log-mel spectrograms.
+
+        Parameters
+        ----------
+        mel : Tensor, shape (batch, n_mels, frames)
+            Log-mel spectrograms, 0 at padding.
+        padding : bool Tensor, shape (batch, 1, frames)
+            Frames past the end of a clip.
+
+        Returns
+        -------
+        Tensor, shape (batch, tokens, dim)
+        """
+        x = F.gelu(self.conv1(mel.to(self.conv1.weight.dtype)))
+        x = F.gelu(self.conv2(x.masked_fill(padding, 0.0))).transpose(1, 2)  # 0, as the convolution pads by itself
         return (x + self.positional_embedding[: x.shape[1]]).to(x.dtype)
 
 
 def batched_log_mel(waveforms: Tensor, lengths: Tensor, filters: Tensor) -> Tensor:
-    """Whisper's log-mel spectrograms of clips of different lengths, each cut off below its own loudest frame.
+    """Compute Whisper's log-mel spectrograms of clips of different lengths.
 
     Parameters
     ----------
-    waveforms : float32 ``(batch, samples)`` at 16 kHz
-    lengths : int ``(batch,)``, samples of each clip, more than 200
-    filters : ``(n_mels, 201)``
+    waveforms : float32 Tensor, shape (batch, samples)
+        Clips at 16 kHz.
+    lengths : int Tensor, shape (batch,)
+        Samples of each clip, more than 200.
+    filters : Tensor, shape (n_mels, 201)
+        Mel filter bank.
 
     Returns
     -------
-    float32 ``(batch, n_mels, samples // 160)``; the first ``lengths[b] // 160`` frames of clip b are those of
-    ``whisper.log_mel_spectrogram(clip)``, the others 0
+    float32 Tensor, shape (batch, n_mels, samples // 160)
+        The first ``lengths[b] // 160`` frames of clip b are those of ``whisper.log_mel_spectrogram(clip)``, whose floor
+        is 8 below the clip's own maximum; the others are 0.
     """
     samples = waveforms.shape[1]
     half = N_FFT // 2
-    place = torch.arange(-half, samples + half, device=waveforms.device).abs()  # mirrored at the start
-    end = lengths[:, None] - 1
-    mirrored = torch.where(place > end, 2 * end - place, place).clamp(0, samples - 1)  # and at each clip's end
+    position = torch.arange(-half, samples + half, device=waveforms.device).abs()  # mirrored at the start
+    last = lengths[:, None] - 1
+    mirrored = torch.where(position > last, 2 * last - position, position).clamp(0, samples - 1)  # … and end
     x = waveforms.float().gather(1, mirrored)
     with torch.autocast(x.device.type, enabled=False):
         window = torch.hann_window(N_FFT, device=x.device)
         power = torch.stft(x, N_FFT, HOP_LENGTH, window=window, center=False, return_complex=True).abs() ** 2
         log = torch.clamp(filters.float() @ power[..., : samples // HOP_LENGTH], min=1e-10).log10()
     inside = length_mask(lengths // HOP_LENGTH, log.shape[-1])[:, None]
-    loudest = log.masked_fill(~inside, -torch.inf).amax(dim=(1, 2), keepdim=True)
-    return ((torch.maximum(log, loudest - 8.0) + 4.0) / 4.0).masked_fill(~inside, 0.0)
+    peak = log.masked_fill(~inside, -torch.inf).amax(dim=(1, 2), keepdim=True)
+    return ((torch.maximum(log, peak - 8.0) + 4.0) / 4.0).masked_fill(~inside, 0.0)
 
 
 # --- AST ----------------------------------------------------------------------------------------------------
 
 
-class ASTFront(Front):
+class ASTFrontEnd(FrontEnd):
     """Kaldi filter bank, patches of 16 x 16, CLS and DIST before them, and positions.
 
     Every clip is cut or padded to ``frames`` frames of 10 ms *after* the filter bank and before its values are
-    normalised, as AST was trained; so padding is a part of the input (0.467), and every token is real. Spec sections
-    0 and 1.4.
+    normalised, as AST was trained. So padding is a part of the input (with value 0.467), and every token is real. Spec
+    sections 0 and 1.4.
 
     Parameters
     ----------
-    embeddings : ``embeddings`` of transformers' ASTModel
-    frames : length of the input; the positional table is cropped or interpolated to it (defect P1)
+    embeddings : transformers.ASTEmbeddings
+        Embeddings of an ASTModel, whose modules are used.
+    frames : int, optional
+        Length of the input, by default what the model was trained with; the positional table is cropped or
+        interpolated to it (defect P1).
     """
 
     special = 2
-    least = _WINDOW
+    min_samples = _KALDI_WINDOW
     filters: Tensor
 
     def __init__(self, embeddings: Any, frames: int | None = None):
@@ -165,7 +190,7 @@ class ASTFront(Front):
         self.fan_in = kernel[0] * kernel[1]
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens and mask (all True) of waveforms; see `Front`."""
+        """Compute tokens and mask (all True); see `FrontEnd`."""
         spectrogram = self.spectrogram(waveforms, lengths).to(self.projection.weight.dtype)
         patches = self.projection(spectrogram.transpose(1, 2)[:, None])
         patches = patches.flatten(2).transpose(1, 2)  # frequency-major: row * columns + column
@@ -175,79 +200,90 @@ class ASTFront(Front):
         return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
 
     def spectrogram(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
-        """Normalised filter-bank values ``(batch, frames, mels)`` of waveforms ``(batch, samples)``."""
-        bank = kaldi_fbank(waveforms, self.filters)[:, : self.frames]
-        inside = length_mask((lengths - _WINDOW) // _SHIFT + 1, bank.shape[1])
-        bank = bank.masked_fill(~inside[..., None], 0.0)
-        bank = F.pad(bank, (0, 0, 0, self.frames - bank.shape[1]))
-        return (bank - AST_MEAN) / (2 * AST_STD)
+        """Compute normalised filter-bank values ``(batch, frames, mels)`` from waveforms ``(batch, samples)``."""
+        fbank = kaldi_fbank(waveforms, self.filters)[:, : self.frames]
+        inside = length_mask((lengths - _KALDI_WINDOW) // _KALDI_HOP + 1, fbank.shape[1])
+        fbank = fbank.masked_fill(~inside[..., None], 0.0)
+        fbank = F.pad(fbank, (0, 0, 0, self.frames - fbank.shape[1]))
+        return (fbank - AST_MEAN) / (2 * AST_STD)
 
 
 def resize_positions(table: Tensor, trained: tuple[int, int], columns: int) -> Tensor:
-    """AST's positional table for inputs of another length: its middle columns, or interpolated ones.
+    """Crop or interpolate AST's positional table to inputs of another length, as YuanGongND/ast does (defect P1).
 
     Parameters
     ----------
-    table : ``(1, 2 + rows * trained columns, dim)``; the first two rows, of CLS and DIST, are kept
-    trained : rows and columns of patches that the table is of (12, 101)
-    columns : of the table to make
+    table : Tensor, shape (1, 2 + rows * trained columns, dim)
+        Positions; the first two, of CLS and DIST, are kept.
+    trained : tuple of int
+        Rows and columns of patches that the table was trained for (12, 101).
+    columns : int
+        Columns of the new table. Fewer than trained are the middle ones; more are interpolated.
 
     Returns
     -------
-    ``(1, 2 + rows * columns, dim)``. As in YuanGongND/ast; never made anew (defect P1).
+    Tensor, shape (1, 2 + rows * columns, dim)
     """
-    rows, old = trained
+    rows, trained_columns = trained
     special, grid = table[:, :2], table[:, 2:]
-    grid = grid.reshape(1, rows, old, -1).permute(0, 3, 1, 2)
-    if columns < old:
-        start = old // 2 - columns // 2
+    grid = grid.reshape(1, rows, trained_columns, -1).permute(0, 3, 1, 2)
+    if columns < trained_columns:
+        start = trained_columns // 2 - columns // 2
         grid = grid[..., start : start + columns]
-    elif columns > old:
+    elif columns > trained_columns:
         grid = F.interpolate(grid, size=(rows, columns), mode="bilinear")
     return torch.cat([special, grid.flatten(2).transpose(1, 2)], dim=1)
 
 
 def kaldi_filters(n_mels: int) -> Tensor:
-    """Kaldi's triangles, equal in mel (1127 ln(1 + f / 700)) from 20 Hz to 8 kHz: float32 ``(257, n_mels)``."""
+    """Return Kaldi's mel filter bank: float32 ``(257, n_mels)``.
+
+    The triangles are equally wide on the mel scale 1127 ln(1 + f / 700), from 20 Hz to 8 kHz.
+    """
     low, high = (1127 * math.log1p(f / 700) for f in (20.0, SAMPLE_RATE / 2))
     step = (high - low) / (n_mels + 1)
     hertz = torch.arange(_KALDI_FFT // 2 + 1, dtype=torch.float64, device="cpu") * SAMPLE_RATE / _KALDI_FFT
     mel = 1127 * torch.log1p(hertz / 700)
-    place = (mel[:, None] - low) / step - torch.arange(n_mels, dtype=torch.float64, device="cpu")
-    return torch.minimum(place, 2 - place).clamp(min=0).float()
+    position = (mel[:, None] - low) / step - torch.arange(n_mels, dtype=torch.float64, device="cpu")  # 1 at a peak
+    return torch.minimum(position, 2 - position).clamp(min=0).float()
 
 
 def kaldi_fbank(waveforms: Tensor, filters: Tensor) -> Tensor:
-    """Kaldi's log filter bank: Hanning windows of 25 ms every 10 ms, no dither, none over the end.
+    """Compute Kaldi's log filter bank: Hanning windows of 25 ms every 10 ms, without dither or partial windows.
 
     Parameters
     ----------
-    waveforms : float32 ``(batch, samples)`` at 16 kHz between -1 and 1 (not scaled), 400 samples or more
-    filters : ``(257, n_mels)``
+    waveforms : float32 Tensor, shape (batch, samples)
+        At least 400 samples at 16 kHz, between -1 and 1.
+    filters : Tensor, shape (257, n_mels)
+        Filter bank of `kaldi_filters`.
 
     Returns
     -------
-    float32 ``(batch, (samples - 400) // 160 + 1, n_mels)``, natural logarithms
+    float32 Tensor, shape (batch, (samples - 400) // 160 + 1, n_mels)
+        Natural logarithms.
     """
     with torch.autocast(waveforms.device.type, enabled=False):
-        x = waveforms.float().unfold(1, _WINDOW, _SHIFT)
+        x = waveforms.float().unfold(1, _KALDI_WINDOW, _KALDI_HOP)
         x = x - x.mean(dim=-1, keepdim=True)
         x = x - 0.97 * F.pad(x, (1, 0), mode="replicate")[..., :-1]  # pre-emphasis within the frame
-        x = x * torch.hann_window(_WINDOW, periodic=False, device=x.device)
+        x = x * torch.hann_window(_KALDI_WINDOW, periodic=False, device=x.device)
         power = torch.fft.rfft(x, _KALDI_FFT).abs() ** 2
-        return (power @ filters.float()).clamp(min=_FLOOR).log()
+        return (power @ filters.float()).clamp(min=_KALDI_FLOOR).log()
 
 
 # --- wav2vec 2.0, HuBERT, WavLM -----------------------------------------------------------------------------
 
 
-class SpeechFront(Front):
-    """Convolutions on raw samples, projection, and the convolution that stands for positions.
+class Wav2Vec2FrontEnd(FrontEnd):
+    """Convolutions on raw samples, a projection, and a convolution in place of positions. Spec section 2.1.
 
     Parameters
     ----------
-    model : transformers' Wav2Vec2Model, HubertModel or WavLMModel, whose modules are taken
-    normalize : whether each clip is brought to mean 0 and variance 1, over its own samples (defects S9 and S10)
+    model : transformers.Wav2Vec2Model, HubertModel or WavLMModel
+        Model whose modules are used.
+    normalize : bool
+        Whether each clip is brought to mean 0 and variance 1 over its own samples (defects S9 and S10).
     """
 
     def __init__(self, model: Any, normalize: bool):
@@ -255,22 +291,21 @@ class SpeechFront(Front):
         self.normalize = normalize
         self.convolutions = model.feature_extractor.conv_layers
         projection, encoder = model.feature_projection, model.encoder
-        # HuBERT's may go without; the projection's dropout stays out.
-        self.projection_norm = getattr(projection, "layer_norm", None)
+        self.projection_norm = getattr(projection, "layer_norm", None)  # HuBERT may have none
         self.projection = projection.projection
         self.positions = encoder.pos_conv_embed
-        # Before blocks that normalise their outputs; others have it after the last block.
+        # Models with post-norm blocks have this norm here; the others have it after the last block.
         self.norm = None if model.config.do_stable_layer_norm else encoder.layer_norm
         strides = [layer.conv.stride[0] for layer in self.convolutions]
-        field = 1
+        receptive_field = 1
         for layer in reversed(list(self.convolutions)):
-            field = (field - 1) * layer.conv.stride[0] + layer.conv.kernel_size[0]
-        self.least = field
+            receptive_field = (receptive_field - 1) * layer.conv.stride[0] + layer.conv.kernel_size[0]
+        self.min_samples = receptive_field
         self.frame_rate = SAMPLE_RATE / math.prod(strides)
         self.fan_in = self.projection.in_features
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens and mask of waveforms; see `Front`."""
+        """Compute tokens and mask; see `FrontEnd`."""
         x = waveforms.float()
         x = (normalize_clips(x, lengths) if self.normalize else x)[:, None].to(self.projection.weight.dtype)
         for layer in self.convolutions:
@@ -291,7 +326,7 @@ class SpeechFront(Front):
 
 
 def normalize_clips(waveforms: Tensor, lengths: Tensor) -> Tensor:
-    """Each clip with mean 0 and variance 1 over its own samples, and 0 past its end; ``(batch, samples)``."""
+    """Bring each clip ``(batch, samples)`` to mean 0 and variance 1 over its own samples, and to 0 past its end."""
     inside = length_mask(lengths, waveforms.shape[1])
     mean = (waveforms * inside).sum(1, keepdim=True) / lengths[:, None]
     centred = (waveforms - mean) * inside
@@ -300,9 +335,9 @@ def normalize_clips(waveforms: Tensor, lengths: Tensor) -> Tensor:
 
 
 def masked_channel_norm(x: Tensor, lengths: Tensor, norm: nn.GroupNorm) -> Tensor:
-    """GroupNorm of one channel a group, ``(batch, channels, frames)``, over the frames of each clip alone."""
+    """Apply a GroupNorm with one channel a group to ``(batch, channels, frames)``, over the frames of each clip."""
     if norm.num_groups != norm.num_channels:
-        raise ValueError(f"GroupNorm of {norm.num_groups} groups of {norm.num_channels} channels: expected one each")
+        raise ValueError(f"GroupNorm has {norm.num_groups} groups for {norm.num_channels} channels; expected as many")
     inside = length_mask(lengths, x.shape[-1])[:, None]
     values = x.float()
     count = lengths[:, None, None]
