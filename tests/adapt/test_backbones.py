@@ -13,10 +13,10 @@ from conftest import ROOT, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tiny_backbones import FAMILIES, make_backbone, transformers_model
 from torch import Tensor, nn
 
 from whisper_at.adapt import adapt, load_backbone, merge, random_backbone, transformers_backbone, whisper_backbone
-from whisper_at.adapt.backbones.configs import TRANSFORMERS_CONFIGS
 from whisper_at.adapt.backbones.frontends import AST_MEAN, AST_STD, batched_log_mel, normalize_clips, resize_positions
 from whisper_at.audio import load_audio
 from whisper_at.model import load_model
@@ -25,33 +25,14 @@ from whisper_at.train.fit import trained_state
 transformers = pytest.importorskip("transformers")
 
 SPEECH = ("wav2vec2-tiny", "hubert-tiny", "wavlm-tiny", "wavlm-stable-tiny", "mms-tiny")
-FAMILIES = ("whisper-nano", "ast-tiny", *SPEECH)
 
 
-def made(name: str):
-    """A tiny backbone; AST hears 96 frames."""
-    torch.manual_seed(0)
-    return random_backbone(name, frames=96 if name.startswith("ast") else None)
-
-
-def library_model(name: str, **options):
-    """A tiny model of transformers whose every parameter, also those that start at 0 or 1, is random."""
-    torch.manual_seed(0)
-    kind, sizes = TRANSFORMERS_CONFIGS[name]
-    config = getattr(transformers, f"{kind}Config")(**{**sizes, **options}, attn_implementation="eager")
-    model = getattr(transformers, f"{kind}Model")(config).eval()
-    for parameter in model.parameters():
-        with torch.no_grad():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model.requires_grad_(False)
-
-
-def clips(*seconds: float) -> list[Tensor]:
+def noise_clips(*seconds: float) -> list[Tensor]:
     return [torch.from_numpy(noise(s, seed)) for seed, s in enumerate(seconds)]
 
 
-def padded(parts: list[Tensor], fill: float = 3.0) -> tuple[Tensor, Tensor]:
-    """Clips side by side, with something other than silence behind the short ones; and their lengths."""
+def pad_clips(parts: list[Tensor], fill: float = 3.0) -> tuple[Tensor, Tensor]:
+    """Padded clips, filled with a constant behind the short ones, and their lengths."""
     lengths = torch.tensor([len(part) for part in parts])
     rows = [torch.cat([part, torch.full((int(lengths.max()) - len(part),), fill)]) for part in parts]
     return torch.stack(rows), lengths
@@ -62,13 +43,13 @@ def padded(parts: list[Tensor], fill: float = 3.0) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("name", SPEECH)
 def test_speech_backbones_give_what_transformers_gives(name):
-    model = library_model(name)
-    waveforms = torch.stack(clips(1.0, 1.0))
+    model = transformers_model(name)
+    waveforms = torch.stack(noise_clips(1.0, 1.0))
     with torch.no_grad():
         normal = normalize_clips(waveforms, torch.tensor([16000, 16000]))
         theirs = model(normal, output_hidden_states=True)
         ours = transformers_backbone(model, name, normalize=True)(waveforms)
-    # transformers keeps the last block's output before the final norm; ours is after it (as spec section 2.1 has it)
+    # transformers keeps the last block's output before the final norm, this package after it (spec section 2.1)
     for mine, other in zip(ours.states[:-1], theirs.hidden_states[:-1]):
         torch.testing.assert_close(mine, other, rtol=0, atol=1e-5)
     torch.testing.assert_close(ours.states[-1], theirs.last_hidden_state, rtol=0, atol=1e-5)
@@ -77,20 +58,20 @@ def test_speech_backbones_give_what_transformers_gives(name):
 
 
 def test_padded_speech_is_masked_as_transformers_masks_it():
-    model = library_model("mms-tiny")  # of the kind that was trained with masks
-    waveforms, lengths = padded(clips(1.0, 0.6), fill=0.0)
+    model = transformers_model("mms-tiny")  # this family was trained with masks
+    waveforms, lengths = pad_clips(noise_clips(1.0, 0.6), fill=0.0)
     mask = (torch.arange(16000) < lengths[:, None]).long()
     with torch.no_grad():
         theirs = model(normalize_clips(waveforms, lengths), attention_mask=mask).last_hidden_state
         ours = transformers_backbone(model, "mms", normalize=True)(waveforms, lengths)
-    # convolutions see what is padded here but not there (defect S8), which concerns the clip that is full not at all
+    # their convolutions read padding, ours do not (defect S8); the clip without padding is the same
     torch.testing.assert_close(ours.states[-1][0], theirs[0], rtol=0, atol=1e-5)
     assert ours.mask.sum(1).tolist() == [49, 29]
 
 
 def test_mms_language_adapters_are_a_part_of_their_blocks():
-    model = library_model("mms-tiny", adapter_attn_dim=8)
-    waveforms = torch.stack(clips(0.5))
+    model = transformers_model("mms-tiny", adapter_attn_dim=8)
+    waveforms = torch.stack(noise_clips(0.5))
     with torch.no_grad():
         theirs = model(waveforms).last_hidden_state
         ours = transformers_backbone(model, "mms", normalize=False)(waveforms).states[-1]
@@ -98,8 +79,8 @@ def test_mms_language_adapters_are_a_part_of_their_blocks():
 
 
 def test_hubert_without_projection_norm_and_with_batch_norm():
-    model = library_model("hubert-tiny", feat_proj_layer_norm=False, conv_pos_batch_norm=True)
-    waveforms = torch.stack(clips(0.5))
+    model = transformers_model("hubert-tiny", feat_proj_layer_norm=False, conv_pos_batch_norm=True)
+    waveforms = torch.stack(noise_clips(0.5))
     with torch.no_grad():
         theirs = model(waveforms).last_hidden_state
         backbone = transformers_backbone(model, "hubert", normalize=False).train()
@@ -110,8 +91,8 @@ def test_hubert_without_projection_norm_and_with_batch_norm():
 
 @pytest.mark.parametrize("frames", [None, 96])
 def test_ast_gives_what_transformers_gives(frames):
-    model = library_model("ast-tiny", **({} if frames is None else {"max_length": frames}))
-    waveforms = torch.stack(clips(1.2, 0.5 + 0.7))
+    model = transformers_model("ast-tiny", **({} if frames is None else {"max_length": frames}))
+    waveforms = torch.stack(noise_clips(1.2, 0.5 + 0.7))
     extractor = transformers.ASTFeatureExtractor(max_length=frames or 1024)
     features = extractor([w.numpy() for w in waveforms], sampling_rate=16000, return_tensors="pt")["input_values"]
     with torch.no_grad():
@@ -124,7 +105,7 @@ def test_ast_gives_what_transformers_gives(frames):
 
 
 def test_whisper_gives_what_openai_whisper_gives(upstream_en):
-    waveforms = torch.nn.functional.pad(torch.stack(clips(2.0)), (0, 28 * 16000))
+    waveforms = torch.nn.functional.pad(torch.stack(noise_clips(2.0)), (0, 28 * 16000))
     with torch.no_grad():
         theirs = upstream_en.encoder(whisper.log_mel_spectrogram(waveforms))
         ours = whisper_backbone(upstream_en.encoder)(waveforms)
@@ -133,9 +114,9 @@ def test_whisper_gives_what_openai_whisper_gives(upstream_en):
     torch.testing.assert_close(ours.states[-1], theirs, rtol=0, atol=1e-5)
 
 
-def test_whisper_hears_a_short_clip_with_as_many_positions_as_it_has(upstream_en):
+def test_whisper_encodes_a_short_clip_without_padding(upstream_en):
     """Spec section 2.1: no padding to 30 s; the table's first rows. Computed here from openai-whisper's modules."""
-    encoder, clip = upstream_en.encoder, clips(1.234)[0]
+    encoder, clip = upstream_en.encoder, noise_clips(1.234)[0]
     with torch.no_grad():
         x = nn.functional.gelu(encoder.conv1(whisper.log_mel_spectrogram(clip)[None]))
         x = nn.functional.gelu(encoder.conv2(x)).permute(0, 2, 1)
@@ -155,9 +136,9 @@ def test_whisper_hears_a_short_clip_with_as_many_positions_as_it_has(upstream_en
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_s8_a_clip_alone_in_a_batch_and_padded_is_the_same(name):
-    backbone = made(name)
-    parts = clips(0.9, 0.55, 0.3)
-    waveforms, lengths = padded(parts)
+    backbone = make_backbone(name)
+    parts = noise_clips(0.9, 0.55, 0.3)
+    waveforms, lengths = pad_clips(parts)
     batch = backbone(waveforms, lengths)
     silence = backbone(torch.nn.functional.pad(waveforms, (0, 3000)), lengths)
     for i, part in enumerate(parts):
@@ -177,19 +158,19 @@ def test_numbers_of_tokens_follow_the_formulas(samples):
     for k, s in zip((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)):
         n = (n - k) // s + 1
     for name, wanted in (("whisper-nano", (samples // 160 - 1) // 2 + 1), ("wav2vec2-tiny", n)):
-        hidden = made(name)(torch.zeros(2, 40000), torch.tensor([40000, samples]))
+        hidden = make_backbone(name)(torch.zeros(2, 40000), torch.tensor([40000, samples]))
         assert hidden.mask[1].sum() == wanted
 
 
 def test_one_second_is_49_tokens_of_wav2vec_and_rates_are_known():
-    assert made("wav2vec2-tiny")(torch.zeros(1, 16000)).mask.shape == (1, 49)
-    assert made("wav2vec2-tiny").frame_rate == made("whisper-nano").frame_rate == 50.0
-    assert made("ast-tiny").frame_rate is None
-    assert {made(name).sample_rate for name in FAMILIES} == {16000}
+    assert make_backbone("wav2vec2-tiny")(torch.zeros(1, 16000)).mask.shape == (1, 49)
+    assert make_backbone("wav2vec2-tiny").frame_rate == make_backbone("whisper-nano").frame_rate == 50.0
+    assert make_backbone("ast-tiny").frame_rate is None
+    assert {make_backbone(name).sample_rate for name in FAMILIES} == {16000}
 
 
 def test_s9_each_clip_is_normalised_over_its_own_samples():
-    waveforms, lengths = padded(clips(0.5, 0.2))
+    waveforms, lengths = pad_clips(noise_clips(0.5, 0.2))
     extractor = transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True)
     parts = [row[:n].numpy() for row, n in zip(waveforms, lengths)]
     theirs = extractor(parts, sampling_rate=16000, padding=True, return_tensors="pt")["input_values"]
@@ -197,9 +178,9 @@ def test_s9_each_clip_is_normalised_over_its_own_samples():
 
 
 def test_s10_normalisation_follows_the_preprocessor_of_the_model(tmp_path):
-    model = library_model("wav2vec2-tiny")
+    model = transformers_model("wav2vec2-tiny")
     model.save_pretrained(tmp_path)
-    clip = clips(0.5)[0][None] * 3
+    clip = noise_clips(0.5)[0][None] * 3
     assert load_backbone(tmp_path, "cpu").front.normalize  # transformers' default
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_normalize": False}))
     raw = load_backbone(tmp_path, "cpu")
@@ -211,8 +192,8 @@ def test_s10_normalisation_follows_the_preprocessor_of_the_model(tmp_path):
 # --- front ends -----------------------------------------------------------------------------------------------
 
 
-def test_log_mel_of_each_clip_is_whispers():
-    waveforms, lengths = padded(clips(1.0, 0.61, 0.3))
+def test_batched_log_mel_equals_whispers_clip_by_clip():
+    waveforms, lengths = pad_clips(noise_clips(1.0, 0.61, 0.3))
     waveforms[1] *= 0.01  # a quiet clip has a floor of its own
     filters = whisper.audio.mel_filters("cpu", 80)
     ours = batched_log_mel(waveforms, lengths, filters)
@@ -227,7 +208,7 @@ def test_filter_bank_of_a_real_recording_is_transformers_and_padding_comes_befor
     theirs = transformers.ASTFeatureExtractor(max_length=600)(audio, sampling_rate=16000)["input_values"][0]
     front = random_backbone("ast-tiny", frames=600).front
     ours = front.spectrogram(torch.from_numpy(audio)[None], torch.tensor([len(audio)]))[0]
-    # transformers' arithmetic is of twice the precision: what is all but silent differs in the fourth place
+    # transformers computes in float64, so that near-silent frames differ in the fourth decimal
     torch.testing.assert_close(ours, torch.as_tensor(np.asarray(theirs), dtype=torch.float32), rtol=0, atol=2e-3)
     assert (ours - torch.as_tensor(np.asarray(theirs), dtype=torch.float32)).abs().mean() < 1e-5
     n_frames = (len(audio) - 400) // 160 + 1
@@ -272,15 +253,15 @@ def test_p1_positions_of_ast_are_cropped_or_interpolated(columns):
         if columns <= 101:
             wanted = grid[:, 50 - columns // 2 + t]
         else:  # bilinear along time, rows as they are
-            place = min(max((t + 0.5) * 101 / columns - 0.5, 0), 100)
-            left = int(place)
-            share = place - left
-            wanted = grid[:, left] * (1 - share) + grid[:, min(left + 1, 100)] * share
+            position = min(max((t + 0.5) * 101 / columns - 0.5, 0), 100)
+            left = int(position)
+            weight = position - left
+            wanted = grid[:, left] * (1 - weight) + grid[:, min(left + 1, 100)] * weight
         torch.testing.assert_close(new[:, t], wanted, rtol=0, atol=1e-4)
 
 
 def test_p1_a_loaded_ast_of_another_length_knows_its_positions(tmp_path):
-    model = library_model("ast-tiny")
+    model = transformers_model("ast-tiny")
     model.save_pretrained(tmp_path)
     backbone = load_backbone(tmp_path, "cpu", frames=400)
     assert backbone.front.position_embeddings.shape == (1, 2 + 12 * 39, 32)
@@ -301,18 +282,18 @@ def test_w5_whispers_positions_follow_the_device_and_are_not_saved():
 
 @pytest.mark.parametrize("name", ["ast-tiny", "hubert-tiny", "wavlm-tiny", "mms-tiny"])
 def test_folders_in_hugging_faces_layout_load(name, tmp_path):
-    model = library_model(name)
+    model = transformers_model(name)
     model.save_pretrained(tmp_path)
-    backbone, clip = load_backbone(tmp_path, "cpu"), clips(1.0)[0][None]
+    backbone, clip = load_backbone(tmp_path, "cpu"), noise_clips(1.0)[0][None]
     same = transformers_backbone(model, name)
     assert (backbone.family, backbone.width, backbone.layers) == (same.family, 32, 3)
     torch.testing.assert_close(backbone(clip).states[-1], same(clip).states[-1], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("binary", [False, True])
-def test_a_published_wav2vec_is_one_with_a_head_and_older_names(binary, tmp_path):
+def test_the_layout_of_published_wav2vec2_loads(binary, tmp_path):
     """The layout of facebook/wav2vec2-base-960h: encoder under a prefix, weight_g and weight_v, an output layer."""
-    model = library_model("wav2vec2-tiny")
+    model = transformers_model("wav2vec2-tiny")
     model.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     older = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
@@ -325,7 +306,7 @@ def test_a_published_wav2vec_is_one_with_a_head_and_older_names(binary, tmp_path
         torch.save(tensors, tmp_path / "pytorch_model.bin")
     else:
         save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    clip = clips(0.5)[0][None]
+    clip = noise_clips(0.5)[0][None]
     ours = load_backbone(tmp_path, "cpu")(clip).states[-1]
     assert torch.equal(ours, transformers_backbone(model, "wav2vec2")(clip).states[-1])
 
@@ -337,7 +318,7 @@ def test_a_whisper_in_hugging_faces_layout_loads(tmp_path):
     )  # fmt: skip
     model = transformers.WhisperForConditionalGeneration(config).eval()
     model.save_pretrained(tmp_path)
-    waveforms = torch.nn.functional.pad(torch.stack(clips(1.0)), (0, 29 * 16000))
+    waveforms = torch.nn.functional.pad(torch.stack(noise_clips(1.0)), (0, 29 * 16000))
     with torch.no_grad():
         theirs = model.model.encoder(whisper.log_mel_spectrogram(waveforms)).last_hidden_state
     ours = load_backbone(tmp_path, "cpu")
@@ -347,7 +328,7 @@ def test_a_whisper_in_hugging_faces_layout_loads(tmp_path):
 
 def test_the_embedded_whisper_loads_by_name_and_is_the_models_encoder():
     model, backbone = load_model("nano.en", "cpu", head=None), load_backbone("nano.en", "cpu")
-    waveforms = torch.nn.functional.pad(torch.stack(clips(2.0)), (0, 28 * 16000))
+    waveforms = torch.nn.functional.pad(torch.stack(noise_clips(2.0)), (0, 28 * 16000))
     with torch.no_grad():
         theirs = model.encoder(whisper.log_mel_spectrogram(waveforms))
     torch.testing.assert_close(backbone(waveforms).states[-1], theirs, rtol=0, atol=1e-4)
@@ -356,14 +337,14 @@ def test_the_embedded_whisper_loads_by_name_and_is_the_models_encoder():
 
 
 def test_a_checkpoint_file_loads(checkpoint, upstream_en):
-    clip = clips(1.0)[0][None]
+    clip = noise_clips(1.0)[0][None]
     ours = load_backbone(checkpoint, "cpu")(clip).states[-1]
     torch.testing.assert_close(ours, whisper_backbone(upstream_en.encoder)(clip).states[-1], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_backbones_are_frozen_and_keep_nothing_of_their_own_in_checkpoints(name):
-    backbone = made(name)
+def test_backbones_are_frozen_and_no_checkpoint_holds_their_weights(name):
+    backbone = make_backbone(name)
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
     assert not any(module.training for module in backbone.modules())
     assert trained_state(backbone) == {}  # defect S2
@@ -372,13 +353,13 @@ def test_backbones_are_frozen_and_keep_nothing_of_their_own_in_checkpoints(name)
 
 def test_training_mode_changes_nothing_in_a_plain_backbone():
     """Dropout, layer drop and SpecAugment of the checkpoint's configuration stay out (spec section 1.1)."""
-    clip = clips(1.0)[0][None]
+    clip = noise_clips(1.0)[0][None]
     for name in SPEECH:
-        backbone = transformers_backbone(library_model(name, layerdrop=0.9, hidden_dropout=0.9), name)
+        backbone = transformers_backbone(transformers_model(name, layerdrop=0.9, hidden_dropout=0.9), name)
         torch.testing.assert_close(backbone.train()(clip).states[-1], backbone.eval()(clip).states[-1], rtol=0, atol=0)
 
 
-def test_what_is_adapted_leaves_the_whisper_that_it_shares_weights_with_alone():
+def test_adapting_does_not_change_the_whisper_whose_weights_are_shared():
     """Design, decision 10: the text of the plain model does not change."""
     model = load_model("nano.en", "cpu", head=None)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -408,21 +389,21 @@ def test_what_is_adapted_leaves_the_whisper_that_it_shares_weights_with_alone():
         ("hubert-tiny", 399, "at least 400"),
     ],
 )
-def test_clips_that_cannot_be_heard_are_refused(name, samples, message):
+def test_clips_that_are_too_short_or_too_long_are_refused(name, samples, message):
     with pytest.raises(ValueError, match=message):
-        made(name)(torch.zeros(1, samples))
+        make_backbone(name)(torch.zeros(1, samples))
     with pytest.raises(ValueError, match=message):
-        made(name)(torch.zeros(2, 40 * 16000), torch.tensor([16000, samples]))
+        make_backbone(name)(torch.zeros(2, 40 * 16000), torch.tensor([16000, samples]))
 
 
-def test_lengths_that_are_not_there_are_refused():
+def test_lengths_beyond_the_waveforms_are_refused():
     with pytest.raises(ValueError, match="9000 samples where waveforms have 8000"):
-        made("whisper-nano")(torch.zeros(1, 8000), torch.tensor([9000]))
+        make_backbone("whisper-nano")(torch.zeros(1, 8000), torch.tensor([9000]))
     with pytest.raises(ValueError, match="shape"):
-        made("whisper-nano")(torch.zeros(8000))
+        make_backbone("whisper-nano")(torch.zeros(8000))
 
 
-def test_what_is_no_backbone_is_refused(tmp_path):
+def test_unknown_backbones_and_wrong_options_are_refused(tmp_path):
     with pytest.raises(RuntimeError, match="none of .*nano.en.*ast"):
         load_backbone("no-such-backbone")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
@@ -438,8 +419,8 @@ def test_what_is_no_backbone_is_refused(tmp_path):
         random_backbone("nothing")
 
 
-def test_weights_that_are_missing_are_refused_not_made_up(tmp_path):
-    library_model("wavlm-tiny").save_pretrained(tmp_path)
+def test_missing_weights_are_refused(tmp_path):
+    transformers_model("wavlm-tiny").save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["encoder.layers.1.attention.v_proj.weight"]
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_backbones import FAMILIES, clips, made, one_block, randomised, trained
+from tiny_backbones import FAMILIES, adapted_and_plain_block, make_backbone, make_clips, perturb, randomize
 from torch import nn
 
 from whisper_at.adapt import merge, unmerge
@@ -20,7 +20,7 @@ def test_p3_lora_is_scaled_by_alpha_over_rank():
     torch.manual_seed(0)
     x, linear = torch.randn(4, 6), nn.Linear(6, 5)
     for rank in (2, 4):
-        lora = randomised(LoRA(6, 5, rank, alpha=8))
+        lora = randomize(LoRA(6, 5, rank, alpha=8))
         torch.testing.assert_close(lora(x), x @ (8 / rank * lora.B @ lora.A).T, rtol=1e-4, atol=1e-5)
         merged = F.linear(x, linear.weight + lora.delta_weight(), linear.bias)
         torch.testing.assert_close(merged, linear(x) + lora(x), rtol=1e-4, atol=1e-5)
@@ -28,7 +28,7 @@ def test_p3_lora_is_scaled_by_alpha_over_rank():
 
 @pytest.mark.parametrize("name", ["whisper-nano", "wav2vec2-tiny"])
 def test_lora_is_at_the_projections_that_are_named(name):
-    block, plain, h = one_block(name, {"name": "lora", "sites": ["q", "o", "up"], "rank": 2, "alpha": 4})
+    block, plain, h = adapted_and_plain_block(name, {"name": "lora", "sites": ["q", "o", "up"], "rank": 2, "alpha": 4})
     wanted = copy.deepcopy(plain)
     with torch.no_grad():
         for part, site in ((wanted.attn, "q"), (wanted.attn, "o"), (wanted.ffn, "up")):
@@ -39,9 +39,11 @@ def test_lora_is_at_the_projections_that_are_named(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_merging_lora_changes_nothing_and_unmerging_is_exact(name):
-    backbone = trained(made(name, {"name": "lora", "sites": ["q", "k", "v", "o", "up", "down"], "rank": 3}), std=0.05)
+    backbone = perturb(
+        make_backbone(name, {"name": "lora", "sites": ["q", "k", "v", "o", "up", "down"], "rank": 3}), std=0.05
+    )
     before = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
-    waveforms, lengths = clips(0.5, 0.4)
+    waveforms, lengths = make_clips(0.5, 0.4)
     wanted = backbone(waveforms, lengths).states[-1]
     merge(backbone)
     merge(backbone)  # a second time does nothing
@@ -56,8 +58,8 @@ def test_merging_lora_changes_nothing_and_unmerging_is_exact(name):
 
 @pytest.mark.parametrize("name", ["whisper-nano", "wav2vec2-tiny"])
 def test_merged_weights_may_change_their_type(name):
-    backbone = trained(made(name, {"name": "lora", "rank": 3}), std=0.05)
-    waveforms = clips(0.5)[0]
+    backbone = perturb(make_backbone(name, {"name": "lora", "rank": 3}), std=0.05)
+    waveforms = make_clips(0.5)[0]
     wanted = backbone(waveforms).states[-1]
     merge(backbone)
     backbone.double()

@@ -7,11 +7,10 @@ import json
 
 import pytest
 import torch
-from tiny_backbones import clips, made, trained
+from tiny_backbones import make_backbone, make_clips, perturb, transformers_model
 from torch import Tensor
 
 from whisper_at.adapt import adapt, count_parameters, load_backbone, load_peft, save_peft, transformers_backbone
-from whisper_at.adapt.backbones.configs import TRANSFORMERS_CONFIGS
 from whisper_at.adapt.backbones.frontends import batched_log_mel
 from whisper_at.checkpoints.files import read_tensors, save_safetensors
 
@@ -25,20 +24,18 @@ each_method = pytest.mark.parametrize("method", [LORA, LAYER_NORM], ids=["lora",
 
 
 def library_model(name: str):
-    torch.manual_seed(0)
-    kind, sizes = TRANSFORMERS_CONFIGS[name]
-    sizes = {**sizes, "max_length": 96} if kind == "AST" else sizes
-    sizes = {**sizes, "hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
-    return getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**sizes)).eval()
+    """A tiny model of transformers without dropout."""
+    options = dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout"), 0.0)
+    return transformers_model(name, **options, **({"max_length": 96} if name == "ast-tiny" else {}))
 
 
 def peft_pair(name: str, method, folder):
-    """The same method here and in peft, with weights other than at first, by way of our files."""
+    """The same method with the same random weights here and in peft, which reads our files."""
     peft = pytest.importorskip("peft")
     model = library_model(name)
     ours = transformers_backbone(copy.deepcopy(model), name, normalize=False)
     adapt(ours, method)
-    trained(ours, std=0.1)
+    perturb(ours, std=0.1)
     save_peft(ours, folder)
     return ours, peft.PeftModel.from_pretrained(model, folder, is_trainable=True)
 
@@ -49,9 +46,9 @@ def features(name: str, ours, waveforms: Tensor) -> Tensor:
 
 @each_method
 @pytest.mark.parametrize("name", PEFT_MODELS)
-def test_a_method_here_and_in_peft_is_the_same_and_files_go_both_ways(name, method, tmp_path):
+def test_a_method_gives_the_same_in_peft_and_files_go_both_ways(name, method, tmp_path):
     ours, theirs = peft_pair(name, method, tmp_path / "ours")
-    waveforms = clips(0.5)[0]
+    waveforms = make_clips(0.5)[0]
     plain = transformers_backbone(library_model(name), name, normalize=False)(waveforms).states[-1]
     assert (ours(waveforms).states[-1] - plain).abs().max() > 0.01
     wanted = theirs.eval()(features(name, ours, waveforms)).last_hidden_state
@@ -67,9 +64,9 @@ def test_a_method_here_and_in_peft_is_the_same_and_files_go_both_ways(name, meth
 
 @each_method
 @pytest.mark.parametrize("name", ["ast-tiny", "wav2vec2-tiny"])
-def test_a_method_here_and_in_peft_trains_alike(name, method, tmp_path):
+def test_a_method_trains_as_in_peft(name, method, tmp_path):
     ours, theirs = peft_pair(name, method, tmp_path)
-    waveforms = clips(0.5, 0.5)[0]
+    waveforms = make_clips(0.5, 0.5)[0]
     inputs, losses = features(name, ours, waveforms), []
     for model, forward in (
         (ours, lambda: ours(waveforms).states[-1]),
@@ -100,7 +97,7 @@ def test_a_method_here_and_in_peft_trains_alike(name, method, tmp_path):
     ],
     ids=["lora", "layer_norm", "some norms"],
 )
-def test_methods_of_whisper_and_wavlm_are_the_same_in_peft(of_whisper, of_wavlm, tmp_path):
+def test_methods_of_whisper_and_wavlm_give_the_same_in_peft(of_whisper, of_wavlm, tmp_path):
     peft = pytest.importorskip("peft")
     model = library_model("wavlm-tiny")
     config = transformers.WhisperConfig(
@@ -109,7 +106,7 @@ def test_methods_of_whisper_and_wavlm_are_the_same_in_peft(of_whisper, of_wavlm,
     )  # fmt: skip
     whisper = transformers.WhisperModel(config).eval()
     whisper.save_pretrained(tmp_path / "whisper")
-    waveforms = clips(0.5)[0]
+    waveforms = make_clips(0.5)[0]
     same = load_backbone(tmp_path / "whisper", "cpu")
     mel = batched_log_mel(waveforms, torch.tensor([8000]), same.front.filters)
     wavlm = transformers_backbone(copy.deepcopy(model), "wavlm-tiny", normalize=False)
@@ -119,7 +116,7 @@ def test_methods_of_whisper_and_wavlm_are_the_same_in_peft(of_whisper, of_wavlm,
     ):
         adapt(ours, method)
         plain = ours(waveforms).states[-1]
-        trained(ours, std=0.1)
+        perturb(ours, std=0.1)
         folder = tmp_path / ours.family
         save_peft(ours, folder / "peft")
         loaded = peft.PeftModel.from_pretrained(theirs, folder / "peft").eval()
@@ -130,7 +127,7 @@ def test_methods_of_whisper_and_wavlm_are_the_same_in_peft(of_whisper, of_wavlm,
 
 
 def test_whispers_lora_has_the_names_of_transformers(tmp_path):
-    backbone = made("whisper-nano", {"name": "lora", "blocks": [0, 2], "rank": 2})
+    backbone = make_backbone("whisper-nano", {"name": "lora", "blocks": [0, 2], "rank": 2})
     save_peft(backbone, tmp_path)
     peft = pytest.importorskip("peft")
     config = transformers.WhisperConfig(
@@ -142,7 +139,7 @@ def test_whispers_lora_has_the_names_of_transformers(tmp_path):
     assert placed == [
         f"base_model.model.encoder.layers.{i}.self_attn.{site}_proj" for i in (0, 2) for site in ("q", "v")
     ]
-    again = made("whisper-nano")
+    again = make_backbone("whisper-nano")
     load_peft(again, tmp_path)
     assert again.methods == [{"name": "lora", "sites": ["q", "v"], "rank": 2, "alpha": 8.0, "blocks": [0, 2]}]
 
@@ -151,7 +148,7 @@ def test_whispers_lora_has_the_names_of_transformers(tmp_path):
 @pytest.mark.parametrize("name", ["ast-tiny", "wav2vec2-tiny"])
 def test_files_of_a_model_around_the_encoder_load(name, method, tmp_path):
     """As peft writes them for a classifier; and AST's by the names of transformers 4."""
-    ours = trained(made(name, method))
+    ours = perturb(make_backbone(name, method))
     save_peft(ours, tmp_path)
     tensors, _ = read_tensors(tmp_path / "adapter_model.safetensors")
     around = {key.replace("base_model.model.", "base_model.model.some_encoder."): t for key, t in tensors.items()}
@@ -162,16 +159,16 @@ def test_files_of_a_model_around_the_encoder_load(name, method, tmp_path):
         for a, b in zip(new, old):
             around = {key.replace(a, b): tensor for key, tensor in around.items()}
     save_safetensors(around, tmp_path / "adapter_model.safetensors")
-    again = made(name)
+    again = make_backbone(name)
     load_peft(again, tmp_path)
-    assert torch.equal(again(clips(0.5)[0]).states[-1], ours(clips(0.5)[0]).states[-1])
+    assert torch.equal(again(make_clips(0.5)[0]).states[-1], ours(make_clips(0.5)[0]).states[-1])
 
 
 def test_peft_files_that_do_not_fit_are_refused(tmp_path):
-    backbone = made("whisper-nano", {"name": "lora", "rank": 2})
+    backbone = make_backbone("whisper-nano", {"name": "lora", "rank": 2})
     save_peft(backbone, tmp_path)
     with pytest.raises(ValueError, match="belongs to nothing in"):
-        load_peft(made("ast-tiny"), tmp_path)
+        load_peft(make_backbone("ast-tiny"), tmp_path)
     with pytest.raises(RuntimeError, match="adapted already"):
         load_peft(backbone, tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
@@ -183,35 +180,35 @@ def test_peft_files_that_do_not_fit_are_refused(tmp_path):
         ({"r": 3}, r"is \(\d+, \d+\), expected"),
     ):
         (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **change}))
-        plain = made("whisper-nano")
+        plain = make_backbone("whisper-nano")
         with pytest.raises(ValueError, match=message):
             load_peft(plain, tmp_path)
         assert not plain.methods
     with pytest.raises(FileNotFoundError):
-        load_peft(made("whisper-nano"), tmp_path / "nothing")
+        load_peft(make_backbone("whisper-nano"), tmp_path / "nothing")
     with pytest.raises(ValueError, match="one lora or one layer_norm"):
-        save_peft(made("whisper-nano", {"name": "adapter", "dim": 4}), tmp_path)
+        save_peft(make_backbone("whisper-nano", {"name": "adapter", "dim": 4}), tmp_path)
 
 
 def test_rank_stabilised_lora_of_peft_has_its_scale(tmp_path):
-    backbone = trained(made("whisper-nano", {"name": "lora", "rank": 4, "alpha": 3}))
+    backbone = perturb(make_backbone("whisper-nano", {"name": "lora", "rank": 4, "alpha": 3}))
     save_peft(backbone, tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "use_rslora": True}))
-    again = made("whisper-nano")
+    again = make_backbone("whisper-nano")
     load_peft(again, tmp_path)
     assert again.blocks[0].attn.lora["q"].scale == pytest.approx(3 / 2)
 
 
 def test_files_of_another_encoder_are_refused(tmp_path):
     """Though AST's names are the ends of wav2vec 2.0's, and shapes may agree."""
-    save_peft(made("wav2vec2-tiny", {"name": "lora"}), tmp_path)
+    save_peft(make_backbone("wav2vec2-tiny", {"name": "lora"}), tmp_path)
     with pytest.raises(ValueError, match="nothing in"):
-        load_peft(made("ast-tiny"), tmp_path)
+        load_peft(make_backbone("ast-tiny"), tmp_path)
 
 
 def test_one_module_by_two_names_is_refused(tmp_path):
-    save_peft(made("ast-tiny", {"name": "lora", "sites": ["up"], "rank": 2}), tmp_path)
+    save_peft(make_backbone("ast-tiny", {"name": "lora", "sites": ["up"], "rank": 2}), tmp_path)
     tensors, _ = read_tensors(tmp_path / "adapter_model.safetensors")
     old = {
         key.replace("layers.", "encoder.layer.").replace("mlp.fc1", "intermediate.dense"): t
@@ -219,11 +216,11 @@ def test_one_module_by_two_names_is_refused(tmp_path):
     }
     save_safetensors({**tensors, **old}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(ValueError, match="by another name"):
-        load_peft(made("ast-tiny"), tmp_path)
+        load_peft(make_backbone("ast-tiny"), tmp_path)
 
 
 def test_norms_that_do_not_fit_are_refused(tmp_path):
-    save_peft(made("ast-tiny", LAYER_NORM), tmp_path)
+    save_peft(make_backbone("ast-tiny", LAYER_NORM), tmp_path)
     tensors, _ = read_tensors(tmp_path / "adapter_model.safetensors")
     final = "base_model.model.layernorm.ln_tuning_layers.weight"
     first = "base_model.model.layers.0.layernorm_before.ln_tuning_layers.bias"
@@ -240,7 +237,7 @@ def test_norms_that_do_not_fit_are_refused(tmp_path):
         ({"base_model.model.classifier.layernorm.ln_tuning_layers.weight": torch.ones(32)}, "nothing in"),
     ):
         save_safetensors(changed, tmp_path / "adapter_model.safetensors")
-        plain = made("ast-tiny")
+        plain = make_backbone("ast-tiny")
         wanted = {key: tensor.clone() for key, tensor in plain.state_dict().items()}
         with pytest.raises(ValueError, match=message):
             load_peft(plain, tmp_path)
@@ -248,7 +245,7 @@ def test_norms_that_do_not_fit_are_refused(tmp_path):
         assert not any(p.requires_grad for p in plain.parameters())
         assert plain.state_dict().keys() == wanted.keys()
         assert all(torch.equal(wanted[key], tensor) for key, tensor in plain.state_dict().items())
-    post_norm = made("wav2vec2-tiny")
+    post_norm = make_backbone("wav2vec2-tiny")
     save_safetensors(
         {"encoder.layer_norm.ln_tuning_layers.weight": torch.ones(32)}, tmp_path / "adapter_model.safetensors"
     )

@@ -1,7 +1,7 @@
 """Read and write ``peft``'s files for the two methods that are the same there and here: LoRA and LN tuning.
 
-The files are adapter_model.safetensors and adapter_config.json. LN tuning is ``layer_norm`` here. ``peft`` names modules
-as transformers does.
+The files are adapter_model.safetensors and adapter_config.json. LN tuning is ``layer_norm`` here. ``peft`` names
+modules as transformers does.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """PEFT-SER's released models of speech emotion, by name: ``whisper-base-lora-16-conv`` and five more.
 
-Each consists of two files, the head (``<name>.pt``) and the LoRA matrices (``<name>_lora.pt``, with loralib's names), on
-a backbone that is loaded as usual. Spec section 2.4.
+Each consists of two files, the head (``<name>.pt``) and the LoRA matrices (``<name>_lora.pt``, with loralib's names),
+on a backbone that is loaded as usual. Spec section 2.4.
 """
 
 from __future__ import annotations

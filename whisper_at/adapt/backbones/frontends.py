@@ -1,8 +1,8 @@
 """From waveforms to the input of a backbone's first block.
 
-There are three front ends: Whisper's log-mel and convolutions, AST's Kaldi filter bank and patches, and the convolutions
-on raw samples of wav2vec 2.0, HuBERT and WavLM. Each works on batches, and samples past the end of a clip have no
-effect on it: a clip gives the same tokens alone, in a batch, and padded (defects S8 and S9).
+There are three front ends: Whisper's log-mel and convolutions, AST's Kaldi filter bank and patches, and the
+convolutions on raw samples of wav2vec 2.0, HuBERT and WavLM. Each works on batches, and samples past the end of a clip
+have no effect on it: a clip gives the same tokens alone, in a batch, and padded (defects S8 and S9).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """LoRA: y = W x + b + (alpha / r) B A x, at any linear layer of attention or FFN.
 
 Hu et al., ICLR 2022, arXiv 2106.09685; spec sections 1.2 and 2.3. The scale is alpha / r whatever the width (defect
-P3). A starts as Kaiming uniform and B as zero, after the pretrained weights are loaded, so that nothing changes at first
+P3). A starts as Kaiming uniform and B as zero, after the pretrained weights are loaded, so nothing changes at first
 (defect P2).
 """
 

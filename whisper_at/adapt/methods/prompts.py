@@ -1,9 +1,9 @@
 """Methods that add tokens: prompts, a class token, and prefixes of keys and values.
 
 Prompts are those of visual prompt tuning (Jia et al., ECCV 2022, arXiv 2203.12119) and of spec sections 1.2 (shallow,
-deep_replace), 2.3 (deep_prepend) and 3.1 (deep_append, class token). The prefix is that of Li and Liang (ACL 2021, arXiv
-2101.00190) and of section 1.2. New tokens have no position. They stand next to a clip's own tokens, before any padding,
-so a padded clip gives what it gives alone.
+deep_replace), 2.3 (deep_prepend) and 3.1 (deep_append, class token). The prefix is that of Li and Liang (ACL 2021,
+arXiv 2101.00190) and of section 1.2. New tokens have no position. They stand next to a clip's own tokens, before any
+padding, so a padded clip gives what it gives alone.
 """
 
 from __future__ import annotations
