@@ -7,7 +7,7 @@ import torch
 from conftest import noise
 
 from whisper_at.adapt.backbones import random_backbone
-from whisper_at.adapt.configs import CONFIGS
+from whisper_at.adapt.backbones.configs import TRANSFORMERS_CONFIGS
 from whisper_at.embed.fusion import Fusion, load_fusion, load_network
 from whisper_at.embed.tokens import TransformerNetwork
 
