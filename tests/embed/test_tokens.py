@@ -18,7 +18,9 @@ def clip(seconds: float, seed: int = 0) -> torch.Tensor:
 
 def test_ast_fusion_published_shape(monkeypatch):
     """F3: 768 a layer; one frame, since there are no maps to flatten."""
-    monkeypatch.setitem(CONFIGS, "ast", ("AST", {"intermediate_size": 64, "max_length": 256}))  # to be quick
+    monkeypatch.setitem(
+        TRANSFORMERS_CONFIGS, "ast", ("AST", {"intermediate_size": 64, "max_length": 256})
+    )  # to be quick
     model = load_fusion("AST-Fusion", weights="random", device="cpu")
     x = clip(2.0)[None]
     assert (model.layers, model.width) == ((4, 11), 1536)
