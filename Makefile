@@ -48,7 +48,7 @@ bench: $(VENV)/.installed ## time it beside other Whispers, into benchmarks/resu
 	mkdir -p $(RESULTS)
 	$(BENCH)stages.py --sizes $(SIZE) --json $(RESULTS)/stages.json --plot $(RESULTS)/stages.png
 	$(BENCH)tagging.py --sizes $(SIZE) --minutes 1 --json $(RESULTS)/tagging.json --plot $(RESULTS)/tagging.png
-	$(BENCH)step.py --sizes $(SIZE) --json $(RESULTS)/step.json
+	$(BENCH)decoder_step.py --sizes $(SIZE) --json $(RESULTS)/step.json
 	$(BENCH)scaling.py --size $(SIZE) --minutes 5 --json $(RESULTS)/scaling.json --plot $(RESULTS)/scaling.png
 	$(BENCH)peers.py --size $(SIZE) --minutes 6 --repeat 3 --json $(RESULTS)/peers.json --plot $(RESULTS)/peers.png
 

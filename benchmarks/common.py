@@ -1,8 +1,9 @@
-"""What all benchmarks share: the sound they hear, the machine they run on, and how results are written."""
+"""Common to all benchmarks: the audio, facts about the machine, and how results are written."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import math
@@ -17,66 +18,68 @@ from typing import Any
 
 import numpy as np
 
-RATE = 16000
-WINDOW = 30  # seconds
+SAMPLE_RATE = 16000
+WINDOW_SECONDS = 30
 DEVICES = ("cpu", "cuda")
 PACKAGES = ("openai-whisper", "faster-whisper", "ctranslate2", "transformers", "torch", "numba", "numpy")
-BUSY = 0.3  # of other work in the last minute, in cores, that disturbs a measurement
+MAX_LOAD = 0.3  # load average of the last minute above which a measurement is disturbed
 
 
-class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """The description as it stands, and every default."""
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keep line breaks of the description, and show every default."""
 
 
-def recording(seconds: float, seed: int = 0) -> np.ndarray:
-    """Tones that swell, with bursts of noise; float32 ``(samples,)``."""
-    t = np.arange(round(seconds * RATE)) / RATE
+def synthetic_audio(seconds: float, seed: int = 0) -> np.ndarray:
+    """Make swelling tones with bursts of noise, float32, shape (samples,)."""
+    t = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     tones = sum(np.sin(2 * np.pi * hertz * t) for hertz in (220, 554.4, 1318.5)) * np.sin(t * 0.7) ** 2
     bursts = np.random.default_rng(seed).standard_normal(len(t)) * (np.sin(t * 2.3) > 0.4)
     return (0.1 * tones + 0.05 * bursts).astype(np.float32)
 
 
 def peak_memory() -> float:
-    """The most RAM that this process ever held, in MB of 10^6 bytes."""
+    """Return the peak resident memory of this process, in MB of 10^6 bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6  # bytes there, KiB elsewhere
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6  # bytes on macOS, KiB elsewhere
 
 
-def cores() -> int:
-    """The cores that this process may use."""
+def available_cores() -> int:
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def use_threads(threads: int) -> None:
-    """For libraries that are loaded from now on, here and in processes started from here."""
+def set_num_threads(threads: int) -> None:
+    """Set the threads of libraries that are loaded after this, here and in processes started from here."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[name] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-def machine(device: str = "cpu") -> dict[str, Any]:
-    """What results depend on beside the code; says so where other work disturbs them, or where there is no GPU.
+def machine_info(device: str = "cpu") -> dict[str, Any]:
+    """Collect what results depend on besides the code, and warn if the machine is busy.
 
-    Raises SystemExit if ``device`` is ``cuda`` and there is none.
+    Raises SystemExit if ``device`` is ``cuda`` and there is no GPU.
     """
-    found: dict[str, Any] = {"processor": _processor(), "cores": cores(), "load": round(os.getloadavg()[0], 2)}
+    info: dict[str, Any] = {
+        "processor": _processor_name(),
+        "cores": available_cores(),
+        "load": round(os.getloadavg()[0], 2),
+    }
     if device == "cuda":
         import torch
 
         if not torch.cuda.is_available():
             raise SystemExit("--device cuda: PyTorch finds no GPU here, so there is nothing to measure on one")
-        found["gpu"] = torch.cuda.get_device_name()
-    if found["load"] > BUSY:
-        print(f"this machine is busy (load {found['load']}): these are not the times of idle cores", flush=True)
+        info["gpu"] = torch.cuda.get_device_name()
+    if info["load"] > MAX_LOAD:
+        print(f"this machine is busy (load {info['load']}): these are not the times of idle cores", flush=True)
     for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            pass
-    return found
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            info[name] = importlib.metadata.version(name)
+    return info
 
 
-def _processor() -> str:
+def _processor_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -85,31 +88,31 @@ def _processor() -> str:
 
 
 def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """A median and the interval that holds it, without assuming any distribution.
+    """Return a median and its confidence interval (low, high), without assuming any distribution.
 
-    The interval runs between the order statistics that the true median lies between with at least this probability
-    (the sign test); with fewer than six values it is the least and the most, whose confidence is lower.
+    The interval lies between the order statistics that enclose the true median with at least this probability (the sign
+    test). With fewer than six values it is the smallest and the largest, whose confidence is lower.
     """
     ordered, n = sorted(values), len(values)
-    below, cut = 0.0, 0
-    while cut < n // 2:  # how many values may be left out at each end
-        below += math.comb(n, cut) / 2**n
-        if 2 * below > 1 - confidence:
+    tail, skipped = 0.0, 0
+    while skipped < n // 2:  # how many values may be left out at each end
+        tail += math.comb(n, skipped) / 2**n
+        if 2 * tail > 1 - confidence:
             break
-        cut += 1
-    cut = max(0, cut - 1)
-    return statistics.median(ordered), ordered[cut], ordered[n - 1 - cut]
+        skipped += 1
+    skipped = max(0, skipped - 1)
+    return statistics.median(ordered), ordered[skipped], ordered[n - 1 - skipped]
 
 
-def write_results(path: Path, args: argparse.Namespace, about: dict[str, Any], **results: Any) -> None:
-    """A JSON file of a run: its options, its machine and what was measured."""
+def write_results(path: Path, args: argparse.Namespace, machine: dict[str, Any], **results: Any) -> None:
+    """Write a run's options, machine and results as JSON."""
     options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"run": options, "machine": about, **results}, indent=1) + "\n")
+    path.write_text(json.dumps({"run": options, "machine": machine, **results}, indent=1) + "\n")
 
 
-def add_outputs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=int, default=cores(), help="of everything")
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=int, default=available_cores(), help="of everything")
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="cuda: one GPU, in half precision")
     parser.add_argument("--json", type=Path, help="write all numbers to this file")
-    parser.add_argument("--plot", type=Path, help="draw them to this file (needs matplotlib)")
+    parser.add_argument("--plot", type=Path, help="plot them to this file (needs matplotlib)")

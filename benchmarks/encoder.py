@@ -1,10 +1,10 @@
-"""The encoder in float32 and bfloat16, by whisper_at and by openai-whisper's modules: time, and how far features move.
+"""Compare the encoder of whisper_at and openai-whisper in float32 and bfloat16: time, and difference of features.
 
     python benchmarks/encoder.py --sizes tiny small
 
-Random weights; all take turns. whisper_at multiplies float32 by oneDNN and bfloat16 by loops of its own;
-openai-whisper, as PyTorch does, by MKL and by oneDNN. Distances are those of features from openai-whisper's in float32,
-relative to the norm of these.
+Weights are random; the runs alternate. whisper_at multiplies float32 matrices with oneDNN and bfloat16 with its own
+kernels; openai-whisper, as PyTorch does, with MKL and oneDNN. Differences are those from openai-whisper's features in
+float32, relative to their norm.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's whisper_at, installed or not
 
-from common import machine, write_results
+from common import machine_info, write_results
 from weights import SIZES, dimensions
 from whisper.model import ModelDimensions, Whisper
 
@@ -34,47 +34,45 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["tiny", "small"])
     parser.add_argument("--batch", type=int, default=1, help="windows at once (1)")
-    parser.add_argument("--repeat", type=int, default=7, help="turns (7)")
+    parser.add_argument("--repeat", type=int, default=7, help="runs of each (7)")
     parser.add_argument("--threads", type=int, default=2, help="of everything (2)")
     parser.add_argument("--json", type=Path, help="write all numbers to this file")
     args = parser.parse_args()
-    about = machine()
+    machine = machine_info()
     torch.set_num_threads(args.threads)
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for size in args.sizes:
         torch.manual_seed(0)
         model = WhisperAT(ModelDimensions(**dimensions(size))).eval()
         upstream = Whisper(model.dims).eval().encoder
         upstream.load_state_dict(model.encoder.state_dict())
         mel = torch.randn(args.batch, model.dims.n_mels, 3000)
-        ways: dict[str, Callable[[Tensor], Tensor]] = {
+        encoders: dict[str, Callable[[Tensor], Tensor]] = {
             "float32, whisper_at": model.embed_audio,
             "float32, openai-whisper": upstream,
             "bfloat16, openai-whisper": lambda mel, upstream=upstream: upstream(mel.bfloat16()).float(),
         }
-        if Encoder.fits(model.encoder):  # else this processor has no loops of their own: PyTorch does all
-            ways["bfloat16, whisper_at"] = Encoder(model.encoder)
+        if Encoder.fits(model.encoder):  # else there are no kernels for this processor
+            encoders["bfloat16, whisper_at"] = Encoder(model.encoder)
         with torch.no_grad():
             exact = upstream(mel)
-            distances = {name: distance(way(mel), exact) for name, way in ways.items()}  # and compiled
-            seconds: dict[str, list[float]] = {name: [] for name in ways}
+            differences = {  # a warm-up as well: kernels are compiled
+                name: float((encode(mel) - exact).norm() / exact.norm()) for name, encode in encoders.items()
+            }
+            seconds: dict[str, list[float]] = {name: [] for name in encoders}
             for _ in range(args.repeat):
-                for name, way in ways.items():
-                    begun = time.perf_counter()
-                    way(mel)
-                    seconds[name].append(time.perf_counter() - begun)
-        medians = {name: statistics.median(spent) for name, spent in seconds.items()}
+                for name, encode in encoders.items():
+                    start = time.perf_counter()
+                    encode(mel)
+                    seconds[name].append(time.perf_counter() - start)
+        medians = {name: statistics.median(values) for name, values in seconds.items()}
         print(f"{size}, {args.batch} windows")
         for name, median in medians.items():
             times = median / medians["float32, openai-whisper"]
-            print(f"  {name:25} {times:5.2f} of openai-whisper's float32   features differ by {distances[name]:.1e}")
-        found[size] = {"seconds": seconds, "distances": distances}
+            print(f"  {name:25} {times:5.2f} of openai-whisper's float32   features differ by {differences[name]:.1e}")
+        results[size] = {"seconds": seconds, "distances": differences}
     if args.json:
-        write_results(args.json, args, about, sizes=found)
-
-
-def distance(found: Tensor, exact: Tensor) -> float:
-    return float((found - exact).norm() / exact.norm())
+        write_results(args.json, args, machine, sizes=results)
 
 
 if __name__ == "__main__":

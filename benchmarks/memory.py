@@ -4,9 +4,9 @@
     python benchmarks/memory.py --layers 1 --width 64 0.05 0.4
     python benchmarks/memory.py --mel-only 1 10        # the front end alone
 
-The recordings are noise and tones, made for the run. A model with random weights decodes two tokens a window, so what
-is measured is what might grow with length: audio, mel, pooled states, segments, tags. Peak is the most resident memory
-that the process ever held, in MB of 10^6 bytes; a temporary file on a disk that is itself memory is not in it.
+The recordings are synthetic. A model with random weights decodes two tokens per window, so that what may grow with
+length is measured: audio, mel, pooled states, segments, tags. Peak is the maximum resident memory of the process, in MB
+of 10^6 bytes, without temporary files on a disk that is itself memory.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,37 +21,27 @@ import time
 import wave
 from pathlib import Path
 
-import numpy as np
+from common import SAMPLE_RATE, HelpFormatter, peak_memory, synthetic_audio
 
-RATE = 16000
 HEAD_WIDTH = 64  # of one attention head, as in every Whisper
 OPTIONS = ("layers", "width", "n-mels", "at-time-res", "in-memory")
 
 
-def write_recording(path: Path, hours: float, seed: int = 0) -> None:
-    """A mono 16-bit WAV of one minute of swelling noise and tones over and over, written minute by minute."""
-    t = np.arange(60 * RATE) / RATE
-    tones = sum(np.sin(2 * np.pi * hertz * t) for hertz in (220, 554.4, 1318.5)) * np.sin(t * 0.7) ** 2
-    minute = 0.1 * tones + 0.05 * np.random.default_rng(seed).standard_normal(len(t))
-    data = (minute * 32767).clip(-32768, 32767).astype("<i2").tobytes()
+def write_recording(path: Path, hours: float) -> None:
+    """Write a mono 16-bit WAV that repeats a minute of synthetic audio, minute by minute."""
+    data = (synthetic_audio(60) * 32767).clip(-32768, 32767).astype("<i2").tobytes()
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
-        file.setframerate(RATE)
-        left = 2 * round(hours * 3600 * RATE)
-        while left > 0:
-            file.writeframesraw(data[:left])
-            left -= len(data)
+        file.setframerate(SAMPLE_RATE)
+        remaining = 2 * round(hours * 3600 * SAMPLE_RATE)
+        while remaining > 0:
+            file.writeframesraw(data[:remaining])
+            remaining -= len(data)
 
 
-def peak_memory() -> float:
-    """Peak resident memory of this process in MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6  # bytes there, KiB elsewhere
-
-
-def make_mel(recording: Path, n_mels: int, in_memory: int) -> int:
-    """Make the mel and read every window of it; returns frames read."""
+def compute_mel(recording: Path, n_mels: int, in_memory: int) -> int:
+    """Compute the mel and read every window of it; return the frames read."""
     from whisper.audio import N_FRAMES
 
     from whisper_at.mel import LogMel
@@ -62,7 +51,7 @@ def make_mel(recording: Path, n_mels: int, in_memory: int) -> int:
 
 
 def transcribe(recording: Path, layers: int, width: int, n_mels: int, at_time_res: float) -> int:
-    """Transcribe with a random model and tag; returns rows of tags."""
+    """Transcribe and tag with a random model; return the number of rows of tags."""
     import torch
     from whisper.model import ModelDimensions
 
@@ -77,8 +66,8 @@ def transcribe(recording: Path, layers: int, width: int, n_mels: int, at_time_re
     return len(model.transcribe(str(recording), at_time_res=at_time_res, **options)["audio_tag"])
 
 
-def measure(hours: float, arguments: list[str]) -> dict:
-    """Run this script for one length in a new process; returns what it prints."""
+def measure(hours: float, arguments: list[str]) -> dict[str, float]:
+    """Run this script for one length in a new process; return its results."""
     with tempfile.TemporaryDirectory() as folder:
         recording = Path(folder) / "recording.wav"
         write_recording(recording, hours)
@@ -88,14 +77,10 @@ def measure(hours: float, arguments: list[str]) -> dict:
     return json.loads(done.stdout)
 
 
-class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    pass
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("hours", type=float, nargs="+", help="lengths of the recordings")
-    parser.add_argument("--mel-only", action="store_true", help="make and read the mel; no model")
+    parser.add_argument("--mel-only", action="store_true", help="compute and read the mel; no model")
     parser.add_argument("--layers", type=int, default=4, help="of encoder and decoder; tiny's by default")
     parser.add_argument("--width", type=int, default=384, help="of both; tiny's by default")
     parser.add_argument("--n-mels", type=int, default=80, choices=(80, 128))
@@ -115,7 +100,7 @@ def main() -> None:
 
     start = time.perf_counter()
     if args.mel_only:
-        make_mel(args.recording, args.n_mels, args.in_memory << 20)
+        compute_mel(args.recording, args.n_mels, args.in_memory << 20)
     else:
         transcribe(args.recording, args.layers, args.width, args.n_mels, args.at_time_res)
     json.dump({"peak": peak_memory(), "seconds": time.perf_counter() - start}, sys.stdout)
