@@ -36,5 +36,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: object, config: MkDocsConfig, files: Files) -> str:
-    """Make links into docs/ relative to the site, where docs/ is the root."""
-    return re.sub(r"(\]\((?:\.\./)*)docs/", r"\1", markdown)
+    """Make links into docs/ relative to the site, where docs/ is the root; list the modules of a room."""
+    markdown = re.sub(r"(\]\((?:\.\./)*)docs/", r"\1", markdown)
+    return re.sub(r"<!-- modules: (\w+) -->", lambda match: _modules(match[1]), markdown)
+
+
+def _modules(room: str) -> str:
+    """Sections that describe what is public in each module of a room."""
+    names = sorted(path.stem for path in (ROOT / "whisper_at" / room).glob("*.py") if path.stem[0] != "_")
+    options = "    options: { show_root_heading: false, show_root_toc_entry: false }"
+    return "\n\n".join(
+        f"## {name}\n\n`whisper_at.{room}.{name}`\n\n::: whisper_at.{room}.{name}\n{options}" for name in names
+    )
