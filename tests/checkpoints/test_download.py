@@ -79,7 +79,7 @@ def test_a_server_without_ranges_starts_again(server, tmp_path):
     assert server.log == [("whole", "bytes=1000-")]
 
 
-def test_a_part_that_is_whole_already_is_taken(server, tmp_path):
+def test_a_complete_part_is_not_downloaded_again(server, tmp_path):
     (tmp_path / "f.bin.part").write_bytes(DATA)
     download(f"{server.url}/plain/f.bin", tmp_path / "f.bin", sha256(DATA), progress=False)
     assert (tmp_path / "f.bin").read_bytes() == DATA
@@ -132,7 +132,7 @@ def test_mirrors_are_tried_in_order(server, tmp_path):
     assert (tmp_path / "f.bin").read_bytes() == DATA
 
 
-def test_all_failures_are_told_in_one_error(server, tmp_path):
+def test_one_error_names_all_failures(server, tmp_path):
     closed = "http://127.0.0.1:1/f.bin"
     message = failed_download([closed, f"{server.url}/plain/absent", "nonsense"], tmp_path / "f.bin")
     assert "refused" in message
@@ -141,7 +141,7 @@ def test_all_failures_are_told_in_one_error(server, tmp_path):
     assert files_in(tmp_path) == []
 
 
-def test_a_target_that_is_no_file_or_cannot_be_made(server, tmp_path):
+def test_a_target_that_is_not_a_file_or_cannot_be_made(server, tmp_path):
     (tmp_path / "f.bin").mkdir()
     with pytest.raises(RuntimeError, match="not a regular file"):
         download(f"{server.url}/plain/f.bin", tmp_path / "f.bin")

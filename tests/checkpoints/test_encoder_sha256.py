@@ -45,7 +45,7 @@ def test_the_hash_of_an_encoder_is_the_one_described():
     assert encoder_sha256(state) == hashlib.sha256(data).hexdigest()
 
 
-def test_copies_of_an_encoder_agree_and_others_differ(model):
+def test_copies_of_an_encoder_have_one_hash_and_others_another(model):
     state = model.half().state_dict()
     model.float()
     known = encoder_sha256(state)

@@ -172,7 +172,7 @@ def test_a_page_kept_by_an_earlier_program_is_replaced_D20(server, small_head):
 
 
 @pytest.mark.parametrize("what", ["page", "wrong shapes", "missing key", "cut"])
-def test_a_download_that_is_no_such_head_is_refused_D20(server, small_head, tmp_path, what):
+def test_a_download_with_other_parameters_is_refused_D20(server, small_head, tmp_path, what):
     head = official_head(16 if what == "wrong shapes" else 8)
     if what == "missing key":
         del head["at_model.mlp_layer.1.bias"]

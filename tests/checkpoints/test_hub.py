@@ -33,13 +33,13 @@ def folder(model, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["distil-whisper/distil-large-v3", "openai/whisper-tiny.en", "me/x_1"])
-def test_names_of_the_hub(name):
+def test_hub_ids(name):
     assert is_hub_id(name)
     assert cli._model(name) == name
 
 
 @pytest.mark.parametrize("name", ["a", "a/b/c", "/a/b", "./a", "~/a", "a/b.pt", "a/b.safetensors", "a/", "a b/c"])
-def test_names_that_are_none_of_the_hub(name):
+def test_names_that_are_not_hub_ids(name):
     assert not is_hub_id(name)
     with pytest.raises(RuntimeError, match="not found"):
         find_whisper(name)

@@ -132,7 +132,7 @@ def test_safetensors_come_before_pickles(folder, expected):
 
 
 @pytest.mark.parametrize(("known", "rows"), [(51864, 51865), (51865, 51904), (51866, 51968)])
-def test_a_padded_vocabulary_is_trimmed_aloud(tmp_path, known, rows):
+def test_a_padded_vocabulary_is_trimmed_with_a_warning(tmp_path, known, rows):
     model = tiny_whisper(known)
     tensors = hf_tensors(model)
     key = "model.decoder.embed_tokens.weight"
@@ -249,7 +249,7 @@ def test_a_bad_folder_is_refused_in_one_line(model, folder, spoil, message):
     assert "\n" not in str(error.value)
 
 
-def test_adapters_and_single_files_are_told_the_way_out(folder):
+def test_errors_for_adapters_and_single_files_say_what_to_give(folder):
     with pytest.raises(RuntimeError, match="Hugging Face's layout, of which the folder is given"):
         load(folder / "model.safetensors")
     (folder / "config.json").rename(folder / "adapter_config.json")
@@ -279,7 +279,7 @@ def test_without_usable_alignment_heads_the_upper_half_is_taken(model, tmp_path,
 
 
 @pytest.mark.parametrize("heads", ["text", [1, 2], [[1]], [[0, -1]], [[0, 0.5]], {"0": 1}])
-def test_alignment_heads_that_are_none_are_refused(model, tmp_path, heads):
+def test_malformed_alignment_heads_are_refused(model, tmp_path, heads):
     folder = write_folder(tmp_path / "m", model, generation={"alignment_heads": heads})
     with pytest.raises(RuntimeError, match=r"alignment_heads is not a list of \[layer, head\]"):
         load(folder)

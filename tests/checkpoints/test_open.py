@@ -54,7 +54,7 @@ class Malicious:
         (bytes(range(256)) * 3, "cannot be read"),
     ],
 )
-def test_files_that_are_no_checkpoints_say_what_they_are_D20(tmp_path, opener, suffix, data, message):
+def test_errors_for_files_that_are_not_checkpoints_say_what_they_are_D20(tmp_path, opener, suffix, data, message):
     path = tmp_path / f"bad{suffix}"
     path.write_bytes(data)
     with pytest.raises(RuntimeError, match=message) as error:
@@ -110,7 +110,7 @@ def test_safetensors_without_dims_are_refused(tmp_path, metadata):
         open_whisper(tmp_path / "x.safetensors")
 
 
-def test_a_missing_file_is_a_missing_file(tmp_path):
+def test_a_missing_file_raises_file_not_found(tmp_path):
     for opener in (open_whisper, open_head):
         with pytest.raises(FileNotFoundError):
             opener(tmp_path / "absent.pt")
@@ -160,7 +160,7 @@ def test_a_merged_checkpoint_gives_its_head_only(tmp_path):
         (torch.ones(1), "flat dict of tensors"),
     ],
 )
-def test_what_is_no_head_is_refused(tmp_path, content, message):
+def test_files_that_are_not_heads_are_refused(tmp_path, content, message):
     torch.save(content, tmp_path / "x.pth")
     with pytest.raises(RuntimeError, match=message):
         open_head(tmp_path / "x.pth")
@@ -169,7 +169,7 @@ def test_what_is_no_head_is_refused(tmp_path, content, message):
 # --- saving ---
 
 
-def test_saving_is_whole_or_not_at_all(tmp_path):
+def test_saving_is_atomic(tmp_path):
     path = tmp_path / "x.safetensors"
     shared = torch.arange(12.0).reshape(3, 4)
     tensors = {"a": shared, "tied": shared, "view": shared.T, "p": torch.nn.Parameter(torch.ones(2))}

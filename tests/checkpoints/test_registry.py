@@ -106,7 +106,7 @@ def test_the_manual_lists_every_head():
         assert 35 < float(score) < 43
 
 
-def test_the_manual_tells_of_folders_and_ids():
+def test_the_manual_describes_folders_and_hub_ids():
     text = (Path(__file__).parents[2] / "pretrained_models" / "README.md").read_text(encoding="utf-8")
     named = re.findall(r'load_model\("([^"]*/[^"]*)"', text)
     assert [name for name in named if is_hub_id(name)] == ["distil-whisper/distil-medium.en"]

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints.files import read_tensors, save_safetensors, write_text
+from ..checkpoints.files import read_json, read_tensors, save_safetensors, write_text
 from ..checkpoints.shapes import check_shapes
 from .backbones import Backbone
 from .methods import adapt, remove_methods
@@ -218,11 +218,8 @@ def _by_peft_name(modules: Mapping[ModuleKey, Mapping[str, Tensor]], family: str
 
 def _read_config(folder: Path) -> dict[str, Any]:
     """Read adapter_config.json; ValueError if the method is not the same here."""
-    try:
-        config = json.loads((folder / CONFIG).read_bytes())
-    except ValueError as error:
-        raise RuntimeError(f"{folder / CONFIG} is not JSON ({error}); copy it again") from None
-    peft_type = config.get("peft_type") if isinstance(config, dict) else None
+    config = read_json(folder / CONFIG)
+    peft_type = config.get("peft_type")
     if peft_type not in _SUFFIXES:
         raise ValueError(
             f"{folder} holds {peft_type!r}; of peft's methods only {' and '.join(_SUFFIXES)} can be loaded here"

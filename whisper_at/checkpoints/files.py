@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import os
 import pickle
@@ -92,6 +93,17 @@ def to_jsonable(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; RuntimeError if there is none."""
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise RuntimeError(f"{path} is not JSON ({error}); copy it again") from None
+    if not isinstance(content, dict):
+        raise RuntimeError(f"{path} is not a JSON object; copy it again")
+    return content
+
+
 def is_state_dict(content: object) -> TypeGuard[dict[str, Tensor]]:
     """Return whether something is a dict of tensors by name, and not empty."""
     return (
@@ -136,12 +148,12 @@ def read_tensors(path: Path, in_memory: bool = False) -> tuple[Any, dict[str, st
                     return {name: opened.get_tensor(name) for name in names}, metadata
             source = io.BytesIO(file.read()) if in_memory else file
             return torch.load(source, map_location="cpu", weights_only=True), {}
-        except Exception as error:  # of many types, by what the bytes happen to be
+        except Exception as error:  # of many types, depending on what the bytes happen to be
             raise RuntimeError(f"{path} {_diagnose(path, error)}") from error
 
 
 def _diagnose(path: Path, error: Exception) -> str:
-    """Say why a file could not be read, and what to do."""
+    """Return why a file could not be read, and what to do."""
     again = f"Delete it and load again, or put the right file in its place (see {MANUAL})"
     with open(path, "rb") as file:
         start = file.read(1024)
@@ -150,7 +162,7 @@ def _diagnose(path: Path, error: Exception) -> str:
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
         return f"is a web page (HTML), not a checkpoint; its link has perhaps expired. {again}"
     if start.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer, not the checkpoint itself; run `git lfs pull` where it came from"
+        return "is a Git LFS pointer, not the checkpoint itself; run `git lfs pull` in the repository it came from"
     if all(byte >= 32 or byte in b"\t\r\n" for byte in start):
         return f"is a text file, not a checkpoint. {again}"
     if start.startswith(b"PK") and not zipfile.is_zipfile(path):
@@ -158,7 +170,7 @@ def _diagnose(path: Path, error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError) and start.startswith((b"PK", b"\x80")):
         return (
             "holds Python objects other than tensors and plain values; loading those could run a program, so "
-            "it is refused. If you trust it, save its tensors alone from where it was made"
+            "it is refused. If you trust it, open it where it was made and save only its tensors"
         )
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return f"cannot be read as a checkpoint ({reason}). {again}"

@@ -133,7 +133,7 @@ def _check_head(path: Path, head: PublishedHead, recorded: str | None) -> None:
     elif (sha256 := file_sha256(path)) != recorded:
         raise RuntimeError(
             f"{path} is not the file that was first loaded: its SHA-256 was {recorded} and is {sha256}. "
-            f"Put that file back, or delete this one and {head.file}.sha256 to download it anew"
+            f"Put that file back, or delete this one and {head.file}.sha256 to download it again"
         )
 
 

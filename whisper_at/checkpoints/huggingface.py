@@ -6,7 +6,6 @@ The architecture is openai-whisper's under other names, so reading is renaming. 
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Collection
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .files import is_state_dict, read_tensors
+from .files import is_state_dict, read_json, read_tensors
 from .shapes import check_shapes, whisper_shapes
 
 VOCABULARY_SIZES = (51864, 51865, 51866)
@@ -133,7 +132,7 @@ def download_from_hub(name: str, download_root: str | None = None) -> Path:
 def read_alignment_heads(folder: Path) -> object:
     """Return ``alignment_heads`` of generation_config.json, which should be a list of [layer, head], or None."""
     path = folder / "generation_config.json"
-    return _read_json(path).get("alignment_heads") if path.is_file() else None
+    return read_json(path).get("alignment_heads") if path.is_file() else None
 
 
 # --- weights ------------------------------------------------------------------------------------------------
@@ -208,7 +207,7 @@ def _hf_name(name: str) -> str:
 
 def _read_dims(path: Path) -> dict[str, int]:
     """Return the dimensions in a config.json of a Whisper that openai-whisper's model can express."""
-    config = _read_json(path)
+    config = read_json(path)
     if config.get("model_type", "whisper") != "whisper":
         raise RuntimeError(f"{path} is of a model of type {config['model_type']!r}, not of a Whisper; give a Whisper's")
     missing = [key for key in _CONFIG_KEYS.values() if not _is_positive_int(config.get(key))]
@@ -241,8 +240,8 @@ def _vocabulary_size(folder: Path, embedding: Tensor) -> int:
         else "so its tokens are not Whisper's"
     )
     raise RuntimeError(
-        f"{folder} has a vocabulary of {rows} tokens, {why}; openai-whisper tells languages and timestamps by that "
-        f"number and knows {', '.join(map(str, VOCABULARY_SIZES))} only. "
+        f"{folder} has a vocabulary of {rows} tokens, {why}; openai-whisper derives language and timestamp tokens from "
+        f"that number, which must be one of {', '.join(map(str, VOCABULARY_SIZES))}. "
         "Give a model trained with Whisper's own tokenizer"
     )
 
@@ -255,7 +254,7 @@ def _read_weights(folder: Path, in_memory: bool) -> dict[str, Tensor]:
         if not is_state_dict(content):
             raise RuntimeError(f"{path} is not a flat dict of tensors; give a folder saved by save_pretrained")
         if absent := sorted(set(keys) - content.keys()):
-            raise RuntimeError(f"{path} lacks {absent[0]} ({len(absent)} such), which its index names; copy it anew")
+            raise RuntimeError(f"{path} lacks {absent[0]} ({len(absent)} such), which its index names; copy it again")
         tensors |= {key.removeprefix("model."): tensor for key, tensor in content.items()}
     return tensors
 
@@ -281,24 +280,14 @@ def _find_shards(folder: Path) -> dict[Path, Collection[str]]:
 
 
 def _read_index(index: Path) -> dict[Path, Collection[str]]:
-    file_of = _read_json(index).get("weight_map")
+    file_of = read_json(index).get("weight_map")
     # Bare file names only: an index from elsewhere must not reach outside its folder.
     if not isinstance(file_of, dict) or not file_of or any(Path(str(file)).name != file for file in file_of.values()):
-        raise RuntimeError(f"{index} has no 'weight_map' from tensors to files beside it; copy it anew")
+        raise RuntimeError(f"{index} has no 'weight_map' from tensors to files beside it; copy it again")
     shards: dict[Path, Collection[str]] = {}
     for file in sorted(set(file_of.values())):
         path = index.parent / file
         if not path.is_file():
-            raise RuntimeError(f"{path} is missing, which {index.name} names; put it there, or copy the model anew")
+            raise RuntimeError(f"{path} is missing, which {index.name} names; put it there, or copy the model again")
         shards[path] = [key for key, name in file_of.items() if name == file]
     return shards
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise RuntimeError(f"{path} is not JSON ({error}); copy it anew") from None
-    if not isinstance(content, dict):
-        raise RuntimeError(f"{path} is not a JSON object; copy it anew")
-    return content

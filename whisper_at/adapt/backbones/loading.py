@@ -6,7 +6,6 @@ modules and weights are used as they are; `Block` defines how they are connected
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from whisper.model import AudioEncoder, Conv1d
 
 from ... import checkpoints
 from ...checkpoints import huggingface
+from ...checkpoints.files import read_json
 from .backbone import Backbone
 from .blocks import Attention, Block, FeedForward, RelativeBias, WhisperLayerNorm, share_frozen
 from .configs import CONFIG_NAMES, TRANSFORMERS_CONFIGS, WHISPER_CONFIGS
@@ -226,10 +226,7 @@ def _find_model_type(source: str) -> str:
     model_type: str
     if path.is_dir():
         huggingface.check_config(path)
-        try:
-            model_type = json.loads((path / "config.json").read_bytes()).get("model_type", "whisper")
-        except ValueError as error:
-            raise RuntimeError(f"{path / 'config.json'} is not JSON ({error}); copy it again") from None
+        model_type = read_json(path / "config.json").get("model_type", "whisper")
     elif huggingface.is_hub_id(source):
         model_type = _from_pretrained("AutoConfig", source).model_type
     else:
