@@ -73,6 +73,7 @@ def word_errors(
 
     if not references:
         return WordErrors(0, 0)
-    out = process_words(*([" ".join(normalize(text)) for text in texts] for texts in (references, hypotheses)))
+    joined = [[" ".join(normalize(text)) for text in texts] for texts in (references, hypotheses)]
+    out = process_words(joined[0], joined[1])
     errors = out.substitutions + out.deletions + out.insertions
     return WordErrors(errors, out.hits + out.substitutions + out.deletions)
