@@ -8,9 +8,8 @@ from multiprocessing.sharedctypes import Synchronized
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from ..windows import Window
+from .windows import Mixer, Window
 from .data import Pools
-from .windows import Mixer
 
 LISTENING = 0.20
 """Up to this share of the time only the encoder learns, from the frame labels: words first, then writing."""
