@@ -1,4 +1,4 @@
-"""Trains nano.en and its head: `python -m recipes.nano --fsdd DIR --esc10 DIR --out DIR`."""
+"""Train nano.en and its head: `python -m recipes.nano --fsdd DIR --esc10 DIR --out DIR`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .train import train
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m recipes.nano", description="Train nano.en: data, recogniser, head. A stopped run resumes."
+        prog="python -m recipes.nano", description="Train nano.en: data, recogniser, head. An interrupted run resumes."
     )
     parser.add_argument(
         "--fsdd",
@@ -28,10 +28,10 @@ def main() -> None:
         required=True,
         help="folder of ESC-10 with one folder per class (<fold>-<source>-<take>.ogg)",
     )
-    parser.add_argument("--out", type=Path, required=True, help="where everything goes")
-    parser.add_argument("--steps", type=int, default=8000, help="of training the recogniser (8000)")
-    parser.add_argument("--head-scenes", type=int, help="that the head is trained on, instead of head.toml's")
-    parser.add_argument("--head-steps", type=int, help="of training the head, instead of head.toml's")
+    parser.add_argument("--out", type=Path, required=True, help="folder for all results")
+    parser.add_argument("--steps", type=int, default=8000, help="training steps of the recogniser (8000)")
+    parser.add_argument("--head-scenes", type=int, help="training scenes of the head, instead of those in head.toml")
+    parser.add_argument("--head-steps", type=int, help="training steps of the head, instead of those in head.toml")
     parser.add_argument("--threads", type=int, default=2, help="threads of the training process (2)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -42,7 +42,7 @@ def main() -> None:
     head = args.out / "nano.en.head.safetensors"
     if not head.exists():
         train_head(pools, checkpoint, head, settings, args.seed)
-    print(f"{checkpoint} and {head}; measure them with: python -m recipes.nano.evaluate --out {args.out}")
+    print(f"{checkpoint} and {head}; evaluate them with: python -m recipes.nano.evaluate --out {args.out}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Synthetic speech with exact word times, from `libespeak-ng` through ctypes.
+"""Synthetic speech with exact word times, by `libespeak-ng` through ctypes.
 
-The library reports an event with the audio position of every word while it synthesises, so no alignment is needed.
+The library reports the audio position of every word while it synthesises, so no alignment is needed.
 """
 
 from __future__ import annotations
@@ -13,22 +13,30 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.signal import resample_poly
 
-from .text import spoken
+from .text import spoken_form
 
 RATE = 16000
-WORD_EVENT, END_EVENT, SYNCHRONOUS, UTF8, RATE_PARAMETER, PITCH_PARAMETER = 1, 0, 2, 1, 1, 3
+WORD_EVENT, END_EVENT, SYNCHRONOUS, UTF8, RATE_PARAMETER, PITCH_PARAMETER = 1, 0, 2, 1, 1, 3  # from speak_lib.h
 ACCENTS = "en-us en-us en-us en-gb en-gb en-gb-x-rp en-gb-scotland en-gb-x-gbclan en-gb-x-gbcwmd en-029".split()
-PLAIN = "en-us en-us en-us en-gb".split()
+PLAIN_VOICES = "en-us en-us en-us en-gb".split()
 VARIANTS = "m1 m2 m3 m4 m5 m6 m7 m8 f1 f2 f3 f4 f5 klatt klatt2 klatt4".split()
 HELD_OUT_VARIANTS = {"m5", "f4"}
 
 
 @dataclass
 class Utterance:
-    """Speech whose words have known places.
+    """Speech with word times.
 
-    audio: int16, 16 kHz. words: written words. spans: (start, end) of each word in samples; the sign "." or "?"
-    that ends a sentence is in `words` too and has an empty span at the end of the last word.
+    Attributes
+    ----------
+    audio : ndarray of int16, shape (samples,)
+        Speech at 16 kHz.
+    words : list of str
+        Written words, and the final "." or "?" of a sentence.
+    spans : list of (int, int)
+        Start and end of each word in samples; that of "." or "?" is empty, at the end of the last word.
+    voice : str
+        Name of the voice or speaker.
     """
 
     audio: np.ndarray
@@ -58,7 +66,7 @@ _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 
 def speech_bounds(audio: np.ndarray, drop_db: float = 38.0) -> tuple[int, int]:
-    """First and last sample (16 kHz) of what is louder than `drop_db` below the loudest 10 ms frame."""
+    """Return the first and last sample (16 kHz) that are less than ``drop_db`` below the loudest 10 ms frame."""
     frames = audio[: len(audio) // 160 * 160].astype(np.float32).reshape(-1, 160)
     if len(frames) == 0:
         return 0, len(audio)
@@ -68,7 +76,7 @@ def speech_bounds(audio: np.ndarray, drop_db: float = 38.0) -> tuple[int, int]:
 
 
 class Espeak:
-    """One running synthesiser; `say` returns an `Utterance`. Only one may exist in a process."""
+    """The synthesiser. There can only be one per process."""
 
     def __init__(self) -> None:
         name = ctypes.util.find_library("espeak-ng") or "libespeak-ng.so.1"
@@ -92,19 +100,31 @@ class Espeak:
             i += 1
         return 0
 
-    def say(self, words: list[str], voice: str, wpm: int, pitch: int, joint: str = " ") -> Utterance | None:
-        """Speaks `words` (numerals and words, maybe ending in "." or "?") with `joint` between them.
+    def synthesise(self, words: list[str], voice: str, wpm: int, pitch: int, separator: str = " ") -> Utterance | None:
+        """Speak the words.
 
-        Returns None where a word got no place of its own.
+        Parameters
+        ----------
+        words : list of str
+            Words and numerals; the last may be "." or "?".
+        voice, wpm, pitch : str, int, int
+            Voice, speed in words per minute, and pitch from 0 to 99.
+        separator : str
+            Text between words.
+
+        Returns
+        -------
+        Utterance or None
+            None if the time of a word is not known.
         """
-        sign = words[-1] if words[-1] in ".?" else ""
-        spoken_words = [spoken(w) for w in (words[:-1] if sign else words)]
-        text, starts = "", []
-        for i, word in enumerate(spoken_words):
-            text += joint if i else ""
-            starts.append(len(text))
+        mark = words[-1] if words[-1] in ".?" else ""
+        spoken = [spoken_form(word) for word in (words[:-1] if mark else words)]
+        text, positions = "", []
+        for i, word in enumerate(spoken):
+            text += separator if i else ""
+            positions.append(len(text))
             text += word
-        text += sign or "."
+        text += mark or "."
         self._chunks, self._events = [], []
         self._lib.espeak_SetVoiceByName(voice.encode())
         self._lib.espeak_SetParameter(RATE_PARAMETER, wpm, 0)
@@ -117,37 +137,41 @@ class Espeak:
         if self._rate == 22050:
             audio = resample_poly(audio, 320, 441)
         first, last = speech_bounds(audio)
-        at = {}
+        onset_at: dict[int, int] = {}
         for position, milliseconds in self._events:
-            at.setdefault(position, milliseconds * RATE // 1000)
-        onsets = [at.get(s) for s in starts]
-        if onsets[0] is None:
-            onsets[0] = first
-        # espeak joins some pairs ("of the") into one event: the second word then starts in proportion to the letters
-        for i, onset in enumerate(onsets):
-            if onset is None:
-                if i + 1 < len(onsets) and onsets[i + 1] is None:
+            onset_at.setdefault(position, milliseconds * RATE // 1000)
+        known = [onset_at.get(position) for position in positions]
+        onsets: list[int] = []
+        # espeak reports some pairs ("of the") as one word: divide it in proportion to the letters
+        for i, onset in enumerate(known):
+            if onset is None and i == 0:
+                onset = first
+            elif onset is None:
+                end = known[i + 1] if i + 1 < len(known) else last
+                if end is None:
                     return None
-                end = onsets[i + 1] if i + 1 < len(onsets) else last
-                share = len(spoken_words[i - 1]) / (len(spoken_words[i - 1]) + len(spoken_words[i]))
-                onsets[i] = int(onsets[i - 1] + share * (end - onsets[i - 1]))
+                share = len(spoken[i - 1]) / (len(spoken[i - 1]) + len(spoken[i]))
+                onset = int(onsets[-1] + share * (end - onsets[-1]))
+            onsets.append(onset)
         onsets[0] = max(onsets[0], first)
         if any(b <= a for a, b in zip(onsets, [*onsets[1:], last])):
             return None
         spans = []
         for a, b in zip(onsets, [*onsets[1:], last]):
-            low, high = speech_bounds(audio[a:b], 30.0)  # a comma leaves silence inside the word's event
+            low, high = speech_bounds(audio[a:b], 30.0)  # a comma leaves silence after the word
             spans.append((a + low - first, a + max(high, low + 160) - first))
-        if sign:
+        if mark:
             spans.append((spans[-1][1], spans[-1][1]))
         audio = np.clip(audio[first:last], -32768, 32767).astype(np.int16)
         return Utterance(audio, list(words), spans, voice)
 
-    def random_voice(self, r: random.Random, held_out: bool = False) -> tuple[str, int, int]:
-        """(voice, words per minute, pitch 0–99): a plain voice every other time, else one of the training variants or
-        of the held-out ones.
+    def random_voice(self, rng: random.Random, held_out: bool = False) -> tuple[str, int, int]:
+        """Return a voice, its speed in words per minute and its pitch.
+
+        Every other voice is plain; the others have one of the variants for training or, if ``held_out``, of those for
+        the evaluation.
         """
-        if r.random() < 0.5:
-            return r.choice(PLAIN), r.randrange(130, 190), r.randrange(40, 60)
+        if rng.random() < 0.5:
+            return rng.choice(PLAIN_VOICES), rng.randrange(130, 190), rng.randrange(40, 60)
         variants = sorted(HELD_OUT_VARIANTS) if held_out else [v for v in VARIANTS if v not in HELD_OUT_VARIANTS]
-        return f"{r.choice(ACCENTS)}+{r.choice(variants)}", r.randrange(120, 200), r.randrange(30, 70)
+        return f"{rng.choice(ACCENTS)}+{rng.choice(variants)}", rng.randrange(120, 200), rng.randrange(30, 70)

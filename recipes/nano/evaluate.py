@@ -1,8 +1,8 @@
-"""What nano.en can do, measured by the unmodified `whisper.transcribe` on what was held out.
+"""Evaluation of nano.en on held-out audio, by the unmodified `whisper.transcribe`.
 
     python -m recipes.nano.evaluate --out DIR [--model FILE] [--head FILE] [--quick]
 
-`DIR` is the folder of a training run (it holds the pools). Prints one line per figure and writes `evaluation.json`.
+`DIR` is the folder of a training run. Prints one line per figure and writes `evaluation.json`.
 """
 
 from __future__ import annotations
@@ -18,191 +18,225 @@ from pathlib import Path
 import numpy as np
 import torch
 import whisper
+from safetensors.torch import load_file
+from sklearn.metrics import average_precision_score
 
-from .data import HELD_OUT, Pools, Take, read_pools
-from .espeak import RATE, Utterance
+from whisper_at.tagging.heads import PREFIX
+from whisper_at.tagging.labels import find_class
+
+from .data import HELD_OUT_FILE, SOUNDS, Pools, read_pools
+from .espeak import RATE
+from .head import new_head, pooled_states
+from .held_out import add_noise, long_recording, random_digit_string, to_float
+from .scenes import CLASS_NAMES, SILENCE, SPEECH
 
 
-def edits(wanted: list[str], got: list[str]) -> int:
-    """Levenshtein distance between two lists of words."""
-    row = list(range(len(got) + 1))
-    for i, a in enumerate(wanted, 1):
+def edit_distance(reference: list[str], hypothesis: list[str]) -> int:
+    """Return the Levenshtein distance between two lists of words."""
+    row = list(range(len(hypothesis) + 1))
+    for i, a in enumerate(reference, 1):
         previous, row[0] = row[0], i
-        for j, b in enumerate(got, 1):
+        for j, b in enumerate(hypothesis, 1):
             previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (a != b))
     return row[-1]
 
 
-def words_of(text: str) -> list[str]:
-    """Lower-case words of a text without signs."""
+def split_words(text: str) -> list[str]:
+    """Return the words of a text in lower case, without punctuation."""
     return re.sub(r"[^a-z0-9 ]", "", text.lower()).split()
 
 
-def string_of(r: random.Random, takes: list[Take], gap: tuple[float, float]) -> Utterance:
-    """Takes in a row with pauses of `gap` seconds between them, as int16 sound with word spans."""
-    pieces, spans, at = [], [], 0
-    for i, take in enumerate(takes):
-        pieces.append(take.audio)
-        spans.append((at + take.first, at + take.last))
-        at += len(take.audio)
-        silence = int(r.uniform(*gap) * RATE) if i + 1 < len(takes) else 0
-        pieces.append(np.zeros(silence, np.int16))
-        at += silence
-    return Utterance(np.concatenate(pieces), [str(t.digit) for t in takes], spans, takes[0].speaker)
+class Evaluation:
+    """Checks of a model; ``figures`` collects their results by name.
 
+    Parameters
+    ----------
+    model : whisper.Whisper
+        The recogniser.
+    head : Path
+        File of the head.
+    pools : Pools
+        Held-out recordings and speech.
+    quick : bool
+        Use about a third of the cases.
+    """
 
-def random_string(r: random.Random, pools: Pools, low: int = 3, high: int = 8) -> Utterance:
-    """A string of held-out takes of one speaker."""
-    speaker = r.choice(sorted({t.speaker for t in pools.test_takes}))
-    own = [t for t in pools.test_takes if t.speaker == speaker]
-    return string_of(r, [r.choice(own) for _ in range(r.randint(low, high))], (0.05, 0.3))
-
-
-def long_file(r: random.Random, pools: Pools, seconds: float, sentences: bool) -> Utterance:
-    """Many utterances with pauses of 0.5–4 s."""
-    pieces, words, spans, at = [], [], [], 0
-    while at < seconds * RATE:
-        said = r.choice(pools.test_sentences) if sentences else random_string(r, pools, 1, 8)
-        pieces += [said.audio, np.zeros(int(r.uniform(0.5, 4.0) * RATE), np.int16)]
-        words += said.words
-        spans += [(at + a, at + b) for a, b in said.spans]
-        at += sum(map(len, pieces[-2:]))
-    return Utterance(np.concatenate(pieces), words, spans, "")
-
-
-def with_noise(
-    r: random.Random, pools: Pools, audio: np.ndarray, snr: float | None, sound: np.ndarray | None = None
-) -> np.ndarray:
-    """float32 sound in −1…1 with a held-out clip (repeated) `snr` dB below the speech; None adds nothing."""
-    speech = audio.astype(np.float32) / 32768
-    if snr is None:
-        return speech
-    noise = r.choice(pools.test_clips).audio if sound is None else sound
-    noise = noise[np.abs(noise) > 0].astype(np.float32) if sound is None else noise.astype(np.float32)
-    noise = np.tile(noise, len(speech) // len(noise) + 1)[: len(speech)]
-    power = np.mean(speech[np.abs(speech) > 1e-3] ** 2)
-    return np.clip(speech + noise * np.sqrt(power / (np.mean(noise**2) + 1e-12) * 10 ** (-snr / 10)), -1, 1)
-
-
-class Judge:
-    """Runs the checks and gathers their figures in `figures`."""
-
-    def __init__(self, model: whisper.Whisper, pools: Pools, quick: bool) -> None:
-        self.model, self.pools, self.share = model, pools, 0.35 if quick else 1.0
+    def __init__(self, model: whisper.Whisper, head: Path, pools: Pools, quick: bool) -> None:
+        self.model, self.head, self.pools, self.share = model, head, pools, 0.35 if quick else 1.0
         self.figures: dict[str, float] = {}
 
-    def n(self, count: int) -> int:
+    def n_cases(self, count: int) -> int:
+        """Return the number of cases to use out of ``count``."""
         return max(1, round(count * self.share))
 
     def report(self, name: str, value: float, note: str = "") -> None:
+        """Print and keep a figure."""
         self.figures[name] = round(float(value), 4)
         print(f"{name:44s} {value:8.4f}  {note}", flush=True)
 
-    def errors(self, name: str, cases: list[tuple[np.ndarray, list[str]]]) -> None:
-        """Word error rate of (sound, written words)."""
-        wrong = total = 0
+    def report_word_errors(self, name: str, cases: list[tuple[np.ndarray, list[str]]]) -> None:
+        """Report the word error rate over pairs of audio and words."""
+        errors = total = 0
         worst: list[str] = []
         for audio, words in cases:
-            wanted = words_of(" ".join(words))
-            got = words_of(self.model.transcribe(audio, language="en")["text"])
-            distance = edits(wanted, got)
-            wrong, total = wrong + distance, total + len(wanted)
+            reference = split_words(" ".join(words))
+            hypothesis = split_words(self.model.transcribe(audio, language="en")["text"])
+            distance = edit_distance(reference, hypothesis)
+            errors, total = errors + distance, total + len(reference)
             if distance > 2:
-                worst.append(f"{len(wanted)} words, {distance} errors, {len(got)} written")
-        self.report(name, wrong / total, f"{wrong} of {total}  {worst[:3] if worst else ''}")
+                worst.append(f"{len(reference)} words, {distance} errors, {len(hypothesis)} written")
+        self.report(name, errors / total, f"{errors} of {total}  {worst[:3] if worst else ''}")
 
-    def speech(self) -> None:
-        pools = self.pools
-        for snr in (None, 20, 10, 5, 0):
-            r = random.Random(7)
-            cases = [random_string(r, pools) for _ in range(self.n(60))]
-            self.errors(
-                f"digit strings {'clean' if snr is None else f'{snr} dB'}",
-                [(with_noise(r, pools, u.audio, snr), u.words) for u in cases],
-            )
-        r = random.Random(8)
-        self.errors(
-            "single digits",
-            [(with_noise(r, pools, t.audio, None), [str(t.digit)]) for t in r.sample(pools.test_takes, self.n(150))],
+
+def check_speech(e: Evaluation) -> None:
+    """Measure word error rates of digits and sentences, clean and in noise."""
+    pools = e.pools
+    for snr in (None, 20, 10, 5, 0):
+        rng = random.Random(7)
+        strings = [random_digit_string(rng, pools) for _ in range(e.n_cases(60))]
+        e.report_word_errors(
+            f"digit strings {'clean' if snr is None else f'{snr} dB'}",
+            [(to_float(u.audio) if snr is None else add_noise(rng, pools, u.audio, snr), u.words) for u in strings],
         )
-        self.errors(
-            "synthetic digit strings",
-            [(with_noise(r, pools, u.audio, None), u.words) for u in r.sample(pools.test_digits, self.n(60))],
+    rng = random.Random(8)
+    takes = rng.sample(pools.test_takes, e.n_cases(150))
+    e.report_word_errors("single digits", [(to_float(t.audio), [str(t.digit)]) for t in takes])
+    strings = rng.sample(pools.test_digits, e.n_cases(60))
+    e.report_word_errors("synthetic digit strings", [(to_float(u.audio), u.words) for u in strings])
+    for name, is_variant in (("plain voices", False), ("held-out voices", True)):
+        sentences = [u for u in pools.test_sentences if ("+" in u.voice) == is_variant]
+        sentences = rng.sample(sentences, min(len(sentences), e.n_cases(60)))
+        e.report_word_errors(f"sentences clean, {name}", [(to_float(u.audio), u.words) for u in sentences])
+    sentences = rng.sample(pools.test_sentences, e.n_cases(60))
+    e.report_word_errors("sentences 10 dB", [(add_noise(rng, pools, u.audio, 10), u.words) for u in sentences])
+
+
+def check_long(e: Evaluation) -> None:
+    """Measure word error rates of files of one to two minutes."""
+    for name, sentences, snr, count in (
+        ("digits clean", False, None, 8),
+        ("digits 15 dB", False, 15, 8),
+        ("sentences clean", True, None, 4),
+    ):
+        rng = random.Random(9)
+        files = [long_recording(rng, e.pools, rng.uniform(60, 115), sentences) for _ in range(e.n_cases(count))]
+        e.report_word_errors(
+            f"long files, {name}",
+            [(to_float(u.audio) if snr is None else add_noise(rng, e.pools, u.audio, snr), u.words) for u in files],
         )
-        for name, own in (("plain voices", False), ("held-out voices", True)):
-            said = [u for u in pools.test_sentences if ("+" in u.voice) == own]
-            self.errors(
-                f"sentences clean, {name}",
-                [(with_noise(r, pools, u.audio, None), u.words) for u in r.sample(said, min(len(said), self.n(60)))],
-            )
-        self.errors(
-            "sentences 10 dB",
-            [(with_noise(r, pools, u.audio, 10), u.words) for u in r.sample(pools.test_sentences, self.n(60))],
+
+
+def check_sounds_without_speech(e: Evaluation) -> None:
+    """Measure how often sounds, noise and silence get text, and the no-speech probability."""
+    generator = np.random.default_rng(0)
+    cases = [to_float(c.audio) for c in e.pools.test_clips]
+    cases += [np.concatenate([a, b, a])[: RATE * 14] for a, b in zip(cases, cases[7:])][::4]
+    cases += [np.zeros(RATE * s, np.float32) for s in (1, 5, 40)]
+    cases += [(0.05 * generator.standard_normal(RATE * s)).astype(np.float32) for s in (1, 5, 40)]
+    has_text = [bool(e.model.transcribe(c, language="en")["text"].strip()) for c in cases]
+    e.report("share of sounds that get text", np.mean(has_text), f"{sum(has_text)} of {len(has_text)}")
+    rng = random.Random(3)
+    options = whisper.DecodingOptions(language="en", fp16=False)
+
+    def no_speech_prob(audio: np.ndarray) -> float:
+        mel = whisper.log_mel_spectrogram(whisper.pad_or_trim(audio))
+        return whisper.decode(e.model, mel, options).no_speech_prob
+
+    e.report("median no_speech_prob of sounds", np.median([no_speech_prob(c) for c in cases[: e.n_cases(45)]]))
+    strings = [to_float(random_digit_string(rng, e.pools).audio) for _ in range(e.n_cases(20))]
+    e.report("median no_speech_prob of digit strings", np.median([no_speech_prob(s) for s in strings]))
+
+
+def check_word_times(e: Evaluation) -> None:
+    """Measure the error of word starts."""
+    pools, rng = e.pools, random.Random(11)
+    sets = {
+        "digit strings": [random_digit_string(rng, pools) for _ in range(e.n_cases(40))],
+        "sentences": rng.sample(pools.test_sentences, e.n_cases(40)),
+        "long files": [long_recording(rng, pools, 70, i % 3 == 2) for i in range(e.n_cases(5))],
+    }
+    for name, utterances in sets.items():
+        differences: list[float] = []
+        total = 0
+        for u in utterances:
+            reference = [(split_words(w)[0], a / RATE) for w, (a, _) in zip(u.words, u.spans) if split_words(w)]
+            result = e.model.transcribe(to_float(u.audio), language="en", word_timestamps=True)
+            words = [w for segment in result["segments"] for w in segment["words"]]
+            found = [(split_words(w["word"])[0], w["start"]) for w in words if split_words(w["word"])]
+            match = SequenceMatcher(None, [w for w, _ in reference], [w for w, _ in found], autojunk=False)
+            for block in match.get_matching_blocks():
+                pairs = zip(reference[block.a : block.a + block.size], found[block.b : block.b + block.size])
+                differences += [abs(a - b) for (_, a), (_, b) in pairs]
+            total += len(reference)
+        n_found = len(differences)
+        differences = differences or [99.0]
+        e.report(
+            f"word start error, {name}: median s",
+            np.median(differences),
+            f"90 %: {np.quantile(differences, 0.9):.2f} s; {n_found} of {total} words",
         )
 
-    def long(self) -> None:
-        for name, sentences, snr, count in (
-            ("digits clean", False, None, 8),
-            ("digits 15 dB", False, 15, 8),
-            ("sentences clean", True, None, 4),
-        ):
-            r = random.Random(9)
-            files = [long_file(r, self.pools, r.uniform(60, 115), sentences) for _ in range(self.n(count))]
-            self.errors(f"long files, {name}", [(with_noise(r, self.pools, u.audio, snr), u.words) for u in files])
 
-    def sounds_without_speech(self) -> None:
-        n = np.random.default_rng(0)
-        cases = [c.audio.astype(np.float32) / 32768 for c in self.pools.test_clips]
-        cases += [np.concatenate([a, b, a])[: RATE * 14] for a, b in zip(cases, cases[7:])][::4]
-        cases += [np.zeros(RATE * s, np.float32) for s in (1, 5, 40)] + [
-            (0.05 * n.standard_normal(RATE * s)).astype(np.float32) for s in (1, 5, 40)
-        ]
-        results = [self.model.transcribe(c, language="en") for c in cases]
-        text = [bool(x["text"].strip()) for x in results]
-        self.report("share of sounds that get text", np.mean(text), f"{sum(text)} of {len(text)}")
-        r = random.Random(3)
-        options = whisper.DecodingOptions(language="en", fp16=False)
+def check_tags(e: Evaluation) -> None:
+    """Measure the average precision of the sounds, alone and under speech, of Speech and of Silence."""
+    if not e.head.exists():
+        return
+    head = new_head(e.model)
+    head.load_state_dict({name.removeprefix(PREFIX): tensor for name, tensor in load_file(e.head).items()})
+    head.eval()
+    index = [find_class(SOUNDS.get(name, [name])[0]) for name in CLASS_NAMES]
 
-        def probability(audio: np.ndarray) -> float:
-            return whisper.decode(
-                self.model, whisper.log_mel_spectrogram(whisper.pad_or_trim(audio)), options
-            ).no_speech_prob
+    @torch.no_grad()
+    def logits(recordings: list[np.ndarray]) -> np.ndarray:
+        out = []
+        for audio in recordings:
+            mel = whisper.log_mel_spectrogram(torch.from_numpy(audio), padding=30 * RATE)[:, : len(audio) // 160]
+            n_steps = max(1, round(len(audio) / RATE / 0.4))
+            states = pooled_states(e.model, whisper.pad_or_trim(mel, 3000)[None])[:, :, :n_steps]
+            out.append(head(states)[0, index].numpy())
+        return np.stack(out)
 
-        self.report("median no_speech_prob of sounds", np.median([probability(c) for c in cases[: self.n(45)]]))
-        strings = [with_noise(r, self.pools, random_string(r, self.pools).audio, None) for _ in range(self.n(20))]
-        self.report("median no_speech_prob of digit strings", np.median([probability(s) for s in strings]))
+    clips, rng = e.pools.test_clips, random.Random(5)
+    truth = np.array([[c.sound == s for s in SOUNDS] for c in clips])
 
-    def word_times(self) -> None:
-        pools = self.pools
-        r = random.Random(11)
-        sets = {
-            "digit strings": [random_string(r, pools) for _ in range(self.n(40))],
-            "sentences": r.sample(pools.test_sentences, self.n(40)),
-            "long files": [long_file(r, pools, 70, i % 3 == 2) for i in range(self.n(5))],
-        }
-        for name, cases in sets.items():
-            off, found, total = [], 0, 0
-            for u in cases:
-                pairs = [(words_of(w)[0], a / RATE) for w, (a, _) in zip(u.words, u.spans) if words_of(w)]
-                result = self.model.transcribe(with_noise(r, pools, u.audio, None), language="en", word_timestamps=True)
-                got = [
-                    (words_of(w["word"])[0], w["start"])
-                    for s in result["segments"]
-                    for w in s["words"]
-                    if words_of(w["word"])
-                ]
-                match = SequenceMatcher(None, [w for w, _ in pairs], [w for w, _ in got], autojunk=False)
-                matched = [
-                    (pairs[m.a + k][1], got[m.b + k][1]) for m in match.get_matching_blocks() for k in range(m.size)
-                ]
-                off += [abs(a - b) for a, b in matched]
-                found, total = found + len(matched), total + len(pairs)
-            off = off or [99.0]
-            self.report(
-                f"word start error, {name}: median s",
-                np.median(off),
-                f"90 %: {np.quantile(off, 0.9):.2f} s; {found} of {total} words",
-            )
+    def under_speech(snr: float) -> list[np.ndarray]:
+        mixtures = []
+        for clip in clips:
+            strings = [random_digit_string(rng, e.pools, 3, 8).audio for _ in range(4)]
+            speech = np.concatenate(strings)[: len(clip.audio)]
+            speech = np.pad(speech, (0, len(clip.audio) - len(speech)))
+            mixtures.append(add_noise(rng, e.pools, speech, snr, clip.audio).astype(np.float32))
+        return mixtures
+
+    speech = [to_float(random_digit_string(rng, e.pools).audio) for _ in clips]
+    quiet = [np.zeros(RATE * s, np.float32) for s in range(1, 11)]
+    quiet += [(1e-4 * np.random.default_rng(s).standard_normal(RATE * 5)).astype(np.float32) for s in range(5)]
+    of_sounds = logits([to_float(c.audio) for c in clips])
+    for name, scores in (
+        ("alone", of_sounds),
+        ("under speech, 0 dB", logits(under_speech(0))),
+        ("under 10 dB louder speech", logits(under_speech(10))),
+    ):
+        by_class = [average_precision_score(truth[:, i], scores[:, i]) for i in range(len(SOUNDS))]
+        note = " ".join(f"{s}:{p:.2f}" for s, p in zip(SOUNDS, by_class))
+        e.report(f"sounds {name}: mean average precision", np.mean(by_class), note)
+    of_speech, of_quiet = logits(speech), logits(quiet)
+    for name, column, positive, negative in (
+        ("Speech", SPEECH, of_speech, [of_sounds, of_quiet]),
+        ("Silence", SILENCE, of_quiet, [of_sounds, of_speech]),
+    ):
+        scores = np.concatenate([positive[:, column], *(n[:, column] for n in negative)])
+        is_positive = np.arange(len(scores)) < len(positive)
+        e.report(f"{name}: average precision", average_precision_score(is_positive, scores))
+
+
+CHECKS = {
+    "speech": check_speech,
+    "long": check_long,
+    "sounds_without_speech": check_sounds_without_speech,
+    "word_times": check_word_times,
+    "tags": check_tags,
+}
 
 
 def main() -> None:
@@ -210,32 +244,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the training run")
     parser.add_argument("--model", type=Path, help="checkpoint; nano.en.pt of the run by default")
     parser.add_argument("--head", type=Path, help="head; nano.en.head.safetensors of the run by default")
-    parser.add_argument("--quick", action="store_true", help="a third of the cases")
-    parser.add_argument(
-        "--only",
-        nargs="*",
-        help="some of the checks",
-        default=["speech", "long", "sounds_without_speech", "word_times", "tags"],
-    )
+    parser.add_argument("--quick", action="store_true", help="use a third of the cases")
+    parser.add_argument("--only", nargs="*", choices=CHECKS, default=list(CHECKS), help="checks to run")
     args = parser.parse_args()
-    begun = time.time()
-    path = args.model or args.out / "nano.en.pt"
+    start = time.time()
+    checkpoint = args.model or args.out / "nano.en.pt"
     head = args.head or args.out / "nano.en.head.safetensors"
     torch.manual_seed(0)
-    pools = read_pools(args.out / HELD_OUT)
-    judge = Judge(whisper.load_model(str(path), device="cpu"), pools, args.quick)
+    pools = read_pools(args.out / HELD_OUT_FILE)
+    evaluation = Evaluation(whisper.load_model(str(checkpoint), device="cpu"), head, pools, args.quick)
     for name in args.only:
-        if name != "tags":
-            getattr(judge, name)()
-        elif head.exists():
-            from .head import judge_tags
-
-            judge_tags(judge, head)
-    judge.report("size of the checkpoint, MB", path.stat().st_size / 1e6)
-    print(f"{(time.time() - begun) / 60:.1f} minutes")
-    table = args.out / "evaluation.json"
-    known = json.loads(table.read_text()) if table.exists() else {}
-    table.write_text(json.dumps(known | judge.figures, indent=1))
+        CHECKS[name](evaluation)
+    evaluation.report("size of the checkpoint, MB", checkpoint.stat().st_size / 1e6)
+    print(f"{(time.time() - start) / 60:.1f} minutes")
+    path = args.out / "evaluation.json"
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(earlier | evaluation.figures, indent=1))
 
 
 if __name__ == "__main__":

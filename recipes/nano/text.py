@@ -1,9 +1,8 @@
-"""What nano.en can write: the ten digits as numerals and sentences of everyday English.
+"""Texts of nano.en: the ten digits as numerals, and sentences of everyday English.
 
-Every word is one token of openai-whisper's English vocabulary, with a space before it, both in lower case and
-where it opens a sentence with a capital letter. That keeps a word, its frame label and its guided attention in
-one-to-one correspondence. Sentences come from a small grammar; one in seven is a string of random words with the
-shape of a sentence, so that the decoder has to listen instead of completing the grammar.
+Every word is a single token of openai-whisper's English vocabulary, with a space before it, in lower case and with a
+capital at the start of a sentence. So each word has one token, one frame label and one attention target. Sentences come
+from a small grammar. One in seven is a string of random words, so that the decoder cannot rely on the grammar alone.
 """
 
 from __future__ import annotations
@@ -17,60 +16,62 @@ from whisper.tokenizer import get_tokenizer
 
 DIGITS = "zero one two three four five six seven eight nine".split()
 
-PEOPLE = "I you he she we they".split()
-OBJECT_PEOPLE = "you him her us them me".split()
+PRONOUNS = "I you he she we they".split()
+OBJECT_PRONOUNS = "you him her us them me".split()
 NOUNS = """dog cat bird horse fish man woman boy girl friend mother father brother sister baby king house door window
 table room garden tree river street car bus train boat book letter picture ball box bag cup bread water coffee apple
 phone clock music school city village park beach bed hat head hand key map name number""".split()
-PLURALS = """dogs cats birds horses men women children friends books letters apples cars trees houses days hours
+PLURAL_NOUNS = """dogs cats birds horses men women children friends books letters apples cars trees houses days hours
 minutes weeks years""".split()
 PLACES = "house garden kitchen school office city village park river station church street beach room".split()
 ADJECTIVES = """big small old new good bad happy red blue green white black long short hot cold warm fast slow easy hard
 strong quiet open beautiful little great""".split()
-PAST = "saw found bought made took lost wanted liked loved opened closed moved carried washed heard watched".split()
-BASE = "see find buy make take give want like love need open close carry wash help hold".split()
-WENT = "went walked ran came returned".split()
-GO = "go walk run come".split()
+PAST_VERBS = (
+    "saw found bought made took lost wanted liked loved opened closed moved carried washed heard watched".split()
+)
+VERBS = "see find buy make take give want like love need open close carry wash help hold".split()
+PAST_MOTION_VERBS = "went walked ran came returned".split()
+MOTION_VERBS = "go walk run come".split()
 TIMES = "today tomorrow yesterday now again".split()
 DAYS = "Monday Sunday Friday".split()
-PARTS = "morning evening afternoon night summer winter".split()
+DAY_PARTS = "morning evening afternoon night summer winter".split()
 MODALS = "can will must should".split()
 DETERMINERS = "the the the the a my your his her our their this that".split()
 PREPOSITIONS = "in near behind under with from".split()
 ADVERBS = "very so".split()
 WEATHER = "sun rain wind sky".split()
-EXTRA = """what where how because but and before after while when there here not never always please yes no hello some
+OTHER_WORDS = """what where how because but and before after while when there here not never always please yes no hello some
 many all every last about school dinner on of for at to is was are were it I did do have think know said told asked gave
 us them me him eat sleep work play read sing wait stay phone number""".split()
 
 
-def _noun_phrase(r: random.Random) -> str:
-    if r.random() < 0.12:
-        return f"{r.randrange(2, 10)} {r.choice(PLURALS)}"
-    if r.random() < 0.12:
-        return f"{r.choice('the some many all our'.split())} {r.choice(PLURALS)}"
-    adjective = r.choice(ADJECTIVES) + " " if r.random() < 0.4 else ""
-    return f"{r.choice(DETERMINERS)} {adjective}{r.choice(NOUNS)}"
+def _noun_phrase(rng: random.Random) -> str:
+    if rng.random() < 0.12:
+        return f"{rng.randrange(2, 10)} {rng.choice(PLURAL_NOUNS)}"
+    if rng.random() < 0.12:
+        return f"{rng.choice('the some many all our'.split())} {rng.choice(PLURAL_NOUNS)}"
+    adjective = rng.choice(ADJECTIVES) + " " if rng.random() < 0.4 else ""
+    return f"{rng.choice(DETERMINERS)} {adjective}{rng.choice(NOUNS)}"
 
 
-def _subject(r: random.Random) -> str:
-    return r.choice(PEOPLE) if r.random() < 0.45 else _noun_phrase(r)
+def _subject(rng: random.Random) -> str:
+    return rng.choice(PRONOUNS) if rng.random() < 0.45 else _noun_phrase(rng)
 
 
-def _place(r: random.Random) -> str:
-    return f"{r.choice(PREPOSITIONS)} {r.choice(['the', 'the', 'my', 'our', 'your', 'a'])} {r.choice(PLACES)}"
+def _place(rng: random.Random) -> str:
+    return f"{rng.choice(PREPOSITIONS)} {rng.choice(['the', 'the', 'my', 'our', 'your', 'a'])} {rng.choice(PLACES)}"
 
 
-def _time(r: random.Random) -> str:
-    return r.choice(
+def _time(rng: random.Random) -> str:
+    return rng.choice(
         [
-            r.choice(TIMES),
-            f"on {r.choice(DAYS)}",
-            f"in the {r.choice(PARTS)}",
-            f"every {r.choice(['day', 'morning', 'night'])}",
-            f"at {r.randrange(1, 10)} in the {r.choice(PARTS[:3])}",
-            f"for {r.randrange(2, 10)} {r.choice(['days', 'hours', 'minutes', 'weeks', 'years'])}",
-            f"last {r.choice(['night', 'summer', 'winter'])}",
+            rng.choice(TIMES),
+            f"on {rng.choice(DAYS)}",
+            f"in the {rng.choice(DAY_PARTS)}",
+            f"every {rng.choice(['day', 'morning', 'night'])}",
+            f"at {rng.randrange(1, 10)} in the {rng.choice(DAY_PARTS[:3])}",
+            f"for {rng.randrange(2, 10)} {rng.choice(['days', 'hours', 'minutes', 'weeks', 'years'])}",
+            f"last {rng.choice(['night', 'summer', 'winter'])}",
             "before dinner",
             "after school",
             "all day",
@@ -78,134 +79,134 @@ def _time(r: random.Random) -> str:
     )
 
 
-def _grammatical(r: random.Random) -> str:
-    tail = " " + _time(r) if r.random() < 0.35 else ""
-    where = " " + _place(r) if r.random() < 0.35 else ""
-    noun, adjective = r.choice(NOUNS), r.choice(ADJECTIVES)
+def _grammar_sentence(rng: random.Random) -> str:
+    tail = " " + _time(rng) if rng.random() < 0.35 else ""
+    where = " " + _place(rng) if rng.random() < 0.35 else ""
+    noun, adjective = rng.choice(NOUNS), rng.choice(ADJECTIVES)
     forms = [
-        lambda: f"{_subject(r)} {r.choice(PAST)} {_noun_phrase(r)}{where}{tail}.",
-        lambda: f"{_subject(r)} {r.choice(PAST)} {_noun_phrase(r)}{where}{tail}.",
+        lambda: f"{_subject(rng)} {rng.choice(PAST_VERBS)} {_noun_phrase(rng)}{where}{tail}.",
+        lambda: f"{_subject(rng)} {rng.choice(PAST_VERBS)} {_noun_phrase(rng)}{where}{tail}.",
         lambda: (
-            f"{_subject(r)} {r.choice(MODALS)} {r.choice(['', '', 'not ', 'always ', 'never '])}{r.choice(BASE)} {_noun_phrase(r)}{tail}."
+            f"{_subject(rng)} {rng.choice(MODALS)} {rng.choice(['', '', 'not ', 'always ', 'never '])}{rng.choice(VERBS)} {_noun_phrase(rng)}{tail}."
         ),
-        lambda: f"{_subject(r)} {r.choice(WENT)} to the {r.choice(PLACES)}{tail}.",
+        lambda: f"{_subject(rng)} {rng.choice(PAST_MOTION_VERBS)} to the {rng.choice(PLACES)}{tail}.",
         lambda: (
-            f"the {noun} {r.choice(['is', 'was'])} {r.choice(['', 'not '] + [a + ' ' for a in ADVERBS])}{adjective}{tail}."
+            f"the {noun} {rng.choice(['is', 'was'])} {rng.choice(['', 'not '] + [a + ' ' for a in ADVERBS])}{adjective}{tail}."
         ),
-        lambda: f"{r.choice(['it', 'this', 'that'])} {r.choice(['is', 'was'])} a {adjective} {noun}.",
-        lambda: f"there {r.choice(['is', 'was'])} a {adjective} {noun}{where or ' ' + _place(r)}.",
+        lambda: f"{rng.choice(['it', 'this', 'that'])} {rng.choice(['is', 'was'])} a {adjective} {noun}.",
+        lambda: f"there {rng.choice(['is', 'was'])} a {adjective} {noun}{where or ' ' + _place(rng)}.",
         lambda: (
-            f"there {r.choice(['are', 'were'])} {r.choice([str(r.randrange(2, 10)), 'many', 'some', 'no'])} {r.choice(PLURALS)}{where}."
-        ),
-        lambda: (
-            f"{r.choice(['do', 'did'])} {r.choice(['you', 'they', 'we'])} {r.choice(BASE)} {_noun_phrase(r)}{tail}?"
-        ),
-        lambda: f"{r.choice(['where', 'how'])} is {r.choice(['the', 'my', 'your', 'our'])} {noun}?",
-        lambda: f"what {r.choice(['did', 'do'])} you {r.choice(BASE)}{where}{tail}?",
-        lambda: (
-            f"{r.choice(['I', 'you', 'we', 'they'])} {r.choice(['think', 'know', 'said'])} that {_subject(r)} {r.choice(PAST)} {_noun_phrase(r)}."
-        ),
-        lambda: f"please {r.choice(BASE)} {r.choice(['the', 'my', 'this'])} {noun}{tail}.",
-        lambda: (
-            f"{r.choice(['she', 'he'])} {r.choice(['told', 'asked', 'gave'])} {r.choice(OBJECT_PEOPLE)} {r.choice(['about', 'for'])} {_noun_phrase(r)}."
+            f"there {rng.choice(['are', 'were'])} {rng.choice([str(rng.randrange(2, 10)), 'many', 'some', 'no'])} {rng.choice(PLURAL_NOUNS)}{where}."
         ),
         lambda: (
-            f"{r.choice(['I', 'you', 'we', 'they'])} {r.choice(['want', 'like', 'need', 'have'])} to {r.choice([*GO, 'eat', 'sleep', 'work', 'play', 'read', 'sing'])}{where}{tail}."
+            f"{rng.choice(['do', 'did'])} {rng.choice(['you', 'they', 'we'])} {rng.choice(VERBS)} {_noun_phrase(rng)}{tail}?"
+        ),
+        lambda: f"{rng.choice(['where', 'how'])} is {rng.choice(['the', 'my', 'your', 'our'])} {noun}?",
+        lambda: f"what {rng.choice(['did', 'do'])} you {rng.choice(VERBS)}{where}{tail}?",
+        lambda: (
+            f"{rng.choice(['I', 'you', 'we', 'they'])} {rng.choice(['think', 'know', 'said'])} that {_subject(rng)} {rng.choice(PAST_VERBS)} {_noun_phrase(rng)}."
+        ),
+        lambda: f"please {rng.choice(VERBS)} {rng.choice(['the', 'my', 'this'])} {noun}{tail}.",
+        lambda: (
+            f"{rng.choice(['she', 'he'])} {rng.choice(['told', 'asked', 'gave'])} {rng.choice(OBJECT_PRONOUNS)} {rng.choice(['about', 'for'])} {_noun_phrase(rng)}."
         ),
         lambda: (
-            f"the {r.choice(WEATHER)} is {r.choice(['very ', '', 'so '])}{r.choice(['cold', 'warm', 'strong', 'beautiful', 'blue'])} {r.choice(TIMES[:3])}."
+            f"{rng.choice(['I', 'you', 'we', 'they'])} {rng.choice(['want', 'like', 'need', 'have'])} to {rng.choice([*MOTION_VERBS, 'eat', 'sleep', 'work', 'play', 'read', 'sing'])}{where}{tail}."
         ),
         lambda: (
-            f"my {r.choice(['phone', 'house', 'room', 'bus'])} number is {' '.join(str(r.randrange(10)) for _ in range(r.randrange(2, 6)))}."
+            f"the {rng.choice(WEATHER)} is {rng.choice(['very ', '', 'so '])}{rng.choice(['cold', 'warm', 'strong', 'beautiful', 'blue'])} {rng.choice(TIMES[:3])}."
         ),
         lambda: (
-            f"{r.choice(['the', 'my'])} {noun} and {r.choice(['the', 'my'])} {r.choice(NOUNS)} {r.choice(['are', 'were'])} {adjective}."
+            f"my {rng.choice(['phone', 'house', 'room', 'bus'])} number is {' '.join(str(rng.randrange(10)) for _ in range(rng.randrange(2, 6)))}."
         ),
         lambda: (
-            f"{_subject(r)} {r.choice(PAST)} {_noun_phrase(r)} {r.choice(['because', 'when', 'while', 'before', 'after', 'but'])} {r.choice(PEOPLE)} {r.choice(PAST)} {_noun_phrase(r)}."
+            f"{rng.choice(['the', 'my'])} {noun} and {rng.choice(['the', 'my'])} {rng.choice(NOUNS)} {rng.choice(['are', 'were'])} {adjective}."
         ),
         lambda: (
-            f"{r.choice(PEOPLE[:2] + PEOPLE[4:])} {r.choice(MODALS)} {r.choice([*GO, 'wait', 'stay', 'work', 'play', 'sing'])}{where or ' here'}{tail}."
+            f"{_subject(rng)} {rng.choice(PAST_VERBS)} {_noun_phrase(rng)} {rng.choice(['because', 'when', 'while', 'before', 'after', 'but'])} {rng.choice(PRONOUNS)} {rng.choice(PAST_VERBS)} {_noun_phrase(rng)}."
+        ),
+        lambda: (
+            f"{rng.choice(PRONOUNS[:2] + PRONOUNS[4:])} {rng.choice(MODALS)} {rng.choice([*MOTION_VERBS, 'wait', 'stay', 'work', 'play', 'sing'])}{where or ' here'}{tail}."
         ),
     ]
-    return r.choice(forms)()
+    return rng.choice(forms)()
 
 
 @cache
 def tokenizer():
-    """The English-only tokenizer of openai-whisper."""
+    """Return the English-only tokenizer of openai-whisper."""
     return get_tokenizer(False)
 
 
-def _one_token(text: str) -> bool:
+def _is_one_token(text: str) -> bool:
     return len(tokenizer().encode(text)) == 1
 
 
 @cache
 def lexicon() -> tuple[str, ...]:
-    """Sorted lower-case words (apart from "I" and names of days) that are one token with and without capital."""
+    """Return all words that are one token, sorted; lower case except "I" and the days of the week."""
     words: set[str] = {"an", "the", "our"}
     for group in (
-        PEOPLE,
-        OBJECT_PEOPLE,
+        PRONOUNS,
+        OBJECT_PRONOUNS,
         NOUNS,
-        PLURALS,
+        PLURAL_NOUNS,
         PLACES,
         ADJECTIVES,
-        PAST,
-        BASE,
-        WENT,
-        GO,
+        PAST_VERBS,
+        VERBS,
+        PAST_MOTION_VERBS,
+        MOTION_VERBS,
         TIMES,
         DAYS,
-        PARTS,
+        DAY_PARTS,
         MODALS,
         DETERMINERS,
         PREPOSITIONS,
         ADVERBS,
         WEATHER,
-        EXTRA,
+        OTHER_WORDS,
     ):
         words.update(group)
-    return tuple(sorted(w for w in words if _one_token(" " + w)))
+    return tuple(sorted(w for w in words if _is_one_token(" " + w)))
 
 
-def sentence(r: random.Random) -> list[str]:
-    """One sentence as a list of spoken tokens: words, numerals "0"…"9", and a final "." or "?"."""
+def random_sentence(rng: random.Random) -> list[str]:
+    """Return a random sentence: words, numerals "0" to "9", and a final "." or "?"."""
     known = set(lexicon())
     while True:
-        if r.random() < 0.15:
-            text = " ".join(r.choice(lexicon()) for _ in range(r.randrange(2, 9))) + "."
+        if rng.random() < 0.15:
+            text = " ".join(rng.choice(lexicon()) for _ in range(rng.randrange(2, 9))) + "."
         else:
-            text = re.sub(r"\ba (?=[aeiou])", "an ", " ".join(_grammatical(r).split()))
+            text = re.sub(r"\ba (?=[aeiou])", "an ", " ".join(_grammar_sentence(rng).split()))
         words = text[:-1].split()
         first = words[0][0].upper() + words[0][1:]
         if (
             all(w in known or w.isdigit() for w in words)
-            and _one_token(" " + first)
+            and _is_one_token(" " + first)
             and not first.isdigit()
             and len(words) <= 14
         ):
             return [first, *words[1:], text[-1]]
 
 
-def held_out(words: list[str]) -> bool:
-    """Whether a sentence belongs to the evaluation (one in ten, chosen by its checksum)."""
+def is_held_out(words: list[str]) -> bool:
+    """Whether a sentence is for the evaluation: one in ten, chosen by checksum."""
     return zlib.crc32(" ".join(words).lower().encode()) % 10 == 0
 
 
-def spoken(word: str) -> str:
-    """How a written word is read aloud: "7" → "seven"."""
+def spoken_form(word: str) -> str:
+    """Return how a written word is pronounced: "seven" for "7"."""
     return DIGITS[int(word)] if word.isdigit() else word
 
 
-def normal(word: str) -> str:
-    """The class name of a written word: lower case, except "I" and the days of the week."""
+def class_name(word: str) -> str:
+    """Return the class of a written word: lower case, except "I" and the days of the week."""
     return word if word == "I" or word in DAYS else word.lower()
 
 
-def token(word: str) -> int:
-    """Token id of a written word with a space before it, or of "." and "?"."""
+def token_id(word: str) -> int:
+    """Return the token id of a written word with a space before it, or of "." or "?"."""
     ids = tokenizer().encode(word if word in ".?" else " " + word)
     if len(ids) != 1:
         raise ValueError(f"{word!r} is not one token")
@@ -213,16 +214,16 @@ def token(word: str) -> int:
 
 
 @cache
-def text_tokens() -> tuple[int, ...]:
-    """All text tokens the model may write, sorted."""
+def text_token_ids() -> tuple[int, ...]:
+    """Return the ids of all text tokens that the model can write, sorted."""
     words = set(lexicon()) | {str(d) for d in range(10)} | {".", "?"}
     for word in lexicon():
         capital = word[0].upper() + word[1:]
-        if _one_token(" " + capital):
+        if _is_one_token(" " + capital):
             words.add(capital)
-    return tuple(sorted(token(w) for w in words))
+    return tuple(sorted(token_id(w) for w in words))
 
 
 def frame_classes() -> dict[str, int]:
-    """Class number of each spoken word for the frame loss; the number after the last one means "no word"."""
+    """Return the index of each word for the frame classifier; the next index is "no word"."""
     return {w: i for i, w in enumerate([str(d) for d in range(10)] + list(lexicon()))}

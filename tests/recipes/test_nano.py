@@ -90,14 +90,14 @@ def test_the_settings_of_its_head_are_in_a_file(tmp_path, monkeypatch):
 
 
 def test_its_head_is_trained_by_that_file(checkpoint, tmp_path, monkeypatch):
-    from recipes.nano import head
+    from recipes.nano import head, scenes
 
-    def scenes(stream, **options):
+    def batches(stream, **options):
         while True:
-            yield torch.randn(16, 80, 3000), torch.ones(16, 75, len(head.NAMES)), torch.full((16,), 75)
+            yield torch.randn(16, 80, 3000), torch.ones(16, 75, len(scenes.CLASS_NAMES)), torch.full((16,), 75)
 
     made, adamw = [], torch.optim.AdamW
-    monkeypatch.setattr(head, "DataLoader", scenes)
+    monkeypatch.setattr(head, "DataLoader", batches)
     monkeypatch.setattr(torch.optim, "AdamW", lambda p, **given: made.append(given) or adamw(p, **given))
     settings = head.read_settings(scenes=16, steps=2)
     head.train_head(None, checkpoint, tmp_path / "head.safetensors", settings)
@@ -105,3 +105,39 @@ def test_its_head_is_trained_by_that_file(checkpoint, tmp_path, monkeypatch):
     tensors, metadata = checkpoints.open_head(tmp_path / "head.safetensors")
     assert metadata["mode"] == "tl_tr_1_8"
     assert len(tensors["mlp_layer.1.weight"]) == 527
+
+
+def test_its_recipe_makes_windows_and_learns_from_them():
+    import numpy as np
+
+    from recipes.nano import data, windows
+    from recipes.nano.batches import collate
+    from recipes.nano.espeak import Utterance
+    from recipes.nano.model import NanoWhisper
+    from recipes.nano.train import compute_losses
+
+    r = np.random.default_rng(0)
+
+    def noise(seconds: float) -> np.ndarray:
+        return r.normal(0, 3000, int(seconds * 16000)).astype(np.int16)
+
+    take = data.Take(noise(0.5), 7, "ann", 0, 800, 7200)
+    sentence = Utterance(noise(1), ["The", "dog", "."], [(0, 8000), (8000, 16000), (16000, 16000)], "en-us")
+    pools = data.Pools([{"ann": [take]}], clips=[data.Clip(noise(5), "dog", "1")], sentences=[sentence])
+    pools.digits = [Utterance(noise(1), ["7", "3"], [(0, 8000), (8000, 16000)], "en-us")]
+    generator = windows.WindowGenerator(pools, 0)
+    made = [generator.window(4, 0.2) for _ in range(8)]
+    v = generator.vocabulary
+    assert any(window.silent for window in made)
+    for window in made:
+        assert window.mel.shape == (80, 400)
+        assert (window.plain[:2], window.plain[-1], window.timed[-1]) == ([v.sot, v.no_timestamps], v.eot, v.eot)
+        assert v.time0 <= window.first <= v.timestamp(1.0)  # `transcribe` allows no later first timestamp
+        times = [token for token in window.timed[2:] if token >= v.time0]
+        assert times == sorted(times)
+        assert [token for token in window.timed if token < v.eot] == [t for t in window.plain if t < v.eot]
+    torch.manual_seed(0)
+    model = NanoWhisper(v)
+    losses = compute_losses(model, collate(made, v) | {"frozen": False}, encoder_only=False)
+    sum(losses[name] for name in ("timed", "plain", "guide", "frames")).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

@@ -334,7 +334,7 @@ def test_another_kind_of_file_is_not_added_to(world):
 def test_the_recipes_data_are_what_nano_en_was_not_trained_on(data, monkeypatch):
     from recipes.nano.data import HELD_OUT_TAKES, SOUNDS, read_esc10
 
-    monkeypatch.setattr("recipes.nano.data.read", lambda path: np.zeros(1, np.int16))  # names are enough
+    monkeypatch.setattr("recipes.nano.data.read_audio", lambda path: np.zeros(1, np.int16))  # names are enough
     study = read_study(os.path.join(os.path.dirname(__file__), "..", "..", "recipes", "noise_study", "digits.toml"))
     assert study.speech.takes == (HELD_OUT_TAKES[0], HELD_OUT_TAKES[-1])
     noises = clips_by_class(study.noise.read(data))
