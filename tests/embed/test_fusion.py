@@ -132,7 +132,7 @@ def test_f2_nothing_past_the_deepest_chosen_layer_runs(vggish, cnn14):
         last.remove()
 
 
-def test_f7_one_way_of_counting():
+def test_f7_one_way_of_counting(cnn14):
     """F7: layers count from 0; the paper's labels, which count from 1, appear only in names of presets."""
     assert {label: (p.network, p.layers) for label, p in PRESETS.items()} == {
         "vggish_10_15": ("vggish", (9, 14)),
@@ -145,7 +145,7 @@ def test_f7_one_way_of_counting():
     model = load_fusion("VGGish-Fusion", weights="random")
     assert (model.layers, model.width) == ((9, 14), 8192)
     with pytest.raises(ValueError, match="no layer 6; counted from 0"):
-        load_fusion("cnn14", [3, 6], "random")
+        Fusion(cnn14, [3, 6])
     with pytest.raises(ValueError, match="fuses layers"):
         load_fusion("vggish_10_15", [1], "random")
 
