@@ -87,7 +87,7 @@ def _row(parser: argparse.ArgumentParser, action: argparse.Action) -> str | None
         value, names = "", [usage._format_args(action, usage._get_default_metavar_for_positional(action))]
     else:
         names = list(action.option_strings)
-    shown = ", ".join(f"`{name}`" for name in names) + (f" `{value}`" if value and len(value) < 45 else "")
+    shown = ", ".join(f"`{name}`" for name in names) + (f" `{value}`" if value and len(value) < 30 else "")
     shown = shown.replace("|", "/")  # a bar in code in a table is shown differently by every Markdown
     help = (action.help or "") % {**vars(action), "prog": parser.prog}
     choices = f" {', '.join(map(str, action.choices))}" if action.choices and len(action.choices) < 8 else ""
@@ -96,6 +96,7 @@ def _row(parser: argparse.ArgumentParser, action: argparse.Action) -> str | None
     default = action.default
     plain = default in (None, [], argparse.SUPPRESS) or action.nargs == 0
     default = "" if plain or action.dest in MACHINE_DEFAULTS else f"`{default}`"
+    help = re.sub(r"(?<![\w`-])--\w+", r"`\g<0>`", help)
     return f"| {_cell(shown)} | {_cell(help)} | {_cell(default)} |"
 
 

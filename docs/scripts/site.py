@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -42,9 +43,22 @@ def on_page_markdown(markdown: str, page: object, config: MkDocsConfig, files: F
 
 
 def _modules(room: str) -> str:
-    """Sections that describe what is public in each module of a room."""
-    names = sorted(path.stem for path in (ROOT / "whisper_at" / room).glob("*.py") if path.stem[0] != "_")
-    options = "    options: { show_root_heading: false, show_root_toc_entry: false }"
-    return "\n\n".join(
-        f"## {name}\n\n`whisper_at.{room}.{name}`\n\n::: whisper_at.{room}.{name}\n{options}" for name in names
-    )
+    """Sections that describe what is public in each module of a room, and what its packages define themselves."""
+    sections = []
+    for path in sorted((ROOT / "whisper_at" / room).rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        if name == f"whisper_at.{room}" or (path.stem[0] == "_" and path.stem != "__init__"):
+            continue
+        options = "show_root_heading: false, show_root_toc_entry: false"
+        if path.stem == "__init__":
+            options += f", members: [{', '.join(_defined(path))}]"
+        title = name.removeprefix(f"whisper_at.{room}.")
+        sections.append(f"## {title}\n\n`{name}`\n\n::: {name}\n    options: {{ {options} }}")
+    return "\n\n".join(sections)
+
+
+def _defined(path: Path) -> list[str]:
+    """Names of the functions and classes that a module defines itself, not those that it imports."""
+    nodes = ast.parse(path.read_text("utf-8")).body
+    names = [node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    return [name for name in names if name[0] != "_"]
