@@ -1,11 +1,11 @@
-"""Cross-validation of every head mode on labelled recordings: a table, and a picture of what is worth its parameters.
+r"""Cross-validation of every mode of head on labelled recordings: a table, and a plot.
 
-    python -m recipes.heads.crossval --data data/esc10 --fold '^(\\d)-' --group '^\\d-(\\d+)-' --out runs/crossval
+    python -m recipes.heads.crossval --data data/esc10 --fold '^(\d)-' --group '^\d-(\d+)-' --out runs/crossval
 
-States are computed once for each encoder: the Whisper's own, and one of the same size with random frozen weights,
-which tells how much of a score the encoder's training is worth. Every fold is tested once for every seed, its clips
-each by itself and one behind the other in recordings; epochs are chosen on a part held out of the other folds. The
-table is added to as runs finish, and runs in it are not repeated.
+Features are computed once for each encoder: that of the Whisper, and one of the same size with random frozen weights,
+which shows how much of a score is due to the training of the encoder. Every fold is tested once for every seed, its
+clips in isolation and in context; epochs are selected on a part held out of the other folds. Rows are added to the
+table as runs finish, and runs that are in it are not repeated.
 """
 
 from __future__ import annotations
@@ -16,24 +16,32 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from whisper_at.checkpoints import EMBEDDED
-from whisper_at.cli.train import add_data_arguments, read_data
 from whisper_at.data.clips import Dataset
 from whisper_at.data.splits import folds, hold_out
 from whisper_at.data.toml import read_toml
 from whisper_at.model import WhisperAT, load_model
-from whisper_at.train.config import Settings, as_dict, changed, parse_assignments, preset
-from whisper_at.train.extract import JOINED, describe, extract
+from whisper_at.train.config import (
+    JOINED,
+    Settings,
+    parse_assignments,
+    preset_settings,
+    settings_dict,
+    update_settings,
+)
+from whisper_at.train.encode import describe_features
+from whisper_at.train.extract import extract_features
 from whisper_at.train.features import Features
 from whisper_at.train.metrics import mean_interval
-from whisper_at.train.recipe import score, scores_of
-from whisper_at.train.run_manifest import clips_digest, cut_unfinished, refuse_other_run
-from whisper_at.train.train_head import Division, for_device, resolve_loss, train_head
+from whisper_at.train.prepare import read_data
+from whisper_at.train.recipe import compute_logits, compute_scores
+from whisper_at.train.run_manifest import check_same_run, clips_digest, truncate_partial_line
+from whisper_at.train.train_head import SplitIndices, resolve_loss, train_head, with_supported_precision
 
 MODES = (
     "last_mlp",
@@ -47,66 +55,70 @@ MODES = (
     "tl_down_tr_64_1_8",
 )
 LINEAR_RATE = 5.0
-"""Linear heads learn at so many times the rate of those with attention: at the same one, they do not get there."""
+"""Learning rate of linear heads, relative to those with attention: at the same rate, they do not converge."""
 ENCODERS = ("trained", "random")
-WAYS = ("30", JOINED)
-"""How clips of a fold are heard for its test: each by itself, and one behind the other."""
+TEST_PROTOCOLS = ("30", JOINED)
+"""How clips of a fold are encoded for its test: in isolation, and in context."""
 SCORES = ("accuracy", "mAP", "AUC", *(f"{name}_joined" for name in ("accuracy", "mAP", "AUC")))
 COLUMNS = ("encoder", "mode", "seed", "fold", "parameters", "epoch", *SCORES, "seconds")
 
 
-class Heard(NamedTuple):
-    """The states of all clips to train on, and those to test on, by fold and way of hearing."""
+class FeatureStores(NamedTuple):
+    """Features of all clips to train on, and features to test on, by fold and protocol."""
 
     training: Features
     tests: Mapping[tuple[int, str], Features]
 
 
 def random_encoder(model: WhisperAT, seed: int = 0) -> WhisperAT:
-    """A Whisper of the same size whose weights are those that PyTorch starts from."""
+    """Return a Whisper of the same size with random weights."""
     torch.manual_seed(seed)
     return WhisperAT(model.dims).eval()
 
 
-def hear(dataset: Dataset, out: Path, name: str, encoder: str, settings: Settings, workers: int) -> Heard:
-    """The states of all clips by an encoder, computed unless they are there."""
+def extract_stores(
+    dataset: Dataset, out: Path, name: str, encoder: str, settings: Settings, workers: int
+) -> FeatureStores:
+    """Return the features of all clips by an encoder; compute those that are missing."""
     model = load_model(name, device="cpu", head=None).eval()
     model = random_encoder(model) if encoder == "random" else model
     label = name if encoder == "trained" else f"{name} with random weights"
 
-    def store(part: Dataset, protocol: str, folder: Path) -> Features:
-        about = describe(label, model, protocol, settings.seconds if protocol == "10" else None)
-        if unreadable := extract(part.clips, folder, model, about, workers=workers, progress=True, say=print):
+    def extract(part: Dataset, protocol: str, folder: Path) -> Features:
+        metadata = describe_features(label, model, protocol, settings.seconds if protocol == "10" else None)
+        options = {"workers": workers, "progress": True, "log": print}
+        if unreadable := extract_features(part.clips, folder, model, metadata, **options):
             raise RuntimeError(f"{unreadable[0].clip.path}: {unreadable[0].reason} ({len(unreadable)} such)")
         return Features.open(folder)
 
-    training = store(dataset, settings.protocol, out / f"{encoder}.features")
+    training = extract(dataset, settings.protocol, out / f"{encoder}.features")
     tests = {}
     for fold, (_, inside) in enumerate(folds(dataset)):
-        for way in WAYS:
-            tests[fold, way] = store(dataset.select(inside), way, out / f"{encoder}.fold-{fold}-{way}.features")
-    return Heard(training, tests)
+        for protocol in TEST_PROTOCOLS:
+            folder = out / f"{encoder}.fold-{fold}-{protocol}.features"
+            tests[fold, protocol] = extract(dataset.select(inside), protocol, folder)
+    return FeatureStores(training, tests)
 
 
 def cross_validate(
     dataset: Dataset,
-    heard: Mapping[str, Heard],
+    stores: Mapping[str, FeatureStores],
     modes: Sequence[str],
     seeds: Sequence[int],
     settings: Settings,
     table: Path,
     only_fold: int | None = None,
 ) -> list[dict[str, str]]:
-    """Train and test every mode on every fold with every seed and encoder; rows of the table, old and new.
+    """Train and test every mode on every fold with every seed and encoder; return the rows of the table, old and new.
 
     Raises
     ------
     ValueError
         If the table is of other settings or recordings.
     """
-    facts = {name: value for name, value in as_dict(settings).items() if name not in ("mode", "seed")}
-    refuse_other_run(table, {**facts, "clips": clips_digest(dataset.clips)})
-    cut_unfinished(table)
+    facts = {name: value for name, value in settings_dict(settings).items() if name not in ("mode", "seed")}
+    check_same_run(table, {**facts, "clips": clips_digest(dataset.clips)})
+    truncate_partial_line(table)
     rows = read_rows(table)
     done = {(row["encoder"], row["mode"], row["seed"], row["fold"]) for row in rows}
     divisions = folds(dataset)
@@ -115,22 +127,23 @@ def cross_validate(
             if only_fold not in (None, fold):
                 continue
             kept, held = hold_out(dataset.select(outside), settings.valid_share, seed)
-            division = Division(outside[kept], outside[held], inside[:0])
+            split = SplitIndices(outside[kept], outside[held], inside[:0])
             test = dataset.select(inside)
-            for encoder, states in heard.items():
+            for encoder, store in stores.items():
                 for mode in modes:
                     if (encoder, mode, str(seed), str(fold)) in done:
                         continue
-                    begun = time.perf_counter()
+                    start = time.perf_counter()
                     rate = settings.rate * (LINEAR_RATE if mode.endswith("_mlp") else 1)
                     changes = {"mode": mode, "seed": seed, "rate": rate}
-                    trained = train_head(dataset, states.training, division, changed(settings, changes, "crossval"))
+                    trained = train_head(dataset, store.training, split, update_settings(settings, changes, "crossval"))
                     scores = {}
-                    for way in WAYS:
-                        features = states.tests[fold, way]
-                        logits = score(trained.head, features, features.find(test.clips), max(settings.rows))
-                        found = scores_of(test.targets(), logits, settings.loss)
-                        scores |= {name if way == "30" else f"{name}_joined": value for name, value in found.items()}
+                    for protocol in TEST_PROTOCOLS:
+                        features = store.tests[fold, protocol]
+                        logits = compute_logits(trained.head, features, features.find(test.clips), max(settings.rows))
+                        found = compute_scores(test.targets(), logits, settings.loss)
+                        suffix = "" if protocol == "30" else "_joined"
+                        scores |= {name + suffix: value for name, value in found.items()}
                     row = {
                         "encoder": encoder,
                         "mode": mode,
@@ -139,7 +152,7 @@ def cross_validate(
                         "parameters": sum(parameter.numel() for parameter in trained.head.parameters()),
                         "epoch": trained.epoch,
                         **{name: round(scores.get(name, float("nan")), 5) for name in SCORES},
-                        "seconds": round(time.perf_counter() - begun, 1),
+                        "seconds": round(time.perf_counter() - start, 1),
                     }
                     add_row(table, row)
                     rows.append({name: str(value) for name, value in row.items()})
@@ -148,14 +161,14 @@ def cross_validate(
 
 
 def read_rows(table: Path) -> list[dict[str, str]]:
-    """What is in the table so far."""
+    """Return the rows of the table so far."""
     if not table.exists():
         return []
     with open(table, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-def add_row(table: Path, row: dict) -> None:
+def add_row(table: Path, row: dict[str, Any]) -> None:
     """Append a finished run."""
     fresh = not table.exists() or not table.stat().st_size
     with open(table, "a", newline="", encoding="utf-8") as file:
@@ -165,10 +178,10 @@ def add_row(table: Path, row: dict) -> None:
         writer.writerow(row)
 
 
-def means(rows: Sequence[dict[str, str]], score: str) -> dict[tuple[str, str], tuple[float, float, int]]:
-    """Mean of a score by encoder and mode, half its 95 % interval, and of how many runs.
+def mean_scores(rows: Sequence[dict[str, str]], score: str) -> dict[tuple[str, str], tuple[float, float, int]]:
+    """Return, by encoder and mode, the mean of a score, half its 95 % interval, and the number of runs.
 
-    The folds of one seed share clips, so a fold's runs are averaged over seeds first: the interval is that over folds.
+    The folds of one seed share clips, so the runs of a fold are averaged over seeds first; the interval is over folds.
     """
     out = {}
     for encoder, mode in dict.fromkeys((row["encoder"], row["mode"]) for row in rows):
@@ -182,7 +195,7 @@ def means(rows: Sequence[dict[str, str]], score: str) -> dict[tuple[str, str], t
 
 
 def draw(rows: Sequence[dict[str, str]], path: Path, title: str) -> None:
-    """Means and intervals by mode, one panel a score, a row a way of hearing; the two encoders side by side."""
+    """Draw means and intervals by mode: a panel per score, a row per protocol, the two encoders side by side."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -190,12 +203,12 @@ def draw(rows: Sequence[dict[str, str]], path: Path, title: str) -> None:
 
     scores = [name for name in SCORES if "AUC" not in name and not np.isnan([float(row[name]) for row in rows]).all()]
     modes = list(dict.fromkeys(row["mode"] for row in rows))
-    columns = len(scores) // len(WAYS)  # scores of each way
-    size = 5.2 * columns, len(WAYS) * (0.4 * len(modes) + 1.2)
-    figure, axes = plt.subplots(len(WAYS), columns, figsize=size, squeeze=False)
+    columns = len(scores) // len(TEST_PROTOCOLS)  # scores of each protocol
+    size = 5.2 * columns, len(TEST_PROTOCOLS) * (0.4 * len(modes) + 1.2)
+    figure, axes = plt.subplots(len(TEST_PROTOCOLS), columns, figsize=size, squeeze=False)
     look = {"trained": ("o", "#0072b2", "trained encoder"), "random": ("s", "#d55e00", "random encoder")}
     for axis, name in zip(axes.flat, scores):
-        found = means(rows, name)
+        found = mean_scores(rows, name)
         for offset, encoder in ((-0.12, "trained"), (0.12, "random")):
             at = [i for i, mode in enumerate(modes) if (encoder, mode) in found]
             if not at:
@@ -227,7 +240,9 @@ def draw(rows: Sequence[dict[str, str]], path: Path, title: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_data_arguments(parser, "--data")  # type: ignore[arg-type]
+    parser.add_argument("--data", required=True, help="folder of classes, .csv, .tsv or .json")
+    for name in ("labels", "root", "fold", "group"):
+        parser.add_argument(f"--{name}", help="as of whisper-at train")
     parser.add_argument("--model", default=EMBEDDED)
     parser.add_argument("--modes", nargs="+", default=list(MODES))
     parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=list(ENCODERS))
@@ -238,19 +253,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
-    dataset = read_data(args.data, args)
-    given = read_toml(args.config) if args.config else {}
-    name = given.pop("preset", "own")
-    settings = changed(preset(name, 0), given, args.config or "")
-    settings = resolve_loss(dataset, changed(settings, parse_assignments(args.set), "--set"))
-    settings = for_device(settings, "cpu")
+    dataset = read_data(args.data, labels=args.labels, root=args.root, fold=args.fold, group=args.group)
+    config = read_toml(args.config) if args.config else {}
+    preset = config.pop("preset", "own")
+    settings = update_settings(preset_settings(preset, 0), config, args.config or "")
+    settings = resolve_loss(dataset, update_settings(settings, parse_assignments(args.set), "--set"))
+    settings = with_supported_precision(settings, "cpu")
     args.out.mkdir(parents=True, exist_ok=True)
-    heard = {name: hear(dataset, args.out, args.model, name, settings, args.workers) for name in args.encoders}
+    stores = {
+        name: extract_stores(dataset, args.out, args.model, name, settings, args.workers) for name in args.encoders
+    }
     rows = cross_validate(
-        dataset, heard, args.modes, range(args.seeds), settings, args.out / "crossval.csv", args.only_fold
+        dataset, stores, args.modes, range(args.seeds), settings, args.out / "crossval.csv", args.only_fold
     )
-    for (encoder, mode), (_, _, n) in means(rows, "mAP").items():
-        found = {name: means(rows, name)[encoder, mode] for name in SCORES if "AUC" not in name}
+    for (encoder, mode), (_, _, n) in mean_scores(rows, "mAP").items():
+        found = {name: mean_scores(rows, name)[encoder, mode] for name in SCORES if "AUC" not in name}
         figures = "  ".join(f"{name} {mean:.3f} ± {half:.3f}" for name, (mean, half, _) in found.items())
         print(f"{encoder:8} {mode:18} {figures}  ({n} runs)")
     draw(rows, args.out / "crossval.png", f"Heads on {args.model}, {len(dataset)} clips of {Path(args.data).name}")

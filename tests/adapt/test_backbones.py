@@ -20,7 +20,7 @@ from whisper_at.adapt import adapt, load_backbone, merge, random_backbone, trans
 from whisper_at.adapt.backbones.frontends import AST_MEAN, AST_STD, batched_log_mel, normalize_clips, resize_positions
 from whisper_at.audio import load_audio
 from whisper_at.model import load_model
-from whisper_at.train.fit import trained_state
+from whisper_at.train.fit import trainable_state
 
 transformers = pytest.importorskip("transformers")
 
@@ -86,7 +86,7 @@ def test_hubert_without_projection_norm_and_with_batch_norm():
         backbone = transformers_backbone(model, "hubert", normalize=False).train()
         ours = backbone(waveforms).states[-1]
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
-    assert trained_state(backbone) == {}  # defect S2: no frozen statistics
+    assert trainable_state(backbone) == {}  # defect S2: no frozen statistics
 
 
 @pytest.mark.parametrize("frames", [None, 96])
@@ -347,7 +347,7 @@ def test_backbones_are_frozen_and_no_checkpoint_holds_their_weights(name):
     backbone = make_backbone(name)
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
     assert not any(module.training for module in backbone.modules())
-    assert trained_state(backbone) == {}  # defect S2
+    assert trainable_state(backbone) == {}  # defect S2
     assert not any(module.training for module in backbone.train().front.modules())
 
 

@@ -23,7 +23,7 @@ from whisper_at.adapt.backbones.blocks import Block
 from whisper_at.adapt.methods.adapters import BottleneckAdapter, ConformerAdapter, ConvpassAdapter, MaskedBatchNorm
 from whisper_at.adapt.methods.moa import DenseMoA, SoftMoA
 from whisper_at.checkpoints.files import read_tensors, save_safetensors
-from whisper_at.train.fit import trained_state
+from whisper_at.train.fit import trainable_state
 
 pytest.importorskip("transformers")
 
@@ -137,7 +137,7 @@ def test_all_trainable_parameters_and_no_others_have_gradients(name, method):
 @on_each_architecture
 def test_s2_trained_parameters_and_no_others_are_saved(name, method, tmp_path):
     backbone = perturb(make_backbone(name, ALL_METHODS[method]))
-    state = trained_state(backbone)
+    state = trainable_state(backbone)
     parameters = dict(backbone.named_parameters())
     assert {key for key in state if key in parameters} == {k for k, p in parameters.items() if p.requires_grad}
     save_safetensors(state, tmp_path / "method.safetensors")

@@ -17,7 +17,8 @@ from whisper_at.adapt.trainer import HeardSource, Recipe, WaveSource
 from whisper_at.adapt.waveforms import Waves
 from whisper_at.data.clips import Clip, Dataset
 from whisper_at.tagging.listeners import StateClassifier
-from whisper_at.train.extract import describe, extract
+from whisper_at.train.encode import describe_features
+from whisper_at.train.extract import extract_features
 from whisper_at.train.features import Features
 
 CLASSES = ("hiss", "hum", "beep")
@@ -53,8 +54,8 @@ def test_clips_are_heard_as_heads_hear_them(model_en, sounds, cache, tmp_path):
     source = heard(model, Waves(sounds.clips, cache=cache), batch=3)
     assert isinstance(source, HeardSource)
     assert len(source.hearings) == 4
-    about = describe("random", model_en, "30+", dtype="float32")
-    assert not extract(sounds.clips, tmp_path / "f", model_en, about)
+    metadata = describe_features("random", model_en, "30+", dtype="float32")
+    assert not extract_features(sounds.clips, tmp_path / "f", model_en, metadata)
     features = Features.open(tmp_path / "f")
     numbers = features.hearings(features.find(sounds.clips))
     for hearing, kept in zip(numbers, source.hearings):

@@ -10,8 +10,8 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,13 +23,17 @@ import whisper_at
 from whisper_at.checkpoints import encoder_sha256, open_head, open_whisper, save_safetensors
 from whisper_at.cli import evaluate, train
 from whisper_at.cli import features as features_command
-from whisper_at.cli.features import write_npz
-from whisper_at.data.clips import Clip, Dataset
+from whisper_at.data.clips import Clip
 from whisper_at.data.readers import read_folders
+from whisper_at.tagging.classes import ClassSet
+from whisper_at.tagging.labels import audioset_labels
 from whisper_at.train import train_head
 from whisper_at.train.config import Settings
-from whisper_at.train.features import About, Features, FeatureWriter
-from whisper_at.train.train_head import divide, resolve_loss, table_lines
+from whisper_at.train.feature_files import FeatureMetadata
+from whisper_at.train.feature_writer import FeatureWriter, write_npz
+from whisper_at.train.features import Features
+from whisper_at.train.prepare import read_splits
+from whisper_at.train.train_head import TrainedHead
 
 CLASSES = ("high", "low", "noise")
 QUICK = ["--set", "epochs=3", "--set", "rows=[3]", "--set", "least_steps=3", "--set", "valid_share=0.25", "--quiet"]
@@ -78,11 +82,11 @@ def test_a_folder_becomes_one_file_that_tags(command, checkpoint, sounds, tmp_pa
     assert json.loads(metadata["steps"]) == [3]
     assert 0.01 <= float(metadata["temperature"]) <= 100
     assert len(json.loads(metadata["thresholds"])) == 3
-    facts = json.loads(metadata["training"])
-    assert facts["clips"] == {"train": 18, "valid": 6, "test": 0}
-    assert facts["settings"]["epochs"] == 3
-    assert 1 <= facts["epoch"] <= 3
-    assert 0 <= facts["held_out"]["accuracy"] <= 1
+    details = json.loads(metadata["training"])
+    assert details["clips"] == {"train": 18, "valid": 6, "test": 0}
+    assert details["settings"]["epochs"] == 3
+    assert 1 <= details["epoch"] <= 3
+    assert 0 <= details["held_out"]["accuracy"] <= 1
 
     model = whisper_at.load_model(str(checkpoint), device="cpu", head=str(tmp_path / "my.safetensors"))
     head = model.attached["my"]
@@ -133,9 +137,10 @@ def stopped_in(monkeypatch, epoch: int):
             raise KeyboardInterrupt
         return real(self, at, step)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(train_head.HeadTask, "batch", stop)
-        yield
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def test_a_run_that_was_stopped_goes_on(command, tmp_path, monkeypatch):
@@ -166,7 +171,7 @@ def test_one_command_in_the_folder_of_the_sounds_itself(sounds, checkpoint, tmp_
 
 
 def test_no_file_is_overwritten_that_was_not_named(sounds, tmp_path, monkeypatch, capsys):
-    assert train._called_as("there/esc50.csv") == Path("esc50.safetensors")
+    assert train.default_output("there/esc50.csv") == Path("esc50.safetensors")
     monkeypatch.chdir(tmp_path)
     save_safetensors({"a": torch.zeros(1)}, "sounds.safetensors")
     with pytest.raises(SystemExit):
@@ -182,8 +187,8 @@ def test_half_precision_is_for_gpus(command, sounds, checkpoint, features, tmp_p
     options += ["-o", str(tmp_path / "my.safetensors"), *QUICK[:-1], "--set", "precision=float16"]
     assert train.main(["--data", str(sounds), *options]) == 0
     assert "training in float32" in capsys.readouterr().out
-    facts = json.loads(open_head(tmp_path / "my.safetensors")[1]["training"])
-    assert facts["settings"]["precision"] == "float32"
+    details = json.loads(open_head(tmp_path / "my.safetensors")[1]["training"])
+    assert details["settings"]["precision"] == "float32"
 
 
 def test_the_same_command_finds_the_same_again(command, sounds, tmp_path, capsys):
@@ -219,11 +224,11 @@ def test_several_labels_a_clip_and_a_table_with_splits(command, sounds, tmp_path
     options = ["--root", str(sounds), "--set", "loss=auto", "--set", "threshold_precision=0.5", "--set", "readers=2"]
     assert command(*options, data=tmp_path / "table.csv") == 0
     _, metadata = open_head(tmp_path / "my.safetensors")
-    facts = json.loads(metadata["training"])
+    details = json.loads(metadata["training"])
     assert metadata["kind"] == "multi_label"
-    assert facts["clips"] == {"train": 12, "valid": 6, "test": 6}
+    assert details["clips"] == {"train": 12, "valid": 6, "test": 6}
     assert len(json.loads(metadata["thresholds"])) == 4
-    assert facts["test"].keys() >= {"mAP", "AUC", "d_prime"}
+    assert details["test"].keys() >= {"mAP", "AUC", "d_prime"}
 
 
 def test_labels_of_audioset(command, sounds, tmp_path):
@@ -237,11 +242,11 @@ def test_labels_of_audioset(command, sounds, tmp_path):
     options += ["--set", "protocol=30+", "--set", "seconds=0"]
     assert command(*options, data=tmp_path / "train.json") == 0
     _, metadata = open_head(tmp_path / "my.safetensors")
-    facts = json.loads(metadata["training"])
+    details = json.loads(metadata["training"])
     assert metadata["classes"] == "audioset-527"
-    assert facts["epoch"] == 0
-    assert facts["clips"]["test"] == 12
-    assert facts["settings"]["average"] == [2, 3]
+    assert details["epoch"] == 0
+    assert details["clips"]["test"] == 12
+    assert details["settings"]["average"] == [2, 3]
 
 
 def test_bad_clips_stop_it_or_are_left_out(command, sounds, tmp_path, capsys):
@@ -268,7 +273,7 @@ def test_bad_clips_stop_it_or_are_left_out(command, sounds, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("extra", "told"),
+    ("extra", "message"),
     [
         (["--set", "epoch=3"], "did you mean 'epochs'"),
         (["--set", "mode=tl_tr_1_7"], "divi"),
@@ -291,16 +296,19 @@ def test_bad_clips_stop_it_or_are_left_out(command, sounds, tmp_path, capsys):
         (["--set", "select=", "--set", "patience=2"], "patience does nothing without select"),
     ],
 )
-def test_wrong_arguments_are_told_before_any_work(command, capsys, extra, told):
+def test_wrong_arguments_are_told_before_any_work(command, capsys, extra, message):
     with pytest.raises(SystemExit) as caught:
         command(*extra)
     assert caught.value.code == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_labels_may_be_for_one_part_alone(sounds):
-    arguments = ["--data", str(sounds), "--test", "eval.json", "--labels", "x.csv", "--model", "nano.en"]
-    assert train.read_data(str(sounds), train.build_parser().parse_args(arguments)).classes == CLASSES
+def test_labels_may_be_for_one_part_alone(sounds, tmp_path):
+    (tmp_path / "labels.csv").write_text("index,mid,display_name\n0,/m/1,low\n")
+    (tmp_path / "eval.json").write_text('{"data": [{"wav": "a.wav", "labels": "/m/1"}]}')
+    data = read_splits(str(sounds), test=str(tmp_path / "eval.json"), labels=str(tmp_path / "labels.csv"))
+    assert data.classes == CLASSES
+    assert data.split("test").clips[0].labels == ("low",)
 
 
 def test_a_head_of_a_name_that_is_taken_says_what_to_do(model_en):
@@ -315,12 +323,12 @@ def test_states_of_float32_are_added_to(command, sounds, checkpoint, tmp_path):
     assert command("--features", str(tmp_path / "f")) == 0
     found = Features.open(tmp_path / "f")
     assert len(found) == 24
-    assert found.about.dtype == "float32"
+    assert found.metadata.dtype == "float32"
     assert found.states(23).dtype == np.float32
 
 
 def test_states_of_another_encoder_are_refused(command, tmp_path):
-    with FeatureWriter(tmp_path / "f", About("other", "sha", "30", 0.0, 2, 64)) as writer:
+    with FeatureWriter(tmp_path / "f", FeatureMetadata("other", "sha", "30", 0.0, 2, 64)) as writer:
         writer.add(Clip(tmp_path / "a.wav", ()), np.zeros((2, 3, 64)))
     with pytest.raises(ValueError, match="encoder_sha256"):
         command("--features", str(tmp_path / "f"))
@@ -345,8 +353,8 @@ def test_states_that_do_not_say_whose_they_are_give_a_head_of_the_model_named(
     assert command("--features", str(tmp_path / "npz")) == 0
     _, metadata = open_head(tmp_path / "my.safetensors")
     assert metadata["encoder_sha256"] == encoder_sha256(open_whisper(checkpoint)[1])
-    facts = json.loads(metadata["training"])
-    assert facts["protocol"] == facts["settings"]["protocol"] == "30+"
+    details = json.loads(metadata["training"])
+    assert details["protocol"] == details["settings"]["protocol"] == "30+"
     whisper_at.load_model(str(checkpoint), device="cpu", head=str(tmp_path / "my.safetensors"))
     assert not [warning for warning in recwarn if "another encoder" in str(warning.message)]
 
@@ -416,38 +424,13 @@ def test_torchrun_trains_as_one_process_does(command, sounds, checkpoint, featur
         torch.testing.assert_close(one[name], two[name], rtol=1e-2, atol=1e-3)
 
 
-# --- parts --------------------------------------------------------------------------------------------------
-
-
-def dataset_of(*clips: Clip) -> Dataset:
-    return Dataset(clips, tuple(sorted({label for clip in clips for label in clip.labels})))
-
-
-def test_epochs_are_never_chosen_on_test_clips_T2():
-    """T2: the reference had no held-out split; epochs and averaging were chosen on the evaluation set."""
-    clips = [Clip(Path(f"{i}.wav"), ("ab"[i % 2],), "test" if i < 10 else "", fold=str(i % 5)) for i in range(60)]
-    division = divide(dataset_of(*clips), Settings(valid_share=0.2))
-    assert division.test.tolist() == list(range(10))
-    assert len(division.valid) == 10
-    assert len(division.train) == 40
-    assert sorted([*division.train, *division.valid, *division.test]) == list(range(60))
-    division = divide(dataset_of(*(replace(clip, split="") for clip in clips)), Settings(), test_fold="3")
-    assert {clips[i].fold for i in division.test} == {"3"}
-    assert "3" not in {clips[i].fold for i in (*division.train, *division.valid)}
-    assert not len(divide(dataset_of(*clips), Settings(valid_share=0)).valid)
-    with pytest.raises(ValueError, match="fold '9'"):
-        divide(dataset_of(*clips), Settings(), test_fold="9")
-
-
-def test_the_loss_suits_the_data():
-    one, several = dataset_of(Clip(Path("a"), ("x",)), Clip(Path("b"), ("y",))), dataset_of(Clip(Path("a"), ("x", "y")))
-    assert resolve_loss(one, Settings()).loss == "ce"
-    assert resolve_loss(several, Settings()).loss == "bce"
-    assert resolve_loss(one, Settings(loss="bce")).loss == "bce"
-    with pytest.raises(ValueError, match="2; use bce|2 labels|has 2"):
-        resolve_loss(several, Settings(loss="ce"))
-
-
-def test_tables_say_what_is_not_known():
-    lines = table_lines([{"class": "dog", "AP": float("nan"), "threshold": float("inf"), "trained": 3}])
-    assert lines[1].split() == ["dog", "-", "never", "3"]
+@pytest.mark.parametrize("audioset", [False, True])
+def test_events_of_audiosets_classes_do_not_depend_on_thresholds(audioset):
+    names = tuple(label.name for label in audioset_labels()) if audioset else ("hiss", "hum")
+    fitted = SimpleNamespace(epoch=1)
+    table = [{"class": name, "threshold": np.inf} for name in names]
+    trained = TrainedHead(None, ClassSet(names), fitted, {"mAP": 0.5}, {}, table)
+    lines: list[str] = []
+    train.log_results(trained, Settings(), lines.append)
+    assert trained.is_audioset == audioset
+    assert any("as events these never count" in line for line in lines) == (not audioset)

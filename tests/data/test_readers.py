@@ -10,8 +10,8 @@ import pytest
 from dataset_files import touch
 
 from whisper_at.data import Clip, read_dataset, read_folders
-from whisper_at.train.features import ABOUT
-from whisper_at.train.fit import HISTORY, STATE
+from whisper_at.train.feature_files import METADATA_FILE
+from whisper_at.train.fit import HISTORY_FILE, STATE_FILE
 
 
 def test_folders_are_classes(tmp_path):
@@ -49,12 +49,12 @@ def test_a_train_is_also_a_sound(tmp_path):
 
 
 def test_what_this_program_wrote_is_no_class(tmp_path):
-    touch(tmp_path, f"f/{ABOUT}", f"kept/protocol-10/{ABOUT}", f"a/{STATE}", f"b/{HISTORY}", "my.report/report.md")
-    touch(tmp_path, "my.run/events.out.tfevents.0", "own.run/a.wav", "bird/list.txt", f"dog/{ABOUT}", "dog/a.wav")
+    touch(tmp_path, f"f/{METADATA_FILE}", f"kept/protocol-10/{METADATA_FILE}", f"a/{STATE_FILE}", f"b/{HISTORY_FILE}", "my.report/report.md")
+    touch(tmp_path, "my.run/events.out.tfevents.0", "own.run/a.wav", "bird/list.txt", f"dog/{METADATA_FILE}", "dog/a.wav")
     for name in ("none.run", "none.features", "none"):
         (tmp_path / name).mkdir()
     assert read_folders(tmp_path).classes == ("bird", "dog", "none", "own.run")
-    parted = touch(tmp_path / "parted", "train/dog/a.wav", "train/cat/a.wav", "test/dog/b.wav", f"train/f/{ABOUT}")
+    parted = touch(tmp_path / "parted", "train/dog/a.wav", "train/cat/a.wav", "test/dog/b.wav", f"train/f/{METADATA_FILE}")
     assert read_folders(parted).classes == ("cat", "dog")
 
 

@@ -11,27 +11,33 @@ import pytest
 from conftest import SAMPLE_RATE, noise
 from scipy.io import wavfile
 
-from recipes.heads.crossval import COLUMNS, WAYS, Heard, cross_validate, main, read_rows
+from recipes.heads.crossval import COLUMNS, TEST_PROTOCOLS, FeatureStores, cross_validate, main, read_rows
 from whisper_at.data.clips import Clip, Dataset
 from whisper_at.train.config import Settings
-from whisper_at.train.features import About, Features, FeatureWriter
+from whisper_at.train.feature_files import FeatureMetadata
+from whisper_at.train.feature_writer import FeatureWriter
+from whisper_at.train.features import Features
 
 SETTINGS = Settings(loss="ce", epochs=1, batch=8, rows=(3,), least_steps=1)
 
 
 @pytest.fixture
-def world(tmp_path) -> tuple[Dataset, dict[str, Heard]]:
+def world(tmp_path) -> tuple[Dataset, dict[str, FeatureStores]]:
     clips = [Clip(Path(f"/sounds/{i}.wav"), ("ab"[i % 2],), fold=str(i // 8)) for i in range(16)]
     r = np.random.default_rng(0)
 
     def store(name: str, protocol: str, some: list[Clip]) -> Features:
-        with FeatureWriter(tmp_path / name, About("m", "sha", protocol, 0.0, 2, 8)) as writer:
+        with FeatureWriter(tmp_path / name, FeatureMetadata("m", "sha", protocol, 0.0, 2, 8)) as writer:
             for clip in some:
                 writer.add(clip, r.standard_normal((2, 4, 8)))
         return Features.open(tmp_path / name)
 
-    tests = {(fold, way): store(f"{fold}{way}", way, clips[8 * fold :][:8]) for fold in range(2) for way in WAYS}
-    return Dataset(tuple(clips), ("a", "b")), {"trained": Heard(store("f", "30+", clips), tests)}
+    tests = {
+        (fold, protocol): store(f"{fold}{protocol}", protocol, clips[8 * fold :][:8])
+        for fold in range(2)
+        for protocol in TEST_PROTOCOLS
+    }
+    return Dataset(tuple(clips), ("a", "b")), {"trained": FeatureStores(store("f", "30+", clips), tests)}
 
 
 def test_a_table_goes_on_after_a_line_that_was_not_finished(world, tmp_path):
@@ -59,7 +65,7 @@ def test_a_table_of_other_settings_or_clips_is_refused(world, tmp_path):
         cross_validate(dataset.select(range(15)), features, ["mean_mlp"], [0], SETTINGS, table)
 
 
-def test_the_command_hears_trains_prints_and_draws(tmp_path, capsys):
+def test_the_command_encodes_trains_prints_and_draws(checkpoint, tmp_path, capsys):
     for i in range(8):
         for fold, label in product((1, 2), "ab"):
             path = tmp_path / "sounds" / label / f"{fold}-{i}.wav"
@@ -67,7 +73,18 @@ def test_the_command_hears_trains_prints_and_draws(tmp_path, capsys):
             wave = noise(0.9, i) if label == "a" else np.sin(np.arange(14400) * (0.1 + 0.01 * i))
             wavfile.write(path, SAMPLE_RATE, (0.2 * wave).astype(np.float32))
     arguments = ["--data", str(tmp_path / "sounds"), "--fold", r"^(\d)-", "--modes", "mean_mlp", "--seeds", "1"]
-    arguments += ["--encoders", "trained", "--set", "epochs=2", "--workers", "0", "--out", str(tmp_path / "out")]
+    arguments += [
+        "--model",
+        str(checkpoint),
+        "--encoders",
+        "trained",
+        "--set",
+        "epochs=2",
+        "--workers",
+        "0",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     for _ in range(2):  # the second time, all is there
         assert main(arguments) == 0
         shown = capsys.readouterr().out

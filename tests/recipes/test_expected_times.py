@@ -12,10 +12,10 @@ from recipes.heads.expected import RECIPES
 
 @pytest.fixture
 def small(monkeypatch):
-    """Every Whisper is tiny, and few clips are heard."""
+    """Every Whisper is tiny, and few clips are encoded."""
     width = {"n_audio_state": 64, "n_audio_head": 2, "n_audio_layer": 3, "n_text_state": 64, "n_text_head": 2}
-    dims = expected.dims_of("tiny")
-    monkeypatch.setattr(expected, "dims_of", lambda name: {**dims, **width})
+    dims = expected.model_dims("tiny")
+    monkeypatch.setattr(expected, "model_dims", lambda name: {**dims, **width})
     monkeypatch.setattr(expected, "CLIPS", 5)
     monkeypatch.setattr(expected, "BATCHES", 2)
 
@@ -44,4 +44,5 @@ def test_every_recipe_has_an_expectation():
 
 
 def test_times_for_people():
-    assert [expected.long(seconds) for seconds in (40, 600, 7200, 86400 * 30)] == ["40 s", "10 min", "2.0 h", "30 days"]
+    found = [expected.format_long(seconds) for seconds in (40, 600, 7200, 86400 * 30)]
+    assert found == ["40 s", "10 min", "2.0 h", "30 days"]

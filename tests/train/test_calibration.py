@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from whisper_at.cli import train
-from whisper_at.tagging.classes import ClassSet
-from whisper_at.tagging.labels import audioset_labels
 from whisper_at.train.calibration import (
     expected_calibration_error,
     fit_temperature,
     probabilities,
-    reliability,
+    reliability_curve,
     thresholds_for_precision,
 )
-from whisper_at.train.config import Settings
-from whisper_at.train.train_head import Trained
 
 
 def cross_entropy(targets: np.ndarray, logits: np.ndarray, multi_label: bool, temperature: float) -> float:
@@ -59,10 +52,8 @@ def test_the_temperature_that_made_the_labels_is_found(multi_label):
     r = np.random.default_rng(0)
     logits = r.normal(0, 6, (20_000, 3))
     p = probabilities(logits, multi_label, 2.5)
-    if multi_label:
-        targets = (r.random(p.shape) < p).astype(int)
-    else:
-        targets = (r.random((len(p), 1)) > p.cumsum(1)).sum(1)
+    one_class, several = (r.random((len(p), 1)) > p.cumsum(1)).sum(1), (r.random(p.shape) < p).astype(int)
+    targets = several if multi_label else one_class
     found = fit_temperature(targets, logits, multi_label)
     assert found == pytest.approx(2.5, rel=0.05)
     grid = np.geomspace(0.5, 10, 60)
@@ -148,43 +139,31 @@ def test_a_threshold_reaches_its_precision_with_the_greatest_recall(case, precis
 def test_reliability_by_hand():
     p = np.array([0.0, 0.1, 0.25, 0.75, 0.95, 1.0])
     right = np.array([0, 1, 0, 1, 1, 1])
-    found = reliability(right, p, bins=4)
+    found = reliability_curve(right, p, bins=4)
     assert found.counts.tolist() == [2, 1, 0, 3]
-    assert found.claimed[[0, 1, 3]] == pytest.approx([0.05, 0.25, 0.9])
+    assert found.predicted[[0, 1, 3]] == pytest.approx([0.05, 0.25, 0.9])
     assert found.observed[[0, 1, 3]] == pytest.approx([0.5, 0.0, 1.0])
-    assert np.isnan(found.claimed[2])
+    assert np.isnan(found.predicted[2])
     assert np.isnan(found.observed[2])
     assert expected_calibration_error(found) == pytest.approx((2 * 0.45 + 1 * 0.25 + 3 * 0.1) / 6)
-    assert reliability(right.reshape(2, 3), p.reshape(2, 3), 4).counts.tolist() == [2, 1, 0, 3]
+    assert reliability_curve(right.reshape(2, 3), p.reshape(2, 3), 4).counts.tolist() == [2, 1, 0, 3]
 
 
 def test_a_reliability_of_what_is_none_is_refused():
     with pytest.raises(ValueError, match="between 0 and 1"):
-        reliability(np.array([1]), np.array([1.5]))
+        reliability_curve(np.array([1]), np.array([1.5]))
     with pytest.raises(ValueError, match="between 0 and 1"):
-        reliability(np.array([1]), np.array([np.nan]))
+        reliability_curve(np.array([1]), np.array([np.nan]))
     with pytest.raises(ValueError, match="targets are"):
-        reliability(np.array([1, 0]), np.array([0.5]))
-    assert np.isnan(expected_calibration_error(reliability(np.zeros(0), np.zeros(0))))
+        reliability_curve(np.array([1, 0]), np.array([0.5]))
+    assert np.isnan(expected_calibration_error(reliability_curve(np.zeros(0), np.zeros(0))))
 
 
 def test_calibration_takes_the_gap_away():
     r = np.random.default_rng(1)
     logits = r.normal(0, 8, (4000, 4))
     targets = (r.random(logits.shape) < probabilities(logits, True, 4.0)).astype(int)
-    before = expected_calibration_error(reliability(targets, probabilities(logits, True)))
+    before = expected_calibration_error(reliability_curve(targets, probabilities(logits, True)))
     temperature = fit_temperature(targets, logits, True)
-    after = expected_calibration_error(reliability(targets, probabilities(logits, True, temperature)))
+    after = expected_calibration_error(reliability_curve(targets, probabilities(logits, True, temperature)))
     assert after < 0.02 < 0.1 < before
-
-
-@pytest.mark.parametrize("audioset", [False, True])
-def test_events_of_audiosets_classes_hang_on_no_threshold(audioset):
-    names = tuple(label.name for label in audioset_labels()) if audioset else ("hiss", "hum")
-    fitted = SimpleNamespace(epoch=1)
-    table = [{"class": name, "threshold": np.inf} for name in names]
-    trained = Trained(None, ClassSet(names), fitted, {"mAP": 0.5}, {}, table)
-    told: list[str] = []
-    train._report(trained, Settings(), told.append)
-    assert trained.of_audioset == audioset
-    assert any("as events these never count" in line for line in told) == (not audioset)

@@ -10,25 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from whisper_at.train.fit import (
-    Plan,
-    _Run,
-    _share,
+    FitOptions,
+    _shard_batch,
+    _TrainingState,
     fit,
-    schedule_constant,
-    schedule_cosine,
-    schedule_linear,
-    schedule_plateau,
-    schedule_steps,
-    trained_state,
+    trainable_state,
 )
+from whisper_at.train.schedules import schedule_cosine, schedule_linear
 
 
-class Stop(Exception):
+class InterruptError(Exception):
     pass
 
 
 class Regression:
-    """Four batches an epoch; validation says what it is told to, and notes the weights."""
+    """Four batches an epoch; validation says what it is message to, and notes the weights."""
 
     def __init__(self, scores: list[dict[str, float]] | None = None, stop: tuple[int, int] | None = None) -> None:
         self.scores, self.stop = scores, stop
@@ -41,7 +37,7 @@ class Regression:
 
     def batch(self, epoch: int, step: int) -> tuple[Tensor, Tensor]:
         if self.stop == (epoch, step):
-            raise Stop
+            raise InterruptError
         if self.optimizer is not None:
             self.rates.append(self.optimizer.param_groups[0]["lr"])
         x = torch.randn(8, 3, generator=torch.Generator().manual_seed(10 * epoch + step))
@@ -64,11 +60,11 @@ def network() -> nn.Module:
     return model
 
 
-def fitted(task, plan, out=None, facts=None, model=None):
+def fit_network(task, options, out=None, run_config=None, model=None):
     model = model or network()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
     task.optimizer = optimizer
-    return model, fit(model, task, optimizer, plan, out, facts=facts)
+    return model, fit(model, task, optimizer, options, out, run_config=run_config)
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -76,7 +72,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def test_it_learns():
-    model, result = fitted(Regression(), Plan(60))
+    model, result = fit_network(Regression(), FitOptions(60))
     losses = [line["loss"] for line in result.history]
     assert result.epoch == 60
     assert [line["epoch"] for line in result.history] == list(range(1, 61))
@@ -89,12 +85,14 @@ def test_it_learns():
 def test_stopped_and_resumed_is_as_never_stopped_T8(tmp_path, save_steps, stop):
     """Dropout, BatchNorm, momentum, the schedule, averages and the chosen epoch all go on, bit for bit."""
     scores = [{"accuracy": value} for value in (0.5, 0.8, 0.7, 0.6)]
-    plan = Plan(4, schedule_cosine(4, 0.5), "accuracy", average=(2, 3), clip=1.0, save_steps=save_steps)
-    expected, whole = fitted(Regression(scores), plan)
-    with pytest.raises(Stop):
-        fitted(Regression(scores, stop), plan, tmp_path)
+    options = FitOptions(
+        4, schedule_cosine(4, 0.5), "accuracy", average=(2, 3), max_grad_norm=1.0, save_steps=save_steps
+    )
+    expected, whole = fit_network(Regression(scores), options)
+    with pytest.raises(InterruptError):
+        fit_network(Regression(scores, stop), options, tmp_path)
     rest = Regression(scores[stop[0] :])
-    model, result = fitted(rest, plan, tmp_path)
+    model, result = fit_network(rest, options, tmp_path)
     assert same(model.state_dict(), expected.state_dict())
     assert result == whole
     assert result.epoch == 0
@@ -106,42 +104,42 @@ def test_stopped_and_resumed_is_as_never_stopped_T8(tmp_path, save_steps, stop):
 
 
 def test_a_finished_run_is_not_run_again(tmp_path):
-    model, result = fitted(Regression(), Plan(2), tmp_path)
-    again, found = fitted(Regression(stop=(0, 0)), Plan(2), tmp_path)
+    model, result = fit_network(Regression(), FitOptions(2), tmp_path)
+    again, found = fit_network(Regression(stop=(0, 0)), FitOptions(2), tmp_path)
     assert found == result
     assert same(again.state_dict(), model.state_dict())
     longer = Regression()
-    fitted(longer, Plan(3), tmp_path)
+    fit_network(longer, FitOptions(3), tmp_path)
     assert len(longer.rates) == 4  # one more epoch
 
 
 def test_the_best_epoch_is_kept():
     task = Regression([{"accuracy": value} for value in (0.1, math.nan, 0.9, 0.9, 0.2)])
-    model, result = fitted(task, Plan(5, select="accuracy"))
+    model, result = fit_network(task, FitOptions(5, select="accuracy"))
     assert result.epoch == 3
     assert same(model.state_dict(), task.seen[2])
     task = Regression([{"valid_loss": value} for value in (3.0, 1.0, 2.0)])
-    model, result = fitted(task, Plan(3, select="-valid_loss"))
+    model, result = fit_network(task, FitOptions(3, select="-valid_loss"))
     assert result.epoch == 2
     assert same(model.state_dict(), task.seen[1])
     scores = [(1.0, 0.5), (1.0, 0.2), (1.0, 0.2), (1.0, math.nan), (math.nan, 0.1)]
     task = Regression([{"accuracy": value, "valid_loss": loss} for value, loss in scores])
-    model, result = fitted(task, Plan(5, select="accuracy"))
+    model, result = fit_network(task, FitOptions(5, select="accuracy"))
     assert result.epoch == 2
     assert same(model.state_dict(), task.seen[1])
     scores = [{"mAP": math.nan, "valid_loss": loss} for loss in (2.0, 1.0)]
-    _, result = fitted(Regression(scores), Plan(2, select="mAP"))
+    _, result = fit_network(Regression(scores), FitOptions(2, select="mAP"))
     assert result.epoch == 2
     task = Regression([{"accuracy": 0.5}] * 3)
-    model, result = fitted(task, Plan(3))
+    model, result = fit_network(task, FitOptions(3))
     assert result.epoch == 3
     assert same(model.state_dict(), task.seen[2])
 
 
 def test_weights_are_averaged_over_epochs_after_both_ends():
     task = Regression()
-    model, result = fitted(task, Plan(5, average=(2, 4)))
-    state = trained_state(model)
+    model, result = fit_network(task, FitOptions(5, average=(2, 4)))
+    state = trainable_state(model)
     for name, tensor in state.items():
         if tensor.is_floating_point():
             mean = torch.stack([seen[name] for seen in task.seen[1:4]]).mean(0)
@@ -153,14 +151,14 @@ def test_weights_are_averaged_over_epochs_after_both_ends():
 def test_patience_ends_a_run():
     scores = [{"accuracy": value} for value in (0.5, 0.6, 0.6, 0.1, 0.9)]
     task = Regression(scores)
-    _, result = fitted(task, Plan(5, select="accuracy", patience=2))
+    _, result = fit_network(task, FitOptions(5, select="accuracy", patience=2))
     assert len(result.history) == 4
     assert result.epoch == 2
 
 
 def test_frozen_weights_are_neither_changed_nor_saved(tmp_path):
     before = network()[4].weight.clone()
-    model, _ = fitted(Regression(), Plan(1), tmp_path)
+    model, _ = fit_network(Regression(), FitOptions(1), tmp_path)
     assert torch.equal(model[4].weight, before)
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert set(state["weights"]) == {name for name in model.state_dict() if not name.startswith("4.")}
@@ -173,7 +171,7 @@ def test_gradients_are_clipped():
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
     task = Regression()
     task.steps = lambda epoch: 1
-    fit(model, task, optimizer, Plan(1, clip=1e-3))
+    fit(model, task, optimizer, FitOptions(1, max_grad_norm=1e-3))
     moved = math.sqrt(sum(float((p - q).detach().square().sum()) for p, q in zip(model.parameters(), before)))
     assert moved == pytest.approx(1e-3, rel=1e-3)
 
@@ -182,22 +180,22 @@ def test_bfloat16_is_autocast():
     seen = []
     task, model = Regression(), network()
     model[0].register_forward_hook(lambda module, given, out: seen.append((module.weight.dtype, out.dtype)))
-    fitted(task, Plan(1, precision="bfloat16"), model=model)
+    fit_network(task, FitOptions(1, precision="bfloat16"), model=model)
     assert set(seen) == {(torch.float32, torch.bfloat16)}
 
 
 @pytest.mark.parametrize(
-    ("plan", "told"),
+    ("options", "message"),
     [
-        (Plan(1, precision="int8"), "precision must be one of float32, bfloat16, float16, not 'int8'"),
-        (Plan(3, average=(2, 4)), "cannot average epochs 2 to 4 of 3"),
-        (Plan(3, average=(0, 2)), "cannot average epochs 0 to 2"),
-        (Plan(1, select="mAP"), "chosen by 'mAP', but the scores are accuracy"),
+        (FitOptions(1, precision="int8"), "precision must be one of float32, bfloat16, float16, not 'int8'"),
+        (FitOptions(3, average=(2, 4)), "cannot average epochs 2 to 4 of 3"),
+        (FitOptions(3, average=(0, 2)), "cannot average epochs 0 to 2"),
+        (FitOptions(1, select="mAP"), "chosen by 'mAP', but the scores are accuracy"),
     ],
 )
-def test_plans_that_cannot_be(plan, told):
-    with pytest.raises(ValueError, match=told):
-        fitted(Regression([{"accuracy": 1.0}]), plan)
+def test_options_that_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        fit_network(Regression([{"accuracy": 1.0}]), options)
 
 
 def test_the_scale_of_gradients_goes_on_too(tmp_path, monkeypatch):
@@ -209,10 +207,10 @@ def test_the_scale_of_gradients_goes_on_too(tmp_path, monkeypatch):
         return made[-1]
 
     monkeypatch.setattr(torch.amp, "GradScaler", scaler)
-    expected, _ = fitted(Regression(), Plan(2))
-    with pytest.raises(Stop):
-        fitted(Regression(stop=(1, 1)), Plan(2), tmp_path)
-    resumed, _ = fitted(Regression(), Plan(2), tmp_path)
+    expected, _ = fit_network(Regression(), FitOptions(2))
+    with pytest.raises(InterruptError):
+        fit_network(Regression(stop=(1, 1)), FitOptions(2), tmp_path)
+    resumed, _ = fit_network(Regression(), FitOptions(2), tmp_path)
     assert same(resumed.state_dict(), expected.state_dict())
     assert made[-1].state_dict() == made[0].state_dict()
     assert made[0].get_scale() == 16
@@ -220,11 +218,11 @@ def test_the_scale_of_gradients_goes_on_too(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")
 def test_what_was_saved_goes_to_the_device_of_the_model(tmp_path):
-    plan = Plan(3, select="accuracy", average=(1, 3))
-    with pytest.raises(Stop):
-        fitted(Regression([{"accuracy": 1.0}], (1, 0)), plan, tmp_path)
+    options = FitOptions(3, select="accuracy", average=(1, 3))
+    with pytest.raises(InterruptError):
+        fit_network(Regression([{"accuracy": 1.0}], (1, 0)), options, tmp_path)
     model = network().to("meta")  # stands for a GPU
-    run = _Run(model, torch.optim.AdamW(model.parameters()), torch.amp.GradScaler("cpu", enabled=False), {})
+    run = _TrainingState(model, torch.optim.AdamW(model.parameters()), torch.amp.GradScaler("cpu", enabled=False), {})
     run.optimizer.load_state_dict = lambda state: None
     run.load(tmp_path / "state.pt")
     assert run.epoch == 1
@@ -239,59 +237,34 @@ def test_a_loss_that_is_no_number_stops_and_leaves_the_last_state(tmp_path):
             return super().loss(model, batch) * (math.inf if len(self.rates) == 7 else 1.0)
 
     with pytest.raises(RuntimeError, match="the loss is inf in epoch 2, step 3: lower the learning rate"):
-        fitted(Broken(), Plan(3), tmp_path)
-    expected, _ = fitted(Regression(), Plan(3))
-    resumed, _ = fitted(Regression(), Plan(3), tmp_path)
+        fit_network(Broken(), FitOptions(3), tmp_path)
+    expected, _ = fit_network(Regression(), FitOptions(3))
+    resumed, _ = fit_network(Regression(), FitOptions(3), tmp_path)
     assert same(resumed.state_dict(), expected.state_dict())
 
 
 def test_a_state_of_something_else_is_refused(tmp_path):
-    fitted(Regression(), Plan(1), tmp_path, facts={"rate": 0.1, "classes": ("a", "b")})
+    fit_network(Regression(), FitOptions(1), tmp_path, run_config={"rate": 0.1, "classes": ("a", "b")})
     with pytest.raises(ValueError, match=r"holds a run with rate = 0.1, not 0.2: choose another folder, or delete"):
-        fitted(Regression(), Plan(2), tmp_path, facts={"rate": 0.2, "classes": ("a", "b")})
+        fit_network(Regression(), FitOptions(2), tmp_path, run_config={"rate": 0.2, "classes": ("a", "b")})
     other = nn.Sequential(nn.Linear(3, 1))
     with pytest.raises(ValueError, match="holds other parameters than this model has"):
-        fitted(Regression(), Plan(2), tmp_path, facts={"rate": 0.1, "classes": ["a", "b"]}, model=other)
+        fit_network(Regression(), FitOptions(2), tmp_path, run_config={"rate": 0.1, "classes": ["a", "b"]}, model=other)
     kept = (tmp_path / "state.pt").read_bytes()
     (tmp_path / "state.pt").write_bytes(kept[: len(kept) // 2])
     with pytest.raises(ValueError, match=r"state.pt cannot be read as the state of a run .*; delete it to begin anew"):
-        fitted(Regression(), Plan(2), tmp_path, facts={"rate": 0.1, "classes": ["a", "b"]})
-
-
-# --- schedules ------------------------------------------------------------------------------------------------
-
-
-def test_rates_follow_the_schedule():
-    task = Regression()
-    fitted(task, Plan(2, schedule_linear(2)))
-    assert task.rates == pytest.approx([0.05 * (1 - i / 8) for i in range(8)])
-
-
-def test_schedules_are_their_formulas():
-    cosine, line = schedule_cosine(10, 2), schedule_linear(10, 2)
-    assert [cosine(e, []) for e in (0, 1, 2, 6, 10)] == pytest.approx([0, 0.5, 1, 0.5, 0], abs=1e-9)
-    assert [line(e, []) for e in (0, 1, 2, 6, 10)] == pytest.approx([0, 0.5, 1, 0.5, 0])
-    assert schedule_cosine(4)(0, []) == schedule_linear(4)(0, []) == schedule_constant(3.7, []) == 1
-    steps = schedule_steps(4, 2, 0.5, warm_up=0.5)
-    assert [steps(e, []) for e in (0, 0.25, 0.5, 3.9, 4, 5.9, 6, 8)] == [0, 0.5, 1, 1, 0.5, 0.5, 0.25, 0.125]
-
-
-@pytest.mark.parametrize("floor", [0.0, 0.3])
-def test_plateau_is_pytorchs(floor):
-    losses = [1.0, 0.9, 0.89999, *[0.95] * 9, 0.5, *[0.6] * 20]
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    reference = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=5, min_lr=floor)
-    ours, history = schedule_plateau("valid_loss", 0.5, 5, floor), []
-    for loss in losses:
-        history.append({"valid_loss": loss})
-        reference.step(loss)
-        assert ours(len(history), history) == pytest.approx(optimizer.param_groups[0]["lr"])
-    assert optimizer.param_groups[0]["lr"] < 0.5
+        fit_network(Regression(), FitOptions(2), tmp_path, run_config={"rate": 0.1, "classes": ["a", "b"]})
 
 
 def test_a_batch_is_shared_in_equal_parts():
     batch = {"x": torch.arange(7), "pair": (torch.arange(14).view(7, 2), torch.ones(7))}
-    parts = [_share(batch, rank, 3) for rank in range(3)]
+    parts = [_shard_batch(batch, rank, 3) for rank in range(3)]
     assert [part["x"].tolist() for part in parts] == [[0, 1], [2, 3], [4, 5]]
     assert [part["pair"][0].shape for part in parts] == [(2, 2)] * 3
-    assert [_share(torch.arange(2), rank, 3).tolist() for rank in range(3)] == [[0], [1], [0]]  # none is idle
+    assert [_shard_batch(torch.arange(2), rank, 3).tolist() for rank in range(3)] == [[0], [1], [0]]  # none is idle
+
+
+def test_rates_follow_the_schedule():
+    task = Regression()
+    fit_network(task, FitOptions(2, schedule_linear(2)))
+    assert task.rates == pytest.approx([0.05 * (1 - i / 8) for i in range(8)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import pytest
@@ -11,18 +10,16 @@ import whisper
 from torch.utils.flop_counter import FlopCounterMode
 from whisper.model import AudioEncoder, ModelDimensions, disable_sdpa
 
-from whisper_at.checkpoints import available_models, save_safetensors
+from whisper_at.checkpoints import available_models
 from whisper_at.tagging.heads import make_head
 from whisper_at.train.flops import (
     BASELINES,
     TL_TR,
-    count_row,
-    dims_of,
+    count_head,
     encoder_macs,
     head_macs,
     head_parameters,
-    main,
-    table,
+    model_dims,
     whisper_parameters,
 )
 
@@ -54,8 +51,8 @@ def at_precision(value: float, printed: str) -> str:
 
 @pytest.mark.parametrize("size", MACS)
 def test_multiply_adds_are_the_published_ones(size):
-    dims = dims_of(LAST.get(size, size))
-    full, low = (count_row(size, mode, dims) for mode in TL_TR)
+    dims = model_dims(LAST.get(size, size))
+    full, low = (count_head(size, mode, dims) for mode in TL_TR)
     ten, thirty = full["encoder_macs_10_s"], full["encoder_macs_30_s"]
     found = (
         full["head_macs_10_s"] / 1e9,
@@ -72,9 +69,9 @@ def test_multiply_adds_are_the_published_ones(size):
 
 @pytest.mark.parametrize("size", PARAMETERS)
 def test_parameters_of_heads_are_the_published_ones(size):
-    dims = dims_of(LAST.get(size, size))
+    dims = model_dims(LAST.get(size, size))
     for mode, published in zip(TL_TR, PARAMETERS[size]):
-        row = count_row(size, mode, dims)
+        row = count_head(size, mode, dims)
         width, d = (512 if "down" in mode else dims["n_audio_state"]), dims["n_audio_state"]
         by_formula = 24 * width**2 + 553 * width + 527 + ((2 * d + 512 * d + 512) if "down" in mode else 0)
         assert row["head_parameters"] == by_formula
@@ -112,14 +109,14 @@ def test_dimensions_known_by_name_are_those_of_the_published_sizes():
     # openai-whisper's README, in millions; turbo keeps the encoder of large and four layers of its decoder.
     sizes = {"tiny": 39, "base": 74, "small": 244, "medium": 769, "large": 1550, "turbo": 809}
     for name, millions in sizes.items():
-        assert whisper_parameters(dims_of(name)) / 1e6 == pytest.approx(millions, rel=0.04)
+        assert whisper_parameters(model_dims(name)) / 1e6 == pytest.approx(millions, rel=0.04)
     for name in available_models():
         if name != "nano.en":
-            assert dims_of(name)["n_vocab"] in (51864, 51865, 51866)
-            assert (dims_of(name)["n_vocab"] == 51864) == name.endswith(".en")
-            assert dims_of(name)["n_mels"] == (128 if re.search("v3|turbo|large$", name) else 80)
+            assert model_dims(name)["n_vocab"] in (51864, 51865, 51866)
+            assert (model_dims(name)["n_vocab"] == 51864) == name.endswith(".en")
+            assert model_dims(name)["n_mels"] == (128 if re.search("v3|turbo|large$", name) else 80)
     with pytest.raises(ValueError, match="no model 'huge'"):
-        dims_of("huge")
+        model_dims("huge")
 
 
 def test_parameters_of_a_whisper_are_those_of_its_module():
@@ -129,42 +126,6 @@ def test_parameters_of_a_whisper_are_those_of_its_module():
     assert whisper_parameters(vars(dims)) == sum(p.numel() for p in model.parameters()) + positions
 
 
-def test_counts_of_the_command(capsys):
-    assert main([]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    large = next(line for line in lines if line.startswith("large-v2") and "512" in line)
-    assert "7.234 M" in large
-    assert "3.16 G" in large
-    assert "0.94 %" in large
-    assert main(["tiny", "small_low", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
-    assert {row["mode"] for row in rows if row["model"] == "tiny"} == set(TL_TR + BASELINES)
-    assert rows[-1]["head_parameters"] == 6_970_383
-
-
-def test_counts_of_files(tmp_path, capsys, checkpoint):
-    head = make_head("wa_tr_4", n_layer=3, rep_dim=32, label_dim=7)
-    path = tmp_path / "own.safetensors"
-    save_safetensors(head.state_dict(), path, {"mode": "wa_tr_4", "n_layer": "3"})
-    assert main([str(path), "nano.en", str(checkpoint), "--json"]) == 0
-    own, *others = json.loads(capsys.readouterr().out)
-    assert own["head_parameters"] == sum(p.numel() for p in head.parameters())
-    assert own["classes"] == 7
-    assert own["whisper_parameters"] is None
-    assert "–" in table([own])
-    assert {row["model"] for row in others} == {"nano.en", str(checkpoint)}
-
-
-def test_what_cannot_be_counted_is_said(tmp_path):
-    with pytest.raises(FileNotFoundError, match="neither a file, a model nor a head; did you mean 'large-v3'"):
-        main(["large-v4"])
-    text = tmp_path / "notes.txt"
-    text.write_text("hello")
-    with pytest.raises(RuntimeError, match="neither a Whisper nor a head: .*is a text file"):
-        main([str(text)])
-    lost = tmp_path / "lost.safetensors"
-    save_safetensors(make_head("tl_tr_1_8", n_layer=2, rep_dim=40, label_dim=3).state_dict(), lost)
-    with pytest.raises(RuntimeError, match="names no n_layer"):
-        main([str(lost)])
+def test_a_mode_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="no head has the mode 'tltr'"):
         head_macs("tltr", n_layer=2, rep_dim=40)

@@ -1,4 +1,4 @@
-"""The look over the data: each problem is found, named with its way out, and nothing else is."""
+"""Checks of data: each problem is found, named with its way out, and nothing else is."""
 
 from __future__ import annotations
 
@@ -14,16 +14,14 @@ from whisper_at.data.clips import Clip, Dataset
 from whisper_at.data.readers import read_folders
 from whisper_at.data.splits import hold_out
 from whisper_at.train import validate_data
+from whisper_at.train.audio_info import load_cache, probe_audio, save_cache
 from whisper_at.train.validate_data import (
     Finding,
+    audio_digests,
     check_labels,
     check_names,
-    digests_of,
-    grouped,
-    hear,
-    look_over,
-    recall,
-    remember,
+    group_copies,
+    validate,
 )
 
 
@@ -43,9 +41,9 @@ def write(path: Path, samples: np.ndarray, rate: int = SAMPLE_RATE, subtype: str
     soundfile.write(path, samples, rate, subtype=subtype)
 
 
-def found(dataset: Dataset | Path, **options) -> list[Finding]:
+def findings_of(dataset: Dataset | Path, **options) -> list[Finding]:
     dataset = dataset if isinstance(dataset, Dataset) else read_folders(dataset)
-    return look_over(dataset, **options)[0]
+    return validate(dataset, **options)[0]
 
 
 def only(findings: list[Finding], level: str, *words: str) -> Finding:
@@ -57,26 +55,26 @@ def only(findings: list[Finding], level: str, *words: str) -> Finding:
 
 
 def test_nothing_is_found_in_good_data(folder):
-    assert found(folder) == []
+    assert findings_of(folder) == []
 
 
 def test_files_that_cannot_be_read(folder):
     (folder / "dog" / "a.wav").write_bytes(b"")
     (folder / "dog" / "b.wav").write_text("this is no sound at all")
-    findings = found(folder)
+    findings = findings_of(folder)
     assert [finding.level for finding in findings] == ["error", "error"]
     assert "a.wav: is empty" in findings[0].text
     assert findings[0].clips == (0,)
     assert "b.wav: cannot be read" in findings[1].text
     assert "--skip-bad" in findings[1].text
-    only(found(folder, listen=False), "error", "is empty")
+    only(findings_of(folder, decode=False), "error", "is empty")
 
 
 def test_files_that_are_missing(tmp_path):
     clips = [Clip(tmp_path / f"{i}.wav", (name,)) for i, name in enumerate("aabb")]
-    assert only(found(Dataset(tuple(clips), ("a", "b"))), "error", "4 clips", "not there").clips == (0, 1, 2, 3)
-    known = np.ones(4, bool)
-    assert found(Dataset(tuple(clips), ("a", "b")), known=known) == []
+    assert only(findings_of(Dataset(tuple(clips), ("a", "b"))), "error", "4 clips", "not there").clips == (0, 1, 2, 3)
+    has_features = np.ones(4, bool)
+    assert findings_of(Dataset(tuple(clips), ("a", "b")), has_features=has_features) == []
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -84,29 +82,29 @@ def test_samples_that_are_no_numbers(folder, value):
     samples = noise(1, 99)
     samples[77] = value
     write(folder / "dog" / "a.wav", samples, subtype="FLOAT")
-    assert only(found(folder), "error", "a.wav", "NaN or infinite").clips == (0,)
+    assert only(findings_of(folder), "error", "a.wav", "NaN or infinite").clips == (0,)
 
 
 def test_silence_and_shortness(folder):
     write(folder / "dog" / "a.wav", np.zeros(SAMPLE_RATE))
-    only(found(folder), "warning", "a.wav: silent")
+    only(findings_of(folder), "warning", "a.wav: silent")
     write(folder / "dog" / "a.wav", noise(1)[:3200])
-    only(found(folder), "warning", "a.wav: shorter than 0.4 s")
+    only(findings_of(folder), "warning", "a.wav: shorter than 0.4 s")
     write(folder / "dog" / "a.wav", noise(1)[3200:3400])
-    only(found(folder), "error", "a.wav: less than 0.02 s")
+    only(findings_of(folder), "error", "a.wav: less than 0.02 s")
 
 
 def test_a_quiet_sound_is_not_silent(folder):
     write(folder / "dog" / "a.wav", 0.01 * noise(1))
-    assert found(folder) == []
+    assert findings_of(folder) == []
 
 
 def test_copies_of_a_sound_whatever_their_format(folder):
     write(folder / "dog" / "a.flac", noise(1, 1))  # dog1.wav
-    finding = only(found(folder), "warning", "more than once", "dog1.wav")
+    finding = only(findings_of(folder), "warning", "more than once", "dog1.wav")
     assert finding.clips == (2,)
     write(folder / "rain" / "b.flac", noise(1, 1))
-    only(found(folder), "warning", "different labels")
+    only(findings_of(folder), "warning", "different labels")
 
 
 def test_copies_across_splits_are_leaks(tmp_path):
@@ -115,14 +113,14 @@ def test_copies_across_splits_are_leaks(tmp_path):
             (tmp_path / split / name).mkdir(parents=True)
             for i in range(2):
                 write(tmp_path / split / name / f"{split}{name}{i}.wav", noise(1, 10 * k + i + 5 * (split == "test")))
-    assert found(tmp_path) == []
+    assert findings_of(tmp_path) == []
     write(tmp_path / "test" / "dog" / "copy.wav", noise(1, 0))
-    only(found(tmp_path), "error", "both sides of a split")
+    only(findings_of(tmp_path), "error", "both sides of a split")
 
 
 def test_copies_across_folds_are_warned_of(folder):
     write(folder / "dog" / "dog9.wav", noise(1, 0))
-    only(found(read_folders(folder, fold=r"(\d)\.wav")), "warning", "different folds")
+    only(findings_of(read_folders(folder, fold=r"(\d)\.wav")), "warning", "different folds")
 
 
 def test_copies_are_held_together(folder):
@@ -130,8 +128,8 @@ def test_copies_are_held_together(folder):
     for i in range(6):
         write(folder / "dog" / f"copy{i}.flac", noise(1, i % 3))
     dataset = read_folders(folder)
-    digests = digests_of(look_over(dataset)[1])
-    dataset = grouped(dataset, digests)
+    digests = audio_digests(validate(dataset)[1])
+    dataset = group_copies(dataset, digests)
     assert len({clip.group for clip in dataset.clips if clip.labels == ("dog",)}) == 3
     for seed in range(10):
         kept, held = hold_out(dataset, 0.4, seed)
@@ -140,7 +138,7 @@ def test_copies_are_held_together(folder):
 
 def test_groups_that_share_a_sound_become_one():
     clips = tuple(Clip(Path(f"{i}.wav"), ("a",), group=group) for i, group in enumerate("xxyyz"))
-    joined = grouped(Dataset(clips, ("a",)), {0: "1", 1: "2", 2: "2", 3: "3", 4: "4"})
+    joined = group_copies(Dataset(clips, ("a",)), {0: "1", 1: "2", 2: "2", 3: "3", 4: "4"})
     assert len({joined.clips[i].group for i in range(4)}) == 1
     assert joined.clips[4].group == "z"
 
@@ -148,24 +146,24 @@ def test_groups_that_share_a_sound_become_one():
 def test_groups_are_joined_whatever_the_order_of_their_copies():
     """0 = 2 and 1 = 3, and 2 is of the group of 3: all four are one."""
     clips = tuple(Clip(Path(f"{i}.wav"), ("a",), group=group) for i, group in enumerate("ACBB"))
-    joined = grouped(Dataset(clips, ("a",)), {3: "d2", 1: "d2", 0: "d1", 2: "d1"})
+    joined = group_copies(Dataset(clips, ("a",)), {3: "d2", 1: "d2", 0: "d1", 2: "d1"})
     assert len({clip.group for clip in joined.clips}) == 1
 
 
-def test_what_was_heard_is_kept_and_not_heard_again(folder, monkeypatch):
+def test_what_was_decoded_is_cached_and_not_decoded_again(folder, monkeypatch):
     write(folder / "dog" / "copy.flac", noise(1, 1))
     dataset = read_folders(folder)
-    findings, sounds = look_over(dataset)
-    remember(folder, dataset, sounds)
-    assert recall(folder, dataset) == sounds
-    monkeypatch.setattr(validate_data, "hear", lambda clip: pytest.fail(f"heard {clip.path}"))
-    known = np.ones(len(dataset), bool)
-    assert look_over(dataset, known=known, heard=recall(folder, dataset)) == (findings, sounds)
+    findings, audio = validate(dataset)
+    save_cache(folder, dataset, audio)
+    assert load_cache(folder, dataset) == audio
+    monkeypatch.setattr(validate_data, "probe_audio", lambda clip: pytest.fail(f"decoded {clip.path}"))
+    has_features = np.ones(len(dataset), bool)
+    assert validate(dataset, has_features=has_features, cached=load_cache(folder, dataset)) == (findings, audio)
     (folder / "rain" / "rain0.wav").unlink()  # with its states there, it need not be
-    assert look_over(dataset, known=known, heard=recall(folder, dataset)) == (findings, sounds)
+    assert validate(dataset, has_features=has_features, cached=load_cache(folder, dataset)) == (findings, audio)
     write(folder / "rain" / "rain1.wav", noise(1, 77))
     gone = [i for i, clip in enumerate(dataset.clips) if clip.path.name == "rain1.wav"]
-    assert set(sounds) - set(recall(folder, dataset)) == set(gone)
+    assert set(audio) - set(load_cache(folder, dataset)) == set(gone)
 
 
 def labelled(*labels: str, classes: str = "", splits: str = "") -> Dataset:
@@ -215,27 +213,27 @@ def test_class_names_that_look_alike(names, alike):
 
 def test_files_of_one_name(folder):
     write(folder / "rain" / "dog1.wav", noise(1, 99))
-    only(found(folder), "note", "called dog1")
+    only(findings_of(folder), "note", "called dog1")
 
 
 def test_mixed_sample_rates(folder):
     write(folder / "dog" / "a.wav", noise(1, 50), 8000)
-    only(found(folder), "note", "sample rates are mixed", "8000 Hz")
+    only(findings_of(folder), "note", "sample rates are mixed", "8000 Hz")
     for i in range(3):
         (folder / "dog" / f"dog{i}.wav").unlink()
     write(folder / "dog" / "b.wav", noise(1, 51), 8000)
-    only(found(folder), "warning", "may learn the rate")
+    only(findings_of(folder), "warning", "may learn the rate")
 
 
-def test_what_is_heard_of_a_part(tmp_path):
+def test_a_part_of_a_file_is_probed_alone(tmp_path):
     samples = np.concatenate([np.full(8000, 0.25), np.full(8000, 0.5)])
     write(tmp_path / "a.wav", samples)
-    whole, part = hear(Clip(tmp_path / "a.wav", ())), hear(Clip(tmp_path / "a.wav", (), start=0.0, end=0.5))
+    whole, part = (probe_audio(Clip(tmp_path / "a.wav", (), end=end)) for end in (None, 0.5))
     assert (whole.seconds, whole.rate, whole.peak) == (1.0, 16000, 0.5)
     assert (part.seconds, part.peak) == (0.5, 0.25)
     assert part.digest != whole.digest
 
 
 def test_esc10_is_in_order(data):
-    findings = look_over(read_folders(data / "esc10", fold=r"^(\d)-").select(range(0, 320, 20)))[0]
+    findings = validate(read_folders(data / "esc10", fold=r"^(\d)-").select(range(0, 320, 20)))[0]
     assert [finding for finding in findings if finding.level == "error"] == []

@@ -19,7 +19,7 @@ from ..checkpoints.shapes import check_shapes
 from ..data.clips import Clip, Dataset
 from ..tagging.classes import KINDS, ClassSet
 from ..tagging.listeners import StateClassifier
-from ..train.fit import Fitted
+from ..train.fit import FitResult
 from .backbones import Backbone, Hidden, load_backbone
 from .methods import adapt, count_parameters, unmerged
 from .pooling import HeadInput, LinearHead, concat_inputs, make_adapt_head, token_mask
@@ -172,7 +172,7 @@ class AudioClassifier(nn.Module):
         out: str | os.PathLike[str] | None = None,
         cache: str | os.PathLike[str] | None = None,
         progress: bool = False,
-    ) -> Fitted:
+    ) -> FitResult:
         """Train; see `whisper_at.adapt.trainer.fit_classifier`."""
         return fit_classifier(self, train, valid, recipe or Recipe(), out, cache, progress)
 

@@ -21,8 +21,8 @@ from ..data.clips import Clip
 from ..tagging.classes import ClassSet
 from ..tagging.listeners import StateClassifier
 from ..tagging.timeline import POSITION_FRAMES, pool_steps
-from ..train.concat_clips import TIMES, company_states, in_random_order, recordings_of
-from ..train.extract import mel_windows, recording_states, steps_of
+from ..train.concat_clips import NUM_ORDERS, group_into_recordings, shuffle_clips, states_in_context
+from ..train.encode import encode_recordings, mel_windows, num_steps
 from ..windows import Window
 from .backbones import Backbone, whisper_backbone
 from .backbones.frontends import WhisperFrontEnd
@@ -94,7 +94,7 @@ def window_states(backbone: Backbone, recordings: Sequence[np.ndarray], batch: i
     """Pooled states ``(layers, steps, dim)`` of recordings, heard in windows as transcription hears them."""
     front: Any = backbone.front
     windows = [mel_windows(audio, front.conv1.in_channels) for audio in recordings]
-    return recording_states(windows, partial(_hear, backbone), batch)
+    return encode_recordings(windows, partial(_hear, backbone), batch)
 
 
 def _recording_states(backbone: Backbone, batch: int, audio: np.ndarray) -> Tensor:
@@ -108,7 +108,7 @@ def _hear(backbone: Backbone, mels: Sequence[np.ndarray], windows: Sequence[Wind
     tokens = front.tokens(mel, torch.zeros_like(mel[:, :1], dtype=torch.bool))
     hidden = backbone.encode(tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool), padded=False)
     states = torch.stack([pool_steps(x, windows) for x in hidden.states[1:]], dim=1)
-    return [item[:, : steps_of(window)].to(tokens.dtype) for item, window in zip(states, windows)]
+    return [item[:, : num_steps(window)].to(tokens.dtype) for item, window in zip(states, windows)]
 
 
 class HeardSource:
@@ -135,16 +135,16 @@ class HeardSource:
 def heard(model: AudioClassifier, waves: Waves, batch: int, progress: bool = False) -> HeardSource | None:
     """Clips in all their hearings, computed once; None, with a warning, where memory does not suffice."""
     place = {clip: i for i, clip in enumerate(waves.clips)}
-    ordered = in_random_order(waves.clips)
-    kept: list[dict[Clip, HeadInput]] = [{} for _ in range(1 + TIMES)]
+    ordered = shuffle_clips(waves.clips)
+    kept: list[dict[Clip, HeadInput]] = [{} for _ in range(1 + NUM_ORDERS)]
     used = 0
     with tqdm(total=len(ordered), desc="encoding", disable=not progress, leave=False) as bar:
-        for recording in recordings_of((clip, waves[place[clip]]) for clip in ordered):
+        for recording in group_into_recordings((clip, waves[place[clip]]) for clip in ordered):
             sounds = [audio for _, audio in recording]
             parts = [sounds[first : first + batch] for first in range(0, len(sounds), batch)]
             alone = [states for part in parts for states in window_states(model.backbone, part, batch)]
             hear = partial(_recording_states, model.backbone, batch)
-            company = company_states(sounds, hear, TIMES, alone)
+            company = states_in_context(sounds, hear, NUM_ORDERS, alone)
             for found, states in zip(kept, [alone, *company]):
                 for (clip, _), own, by_itself in zip(recording, states, alone):
                     values, mask = read(model.head, own[None, :, : by_itself.shape[1]])

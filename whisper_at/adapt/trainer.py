@@ -19,17 +19,15 @@ from tqdm import tqdm
 
 from ..data.clips import Dataset
 from ..data.splits import hold_out
-from ..train.fit import (
-    Fitted,
-    Plan,
+from ..train.fit import FitOptions, FitResult, fit
+from ..train.metrics import confusion, decision_scores, ranking_scores
+from ..train.schedules import (
     Schedule,
-    fit,
     schedule_constant,
     schedule_cosine,
     schedule_linear,
     schedule_plateau,
 )
-from ..train.metrics import confusion, decision_scores, ranking_scores
 from . import shared_pass
 from .pooling import HeadInput, concat_inputs
 from .shared_pass import HeardSource, heard
@@ -63,7 +61,7 @@ class Recipe:
     vary : white noise at 10 to 30 dB, then silence over 10 to 15 % of each training clip (PEFT-SER)
     spec_augment : widths below which a band of channels and one of frames are masked in training, or None
     drop_last : leave out an epoch's last batch if it is smaller
-    precision, clip, seed : as in `whisper_at.train.fit.Plan`
+    precision, clip, seed : as in `whisper_at.train.fit.FitOptions`, whose ``max_grad_norm`` is ``clip``
     """
 
     epochs: int = 30
@@ -247,7 +245,7 @@ def fit_classifier(
     cache: str | os.PathLike[str] | None = None,
     progress: bool = False,
     facts: dict[str, Any] | None = None,
-) -> Fitted:
+) -> FitResult:
     """Fit a classifier in place and leave it with the weights of the epoch that validation chose.
 
     One that hears in windows is trained on every clip by itself and in company, and validated on all hearings; with
@@ -308,13 +306,13 @@ def fit_classifier(
         eps=recipe.eps,
         weight_decay=recipe.weight_decay,
     )
-    plan = Plan(
+    plan = FitOptions(
         recipe.epochs,
         recipe.scheduled(task.steps(0)),
         recipe.select,
         patience=recipe.patience,
         precision=recipe.precision,
-        clip=recipe.clip,
+        max_grad_norm=recipe.clip,
         seed=recipe.seed,
     )
     known = {"recipe": asdict(recipe), "model": model.configuration()} | (facts or {})

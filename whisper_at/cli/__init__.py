@@ -41,7 +41,7 @@ SUBCOMMANDS = {
     "features": ("cli.features", "whisper-at[train]"),
     "train": ("cli.train", "whisper-at[train]"),
     "evaluate": ("cli.evaluate", "whisper-at[train]"),
-    "count": ("train.flops", "whisper-at[train]"),
+    "count": ("cli.count", "whisper-at[train]"),
     "study": ("cli.study", "whisper-at[train]"),
     "adapt": ("cli.adapt", "whisper-at[adapt]"),
     "embed": ("cli.embed", "whisper-at[adapt]"),

@@ -23,7 +23,7 @@ from ..study.probes import (
 from ..study.recognisers import load_recogniser
 from ..study.results import NOISE_CSV, PROBE_CSV, write_results
 from ..study.transcriptions import error_table, errors_by_snr, transcribe_noisy
-from ..train.run_manifest import clips_digest, refuse_other_run
+from ..train.run_manifest import check_same_run, clips_digest
 
 
 def main(argv: Sequence[str]) -> int:
@@ -73,7 +73,7 @@ def run_probe(study: StudyConfig, data: Path, out: Path, device: str | None = No
     finished, classes = read_probes(out / PROBE_CSV)
     if finished and classes != dataset.classes:
         raise ValueError(f"{out / PROBE_CSV} has other classes: choose another folder, or delete it to begin anew")
-    refuse_other_run(out / PROBE_CSV, {"classifier": study.classifier, "clips": clips_digest(dataset.clips)})
+    check_same_run(out / PROBE_CSV, {"classifier": study.classifier, "clips": clips_digest(dataset.clips)})
     probes: list[Probe] = list(finished)
 
     def save(probe: Probe) -> None:

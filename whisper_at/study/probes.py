@@ -17,8 +17,8 @@ from tqdm import tqdm
 from ..checkpoints.files import atomic_write, save_safetensors
 from ..data.clips import Clip, Dataset
 from ..data.splits import folds
-from ..train.extract import load_part
-from ..train.features import stamp
+from ..train.encode import load_clip
+from ..train.feature_files import size_and_mtime
 
 Encoder = Callable[[np.ndarray], np.ndarray]
 """Function from audio, float32 ``(samples,)`` at 16 kHz, to ``(layers + 1, dim)``: the input of the first layer and
@@ -113,7 +113,7 @@ def encode_clips(
     encode, out = load(), []
     for clip in tqdm(clips, unit="clip", desc="states", disable=not progress):
         try:
-            out.append(encode(load_part(clip)))
+            out.append(encode(load_clip(clip)))
         except (OSError, RuntimeError, ValueError) as error:
             raise ValueError(f"{clip.path.name} cannot be probed: {error}") from None
     states = np.stack(out).astype(np.float32)
@@ -125,7 +125,7 @@ def encode_clips(
 
 
 def _file_version(clip: Clip) -> tuple[int, int] | None:
-    return stamp(clip.path) if clip.path.exists() else None
+    return size_and_mtime(clip.path) if clip.path.exists() else None
 
 
 def published_classifier() -> Any:

@@ -24,7 +24,7 @@ from ..audio import SAMPLE_RATE, load_audio
 from ..checkpoints.files import atomic_write
 from ..data import Clip
 from ..data.utterances import Utterance
-from ..train.run_manifest import cut_unfinished, refuse_other_run, whole_lines
+from ..train.run_manifest import check_same_run, complete_lines, truncate_partial_line
 from .mixing import Mixture, mix_at_snr
 from .recognisers import Recogniser
 from .wer import NORMALIZERS, WordErrors, word_errors
@@ -116,7 +116,7 @@ def transcribe_noisy(
         raise ValueError(f"there is no {missing[0]} to work with")
     finished = {(row.recogniser, row.noise, row.snr, row.utterance): row for row in read_transcriptions(path)}
     _check_same_run(path, {**(settings or {}), "guard": prevent_clipping}, _recording_checksums(speech, noises))
-    cut_unfinished(path)
+    truncate_partial_line(path)
     conditions = [Condition(CLEAN, float("inf"), utterance, None) for utterance in speech]
     conditions += [
         Condition(noise, float(snr), utterance, clips[i % len(clips)])
@@ -194,7 +194,7 @@ def read_transcriptions(path: str | os.PathLike[str]) -> list[Transcription]:
     path = Path(path).expanduser()
     if not path.exists():
         return []
-    lines = csv.reader(io.StringIO(whole_lines(path).decode("utf-8"), newline=""))
+    lines = csv.reader(io.StringIO(complete_lines(path).decode("utf-8"), newline=""))
     if (header := next(lines, None)) is None:
         return []
     try:
@@ -246,4 +246,4 @@ def _check_same_run(path: Path, settings: Mapping[str, Any], checksums: Mapping[
             f"{path} holds a run with another recording of {changed[0]}: choose another folder, or delete it to begin "
             "anew"
         )
-    refuse_other_run(path, {**settings, "recordings": {**known, **checksums}}, growing=("recordings",))
+    check_same_run(path, {**settings, "recordings": {**known, **checksums}}, growing=("recordings",))

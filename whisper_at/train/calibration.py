@@ -1,7 +1,7 @@
-"""Logits turned into probabilities that hold, and into decisions: temperature, thresholds, reliability.
+"""Probabilities that hold, and decisions, from logits: temperature, thresholds, reliability.
 
-Temperature scaling is Guo et al.'s ("On calibration of modern neural networks", ICML 2017), for classes of which one is
-right (softmax) and for classes decided one by one (sigmoid). It changes no ranking: mAP and AUC stay as they are.
+Temperature scaling is that of Guo et al. ("On calibration of modern neural networks", ICML 2017), for one right class
+(softmax) and for classes decided independently (sigmoid). It changes no ranking: mAP and AUC stay as they are.
 """
 
 from __future__ import annotations
@@ -14,91 +14,100 @@ from scipy.special import expit, softmax
 
 from .metrics import one_hot
 
-COLDEST, HOTTEST = 0.01, 100.0
-"""Bounds of the temperature: beyond them, probabilities are 0 and 1, or all the same."""
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
+"""Bounds of the temperature; beyond them, probabilities are 0 and 1, or all the same."""
 
 
 def probabilities(logits: np.ndarray, multi_label: bool, temperature: float = 1.0) -> np.ndarray:
-    """Probabilities ``(clips, classes)`` of logits over ``temperature``: sigmoids, or softmax where one is right."""
+    """Return the sigmoid (`multi_label`) or softmax of logits over `temperature`, shape (clips, classes)."""
     scaled = np.asarray(logits, np.float64) / temperature
     return expit(scaled) if multi_label else softmax(scaled, axis=1)
 
 
 def fit_temperature(targets: np.ndarray, logits: np.ndarray, multi_label: bool) -> float:
-    """Temperature ``T`` with which ``probabilities(logits, multi_label, T)`` has the least cross-entropy.
+    """Find the temperature with the least cross-entropy.
 
-    The targets are Platt's ("Probabilistic outputs for support vector machines", 1999): what was so ``n`` times counts
-    as ``(n + 1) / (n + 2)`` likely instead of certain, ``n`` being all decisions for a class, or all against one, or
-    where one class is right the clips. So a few clips that are all right do not make a head certain, and many are as
-    they were. The cross-entropy is convex in ``1 / T``, so the sign of its derivative brackets the one minimum.
+    The targets are those of Platt ("Probabilistic outputs for support vector machines", 1999): what occurred `n` times
+    has the target probability ``(n + 1) / (n + 2)`` instead of 1, `n` being the number of positive or of negative
+    decisions or, with one right class, of clips. So a few clips that are all right do not make a head certain, and for
+    many clips the difference vanishes. The cross-entropy is convex in ``1 / T``, so the sign of its derivative brackets
+    the minimum.
 
     Parameters
     ----------
-    targets : ``(clips, classes)`` of 0 and 1, or ``(clips,)`` of class indices
-    logits : ``(clips, classes)``, of clips that the head was not trained on
-    multi_label : binary cross-entropy of every class, else the categorical one
+    targets : ndarray, shape (clips, classes) or (clips,)
+        0 and 1, or class indices.
+    logits : ndarray, shape (clips, classes)
+        Logits of clips that the head was not trained on.
+    multi_label : bool
+        Binary cross-entropy of every class, else categorical cross-entropy.
 
     Returns
     -------
-    float in 0.01 … 100: 100 where the logits tell nothing or the opposite
+    float
+        Between 0.01 and 100; 100 if the logits tell nothing, or the opposite.
 
     Raises
     ------
     ValueError
-        If shapes do not agree, there are no clips, or a logit is no number.
+        If shapes do not agree, there are no clips, or a logit is NaN or infinite.
     """
-    targets, z = _checked(targets, logits)
+    targets, z = _check_arrays(targets, logits)
     z = z.astype(np.float64)
     if not multi_label and not (targets.sum(axis=1) == 1).all():
         raise ValueError("with multi_label=False every clip must have exactly one class")
 
-    likely = _likely(targets, multi_label)
+    smoothed = _platt_targets(targets, multi_label)
 
     def slope(inverse: float) -> float:
-        return float(np.mean((probabilities(z * inverse, multi_label) - likely) * z))
+        return float(np.mean((probabilities(z * inverse, multi_label) - smoothed) * z))
 
-    coldest, hottest = 1 / COLDEST, 1 / HOTTEST
-    if slope(hottest) >= 0:
-        return HOTTEST
-    if slope(coldest) <= 0:
-        return COLDEST
-    return 1 / float(brentq(slope, hottest, coldest, xtol=1e-9, rtol=1e-9))
+    low, high = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
+    if slope(low) >= 0:
+        return MAX_TEMPERATURE
+    if slope(high) <= 0:
+        return MIN_TEMPERATURE
+    return 1 / float(brentq(slope, low, high, xtol=1e-9, rtol=1e-9))
 
 
-def _likely(targets: np.ndarray, multi_label: bool) -> np.ndarray:
-    """Targets of `fit_temperature`, ``(clips, classes)``; what one right class lacks is shared by the others."""
+def _platt_targets(targets: np.ndarray, multi_label: bool) -> np.ndarray:
+    """Return Platt's targets, shape (clips, classes); with one right class, the rest is shared by the others."""
     n, classes = targets.shape
     if multi_label:
-        found = int((targets > 0).sum())
-        return np.where(targets > 0, (found + 1) / (found + 2), 1 / (targets.size - found + 2))
+        positives = int((targets > 0).sum())
+        return np.where(targets > 0, (positives + 1) / (positives + 2), 1 / (targets.size - positives + 2))
     return np.where(targets > 0, (n + 1) / (n + 2), 1 / (n + 2) / max(1, classes - 1))
 
 
 def thresholds_for_precision(targets: np.ndarray, scores: np.ndarray, precision: float) -> np.ndarray:
-    """Lowest threshold of each class at which, of the clips above it, at least ``precision`` have the class.
+    """Find the lowest threshold of each class that reaches a precision.
 
-    The lowest has the greatest recall. A threshold lies halfway between two scores, so that ``>`` and ``>=`` decide
-    alike; where all clips may be taken, it is just below the lowest score.
+    The lowest one has the greatest recall. It lies halfway between two scores, so that ``>`` and ``>=`` decide alike;
+    if all clips may be accepted, it is just below the lowest score.
 
     Parameters
     ----------
-    targets : ``(clips, classes)`` of 0 and 1, or ``(clips,)`` of class indices
-    scores : ``(clips, classes)``, logits or probabilities
-    precision : above 0, at most 1
+    targets : ndarray, shape (clips, classes) or (clips,)
+        0 and 1, or class indices.
+    scores : ndarray, shape (clips, classes)
+        Logits or probabilities.
+    precision : float
+        Least share, among the accepted clips, of those that have the class; above 0, at most 1.
 
     Returns
     -------
-    float64 ``(classes,)``: inf where no threshold reaches the precision, NaN where no clip has the class, so that
-    nothing is known. Either way, no score is above it.
+    ndarray, shape (classes,)
+        float64: inf if no threshold reaches the precision, NaN if no clip has the class. In both cases, no score is
+        above it.
 
     Raises
     ------
     ValueError
-        If shapes do not agree, ``precision`` is none, or a score is no number.
+        If shapes do not agree, `precision` is out of range, or a score is NaN or infinite.
     """
     if not 0 < precision <= 1:
         raise ValueError(f"precision is a share above 0 and at most 1, not {precision!r}")
-    targets, scores = _checked(targets, scores)
+    targets, scores = _check_arrays(targets, scores)
     out = np.full(targets.shape[1], np.nan)
     for i, (wanted, found) in enumerate(zip(targets.T, scores.T)):
         if not wanted.any():
@@ -116,35 +125,44 @@ def thresholds_for_precision(targets: np.ndarray, scores: np.ndarray, precision:
     return out
 
 
-class Reliability(NamedTuple):
-    """What was claimed and what came true, by bin of probability; each array is ``(bins,)``.
+class ReliabilityCurve(NamedTuple):
+    """Predicted probabilities and observed frequencies, by bin of probability.
 
     Attributes
     ----------
-    edges : ``(bins + 1,)`` from 0 to 1
-    counts : decisions in each bin
-    claimed : mean probability in each, NaN where it is empty
-    observed : share of them that were right, NaN where it is empty
+    edges : ndarray, shape (bins + 1,)
+        From 0 to 1.
+    counts : ndarray, shape (bins,)
+        Number of decisions in each bin.
+    predicted : ndarray, shape (bins,)
+        Mean probability in each bin, NaN if it is empty.
+    observed : ndarray, shape (bins,)
+        Share of the decisions that were right, NaN if the bin is empty.
     """
 
     edges: np.ndarray
     counts: np.ndarray
-    claimed: np.ndarray
+    predicted: np.ndarray
     observed: np.ndarray
 
 
-def reliability(targets: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> Reliability:
-    """Compare probabilities with what came true, in ``bins`` bins of equal width.
+def reliability_curve(targets: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> ReliabilityCurve:
+    """Compare probabilities with what came true, in bins of equal width.
 
     Parameters
     ----------
-    targets, probabilities : of the same shape, whatever it is: 0 and 1, and 0 … 1. For classes decided one by one
-        ``(clips, classes)``, pooled; for one right class ``decided == truth`` and ``p.max(axis=1)``, both ``(clips,)``
+    targets : ndarray, any shape
+        0 and 1. For classes decided independently, shape (clips, classes); for one right class
+        ``decided == truth``, shape (clips,).
+    probabilities : ndarray, same shape
+        0 to 1; for one right class those of the decisions, ``p.max(axis=1)``.
+    bins : int
+        Number of bins.
 
     Raises
     ------
     ValueError
-        If shapes differ, a probability is none, or there are no bins.
+        If shapes differ, a probability is out of range, or there are no bins.
     """
     right, p = np.asarray(targets, float).ravel(), np.asarray(probabilities, float).ravel()
     if np.shape(targets) != np.shape(probabilities):
@@ -157,21 +175,22 @@ def reliability(targets: np.ndarray, probabilities: np.ndarray, bins: int = 10) 
     member = np.clip(np.searchsorted(edges, p, side="right") - 1, 0, bins - 1)
     count = np.bincount(member, minlength=bins)
     with np.errstate(invalid="ignore"):
-        claimed = np.bincount(member, p, bins) / count
+        predicted = np.bincount(member, p, bins) / count
         observed = np.bincount(member, right, bins) / count
-    return Reliability(edges, count, claimed, observed)
+    return ReliabilityCurve(edges, count, predicted, observed)
 
 
-def expected_calibration_error(result: Reliability) -> float:
-    """Mean distance of what was claimed from what came true, weighted by the number of decisions in each bin."""
-    filled = result.counts > 0
+def expected_calibration_error(curve: ReliabilityCurve) -> float:
+    """Return the mean gap between prediction and observation, weighted by the number of decisions in each bin."""
+    filled = curve.counts > 0
     if not filled.any():
         return float("nan")
-    gap = np.abs(result.claimed[filled] - result.observed[filled])
-    return float(np.average(gap, weights=result.counts[filled]))
+    gap = np.abs(curve.predicted[filled] - curve.observed[filled])
+    return float(np.average(gap, weights=curve.counts[filled]))
 
 
-def _checked(targets: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _check_arrays(targets: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return targets and scores, both of shape (clips, classes); ValueError if they do not agree."""
     scores = np.asarray(scores)
     if scores.ndim != 2 or not scores.size:
         raise ValueError(f"scores must be (clips, classes) with some of each, not {scores.shape}")

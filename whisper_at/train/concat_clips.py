@@ -1,7 +1,7 @@
-"""Clips in each other's company: recordings made of them, one behind the other.
+"""Clips concatenated into recordings, so that each is encoded in the context of others.
 
-What an encoder makes of a sound depends on what else its window holds. Heads that know short clips amid silence alone
-do not know them again in a recording; heads that heard them among others do.
+What an encoder computes for a sound depends on what else its window holds. Heads that were trained on short clips
+followed by silence do not recognise the same sounds in a recording; heads that were trained on clips in context do.
 """
 
 from __future__ import annotations
@@ -16,83 +16,108 @@ from whisper.audio import HOP_LENGTH, N_SAMPLES
 from ..data.clips import Clip
 from ..tagging.timeline import STEP_FRAMES
 
-TIMES = 3
-"""How often clips are joined for training, each time in another order."""
-LONG_ENOUGH = 8 * N_SAMPLES
-"""Samples from which on a recording takes no further clip."""
+NUM_ORDERS = 3
+"""How often clips are concatenated for training, each time in another order."""
+MIN_RECORDING_SAMPLES = 8 * N_SAMPLES
+"""A recording of this length takes no further clip."""
 STEP_SAMPLES = STEP_FRAMES * HOP_LENGTH
 
 
-def part_of(clip: Clip) -> tuple[str, str]:
-    """Split and fold: clips of others do not keep it company, so that what is held apart is not heard in training."""
+def split_and_fold(clip: Clip) -> tuple[str, str]:
+    """Return split and fold. Clips that differ in them never share a recording, so that no test clip is trained on."""
     return clip.split, clip.fold
 
 
-def in_random_order(clips: Iterable[Clip]) -> list[Clip]:
-    """Each clip once, those of one part together, in an order that depends on nothing but their files' names.
+def shuffle_clips(clips: Iterable[Clip]) -> list[Clip]:
+    """Return each clip once, grouped by split and fold, in an order that depends only on the file names.
 
-    It must not depend on where they stand in a list: lists go by class, and a head would learn which class follows
-    which.
+    The order must not depend on positions in a list: lists are sorted by class, and a head would learn which class
+    follows which.
     """
-    parts: dict[tuple[str, str], list[Clip]] = {}
+    groups: dict[tuple[str, str], list[Clip]] = {}
     for clip in dict.fromkeys(clips):
-        parts.setdefault(part_of(clip), []).append(clip)
-    return [clip for part in parts.values() for clip in sorted(part, key=_drawn)]
+        groups.setdefault(split_and_fold(clip), []).append(clip)
+    return [clip for group in groups.values() for clip in sorted(group, key=_hash_of_name)]
 
 
-def _drawn(clip: Clip) -> tuple[bytes, str]:
-    name = f"{clip.path.name}{clip.key[len(str(clip.path)) :]}"  # with the part of the file that it is
+def _hash_of_name(clip: Clip) -> tuple[bytes, str]:
+    name = f"{clip.path.name}{clip.key[len(str(clip.path)) :]}"  # with the part of the file, if it is one
     return hashlib.sha256(name.encode()).digest(), clip.key
 
 
-def join(sounds: Sequence[np.ndarray]) -> tuple[np.ndarray, list[int]]:
-    """A recording of sounds, float32 ``(samples,)``, and the number of steps of 0.4 s that each takes in it.
+def concat_sounds(sounds: Sequence[np.ndarray]) -> tuple[np.ndarray, list[int]]:
+    """Concatenate sounds into a recording in which each starts on a step.
 
-    Every sound begins with a step. So that no window has silence behind its end, the recording goes on from its
-    beginning until it is a multiple of 30 s long.
-    """
-    padded = [np.pad(sound, (0, -len(sound) % STEP_SAMPLES)) for sound in sounds]
-    whole = np.concatenate(padded)
-    return np.resize(whole, -(-len(whole) // N_SAMPLES) * N_SAMPLES), [len(sound) // STEP_SAMPLES for sound in padded]
-
-
-def recordings_of(heard: Iterable[tuple[Clip, np.ndarray]]) -> Iterator[list[tuple[Clip, np.ndarray]]]:
-    """Clips and their samples, in the order of `in_random_order`, as those of one recording after the other."""
-    held: list[tuple[Clip, np.ndarray]] = []
-    for clip, audio in heard:
-        if held and (part_of(clip) != part_of(held[0][0]) or sum(len(other) for _, other in held) >= LONG_ENOUGH):
-            yield held
-            held = []
-        held.append((clip, audio))
-    if held:
-        yield held
-
-
-def company_states(
-    sounds: Sequence[np.ndarray], hear: Callable[[np.ndarray], Tensor], times: int, alone: Sequence[Tensor] = ()
-) -> list[list[Tensor]]:
-    """Pooled states of sounds in recordings of all of them, so many times, each in another order.
-
-    Sounds that fill a window are company enough for themselves, and are heard once.
+    The recording is continued from its beginning until it is a multiple of 30 s, so that no window ends in silence.
 
     Parameters
     ----------
-    hear : gives the states of a recording
-    alone : the states of each sound by itself, where they are known
+    sounds : sequence of ndarray, shape (samples,)
+        float32 audio at 16 kHz.
 
     Returns
     -------
-    for each time, the states ``(layers, steps, dim)`` of each sound
+    recording : ndarray, shape (samples,)
+        The sounds, each padded to a multiple of 0.4 s.
+    steps : list of int
+        Number of steps that each sound takes.
+    """
+    padded = [np.pad(sound, (0, -len(sound) % STEP_SAMPLES)) for sound in sounds]
+    recording = np.concatenate(padded)
+    full = -(-len(recording) // N_SAMPLES) * N_SAMPLES
+    return np.resize(recording, full), [len(sound) // STEP_SAMPLES for sound in padded]
+
+
+def group_into_recordings(clips: Iterable[tuple[Clip, np.ndarray]]) -> Iterator[list[tuple[Clip, np.ndarray]]]:
+    """Split clips with their samples, in the order of `shuffle_clips`, into the members of one recording each."""
+    members: list[tuple[Clip, np.ndarray]] = []
+    for clip, audio in clips:
+        if members:
+            full = sum(len(other) for _, other in members) >= MIN_RECORDING_SAMPLES
+            if full or split_and_fold(clip) != split_and_fold(members[0][0]):
+                yield members
+                members = []
+        members.append((clip, audio))
+    if members:
+        yield members
+
+
+def states_in_context(
+    sounds: Sequence[np.ndarray],
+    encode: Callable[[np.ndarray], Tensor],
+    num_orders: int,
+    isolated: Sequence[Tensor] = (),
+) -> list[list[Tensor]]:
+    """Encode sounds in recordings that hold all of them, several times in different orders.
+
+    Sounds that fill a window need no context: they are encoded once, in isolation.
+
+    Parameters
+    ----------
+    sounds : sequence of ndarray, shape (samples,)
+        float32 audio at 16 kHz.
+    encode : callable
+        From the samples of a recording to its pooled states, shape (layers, steps, dim).
+    num_orders : int
+        How many recordings to make.
+    isolated : sequence of Tensor, shape (layers, steps, dim), optional
+        The states of each sound in isolation, if they are known.
+
+    Returns
+    -------
+    list of list of Tensor, shape (layers, steps, dim)
+        For each order, the states of each sound.
     """
     short = [i for i, sound in enumerate(sounds) if len(sound) < N_SAMPLES]
-    own = [None if i in short else alone[i] if alone else hear(sound) for i, sound in enumerate(sounds)]
-    found = []
-    for again in range(times):
-        states = list(own)
+    long_states = {
+        i: isolated[i] if isolated else encode(sound) for i, sound in enumerate(sounds) if len(sound) >= N_SAMPLES
+    }
+    orders = []
+    for seed in range(num_orders):
+        states = dict(long_states)
         if short:
-            order = [short[place] for place in np.random.default_rng(again).permutation(len(short))]
-            audio, steps = join([sounds[i] for i in order])
-            for i, part in zip(order, hear(audio)[:, : sum(steps)].split(steps, dim=1)):
-                states[i] = part
-        found.append([part for part in states if part is not None])
-    return found
+            order = [short[i] for i in np.random.default_rng(seed).permutation(len(short))]
+            recording, steps = concat_sounds([sounds[i] for i in order])
+            states |= dict(zip(order, encode(recording)[:, : sum(steps)].split(steps, dim=1)))
+        orders.append([states[i] for i in range(len(sounds))])
+    return orders

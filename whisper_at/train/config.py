@@ -1,4 +1,4 @@
-"""What can be set about the training of a head: values, presets of whole recipes, TOML files."""
+"""Settings of the training of a head: defaults, presets, TOML files."""
 
 from __future__ import annotations
 
@@ -8,44 +8,75 @@ from typing import Any
 
 from ..data.toml import parse_assignment
 from ..suggest import did_you_mean
-from .fit import PRECISIONS, Plan, Schedule, schedule_cosine, schedule_steps
+from .fit import PRECISIONS, FitOptions
+from .schedules import Schedule, schedule_cosine, schedule_steps
 
 PROTOCOLS = ("10", "30", "30+")
-"""Ways to hear a clip, see `whisper_at.train.extract.describe`."""
+"""How clips are presented to the encoder, see `whisper_at.train.encode.describe_features`."""
+JOINED = "joined"
+"""Another protocol, under which heads are scored, not trained: clips in context only."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a head is trained.
+    """How a head is trained; the names are those of TOML files and of ``--set``.
 
     Attributes
     ----------
-    mode : of the head, see `whisper_at.tagging.heads.make_head`
-    loss : ``bce`` for classes that sound together, ``ce`` where one of them is right, ``auto`` by the data
-    epochs, batch, epoch_share : an epoch is that share of a pass over the clips
-    least_steps : batches of an epoch where a pass has fewer, as with a handful of clips
-    optimizer, rate, betas, weight_decay : ``adam`` (weight decay as L2) or ``adamw``
-    warm_up : epochs of a rate that rises in a line
-    decay : ``steps`` (times ``decay_factor`` after ``decay_start`` epochs and every ``decay_every`` more), ``cosine``
-        (down to 0) or ``none``
-    average : first and last epoch whose weights are averaged; empty for none
-    select : the score that chooses the epoch that is kept, where none are averaged: ``mAP``, ``accuracy``,
-        ``-valid_loss`` …; empty for the last epoch
-    patience : epochs without a better ``select`` after which training stops, where none are averaged; 0 for never
-    balanced : draw clips by how rare their labels are, with replacement
-    mixup, mixup_alpha : share of clips that are mixed with another; λ is drawn from Beta(alpha, alpha)
-    time_mask, freq_mask : masked spans are shorter than so many steps, or dimensions; 0 for none
-    most_masked : share of a row's steps below which time masks are
-    smoothing : ε of label smoothing
-    rows : lengths in steps (0.4 s) of the rows trained on; each batch draws one, at most the longest clip's
-    valid_share : part of the training clips that is held out to choose epochs and to calibrate, unless the data
-        have a part for that (defect T2)
-    threshold_precision : precision that each class's threshold is to reach on held-out clips
-    protocol, seconds : of the states, see `whisper_at.train.extract.describe`
-    precision : ``float32``, ``bfloat16`` or ``float16`` in training (the last is for GPUs: `whisper-at train` takes
-        float32 without one); scores are always of float32 (defect T6)
-    readers : threads that read batches ahead, for states that lie on slow disks; 0 for none
-    seed : of everything random
+    mode : str
+        Mode of the head, see `whisper_at.tagging.heads.make_head`.
+    loss : str
+        ``bce`` for classes that may sound together, ``ce`` for exactly one class per clip, ``auto`` to decide by the
+        data.
+    epochs, batch : int
+        Number of epochs, clips per batch.
+    epoch_share : float
+        Share of a pass over the clips that makes an epoch.
+    least_steps : int
+        Least number of batches per epoch, for small data sets.
+    optimizer : str
+        ``adam`` (with weight decay as L2 regularisation) or ``adamw``.
+    rate, betas, weight_decay : float, (float, float), float
+        Learning rate and parameters of the optimizer.
+    warm_up : float
+        Epochs of linear warm-up.
+    decay : str
+        ``steps``, ``cosine`` (down to 0) or ``none``.
+    decay_start, decay_every, decay_factor : int, int, float
+        Step decay: the rate is multiplied by the factor after `decay_start` epochs and every `decay_every` more.
+    average : tuple of int
+        First and last epoch (from 1) whose weights are averaged; empty for none.
+    select : str
+        Score that selects the epoch to keep if none are averaged: ``mAP``, ``accuracy``, ``-valid_loss`` …; empty for
+        the last epoch.
+    patience : int
+        Early stopping after this many epochs without a better `select`; 0 for never.
+    balanced : bool
+        Sample clips with replacement, those with rare labels more often.
+    mixup, mixup_alpha : float
+        Share of clips that are mixed with another; λ is drawn from Beta(alpha, alpha).
+    time_mask, freq_mask : int
+        SpecAugment-like masks are shorter than this many steps, or dimensions; 0 for none.
+    most_masked : float
+        Time masks are shorter than this share of a row.
+    smoothing : float
+        ε of label smoothing.
+    rows : tuple of int
+        Lengths, in steps of 0.4 s, of the rows trained on; each batch draws one of them.
+    valid_share : float
+        Share of the training clips that is held out to select epochs and to calibrate, unless the data have a
+        validation split (defect T2).
+    threshold_precision : float
+        Precision that the threshold of each class is to reach on held-out clips.
+    protocol, seconds : str, float
+        How clips are encoded, see `whisper_at.train.encode.describe_features`.
+    precision : str
+        Precision of training: ``float32``, ``bfloat16``, or ``float16``, which needs a GPU. Scores are always computed
+        in float32 (defect T6).
+    readers : int
+        Threads that prefetch batches, for features on slow disks; 0 for none.
+    seed : int
+        Seed of everything random.
     """
 
     mode: str = "tl_tr_1_8"
@@ -97,16 +128,16 @@ class Settings:
             raise ValueError(f"average must be a first and a last epoch of {self.epochs}, not {list(self.average)}")
 
     def schedule(self) -> Schedule:
-        """Factor of the rate by epochs done."""
+        """Return the factor of the learning rate as a function of progress."""
         if self.decay == "cosine":
             return schedule_cosine(self.epochs, self.warm_up)
         factor = self.decay_factor if self.decay == "steps" else 1.0
         return schedule_steps(self.decay_start, self.decay_every, factor, self.warm_up)
 
-    def plan(self, validated: bool) -> Plan:
-        """For `whisper_at.train.fit.fit`; without held-out clips, the last epoch is kept."""
+    def fit_options(self, validated: bool) -> FitOptions:
+        """Return the options of `whisper_at.train.fit.fit`; without held-out clips, the last epoch is kept."""
         select = self.select if validated and self.select and not self.average else None
-        return Plan(
+        return FitOptions(
             self.epochs,
             self.schedule(),
             select,
@@ -153,12 +184,21 @@ BOUNDS = {
 PRESETS = ("own", "audioset")
 
 
-def preset(name: str, width: int, mode: str | None = None) -> Settings:
-    """A whole recipe by name.
+def preset_settings(name: str, width: int, mode: str | None = None) -> Settings:
+    """Return a complete recipe by name.
 
-    ``own`` is for tens of clips a class on a laptop. ``audioset`` is Whisper-AT's, by the table of spec section 3.5:
-    encoders of width 1024 and more (medium, large) train for 30 pseudo-epochs of 10 %, the rate of their full-width
-    head being half of the others'; smaller ones for 50.
+    ``own`` is for tens of clips per class on a laptop. ``audioset`` is that of Whisper-AT (spec section 3.5): encoders
+    of width 1024 and more (medium, large) train for 30 pseudo-epochs of 10 %, their full-width head at half the rate;
+    smaller ones for 50.
+
+    Parameters
+    ----------
+    name : str
+        Name of the preset.
+    width : int
+        Width of the encoder.
+    mode : str, optional
+        Mode of the head.
 
     Raises
     ------
@@ -194,59 +234,101 @@ def preset(name: str, width: int, mode: str | None = None) -> Settings:
     )
 
 
-def changed(settings: Settings, values: Mapping[str, Any], source: str) -> Settings:
-    """Settings with other values; ``source`` says in errors where they come from.
+def resolve_settings(
+    name: str, width: int, config: Mapping[str, Any], overrides: Mapping[str, Any], source: str | None
+) -> Settings:
+    """Return a preset, changed by a configuration file, changed by the command line.
+
+    Parameters
+    ----------
+    name, width : str, int
+        Preset and width of the encoder, see `preset_settings`.
+    config, overrides : mapping
+        Settings of the file and of the command line.
+    source : str or None
+        Name of the file, for error messages.
 
     Raises
     ------
     ValueError
-        If a name is unknown (the nearest one is told) or a value is of the wrong kind or out of bounds.
+        As `preset_settings` and `update_settings`, or if a given setting would have no effect.
+    """
+    given = {**config, **overrides}
+    mode = given.get("mode")
+    settings = preset_settings(name, width, mode if isinstance(mode, str) else None)
+    settings = update_settings(update_settings(settings, config, source or ""), overrides, "--set")
+    if given.get("seconds") and settings.protocol != "10":
+        raise ValueError(f"seconds is for protocol 10, not {settings.protocol}: give protocol=10 too, or seconds=0")
+    for setting in ("select", "patience"):
+        if given.get(setting) and settings.average:
+            raise ValueError(f"{setting} does nothing where epochs are averaged: leave it out, or give average=[] too")
+    if given.get("patience") and not settings.select:
+        raise ValueError("patience does nothing without select: leave it out, or give select too, as select=mAP")
+    return settings
+
+
+def update_settings(settings: Settings, values: Mapping[str, Any], source: str) -> Settings:
+    """Return settings with other values; `source` names their origin in error messages.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown, or a value is of the wrong type or out of bounds.
     """
     names = [field.name for field in fields(Settings)]
     new: dict[str, Any] = {}
     for name, value in values.items():
         if name not in names:
             raise ValueError(f"{source}: no setting is called {name!r}; {did_you_mean(name, names)}")
-        new[name] = _as_kind(name, value, getattr(settings, name), source)
+        new[name] = _convert(name, value, getattr(settings, name), source)
     try:
         return replace(settings, **new)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
 
 
-def _as_kind(name: str, value: Any, like: Any, source: str) -> Any:
+def _convert(name: str, value: Any, current: Any, source: str) -> Any:
+    """Convert a value to the type of the current one; ValueError if it is of another kind."""
     number = (int, float)
-    if isinstance(like, tuple):
+    if isinstance(current, tuple):
         kinds = number if name == "betas" else (int,)
         if isinstance(value, (list, tuple)) and all(isinstance(v, kinds) and not isinstance(v, bool) for v in value):
             return tuple(value)
         raise ValueError(f"{source}: {name} must be a list of numbers, as [3, 5], not {value!r}")
-    if isinstance(like, bool):
+    if isinstance(current, bool):
         if isinstance(value, bool):
             return value
-    elif isinstance(like, str):
+    elif isinstance(current, str):
         if isinstance(value, str):
             return value
         if name == "protocol" and isinstance(value, int):
             return str(value)
-    elif isinstance(value, number) and not isinstance(value, bool):
-        if isinstance(like, float) or float(value).is_integer():
-            return type(like)(value)
-    kind = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}[type(like)]
+    elif (
+        isinstance(value, number)
+        and not isinstance(value, bool)
+        and (isinstance(current, float) or float(value).is_integer())
+    ):
+        return type(current)(value)
+    kind = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}[type(current)]
     raise ValueError(f"{source}: {name} must be {kind}, not {value!r}")
 
 
 def parse_assignments(pairs: Sequence[str]) -> dict[str, Any]:
-    """``["rate=1e-4", "rows=[25]", "mode=mean_mlp"]`` as names and values; what is no TOML value is text.
+    """Parse ``name=value`` pairs; a value that is not TOML is text.
 
     Raises
     ------
     ValueError
-        If there is no ``=`` in one.
+        If a pair has no ``=``.
+
+    Examples
+    --------
+    >>> parse_assignments(["rate=1e-4", "rows=[25]", "mode=mean_mlp"])
+    {'rate': 0.0001, 'rows': [25], 'mode': 'mean_mlp'}
     """
     return dict(map(parse_assignment, pairs))
 
 
-def as_dict(settings: Settings) -> dict[str, Any]:
-    """Names and values, lists for tuples."""
+def settings_dict(settings: Settings) -> dict[str, Any]:
+    """Return settings as a dict for JSON, with lists instead of tuples."""
     return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items()}

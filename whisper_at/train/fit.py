@@ -1,14 +1,13 @@
-"""The fitting loop: whatever is trained here goes through it, and can be killed at any time and go on.
+"""The training loop of heads and adaptations; a run can be killed at any time and resumed.
 
-A batch is a pure function of epoch and step, the learning rate of progress and the scores so far, and every step
-seeds PyTorch anew. So a run that was stopped and resumed gives the same weights, bit for bit on a CPU, as one that
-was not.
+A batch is a pure function of epoch and step, the learning rate one of progress and past scores, and every step seeds
+PyTorch anew. A run that was stopped and resumed therefore gives the same weights as one that was not, bit for bit on a
+CPU.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import math
 import os
@@ -24,61 +23,70 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..checkpoints.files import atomic_write
+from .schedules import Schedule, schedule_constant
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-STATE = "state.pt"
-HISTORY = "history.jsonl"
-
-Schedule = Callable[[float, Sequence[Mapping[str, float]]], float]
-"""From epochs done (with a fraction) and the scores of past epochs to the factor of the learning rate."""
+STATE_FILE = "state.pt"
+HISTORY_FILE = "history.jsonl"
 
 
 class Task(Protocol):
-    """What is learned: its batches, its loss, and how well it does."""
+    """What is trained: batches, loss, validation."""
 
     def steps(self, epoch: int) -> int:
-        """Number of batches of an epoch (from 0)."""
+        """Return the number of batches in an epoch (from 0)."""
 
     def batch(self, epoch: int, step: int) -> Any:
-        """One batch: always the same for the same epoch and step."""
+        """Return a batch, always the same for the same epoch and step."""
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Mean loss over the batch."""
+        """Return the mean loss over the batch."""
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Scores after an epoch; may be empty."""
+        """Return scores after an epoch; may be empty."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How long and how to fit.
+class FitOptions:
+    """Options of `fit`.
 
-    epochs : how many
-    schedule : factor of the learning rates of the optimizer
-    select : the score that chooses the epoch whose weights are kept, with ``-`` in front where less is better;
-        None keeps the last. Of epochs that are equal, the one of the least ``valid_loss``, if that is a score, and
-        then the first
-    average : first and last epoch (from 1) whose weights are averaged, or None
-    patience : stop after so many epochs in a row without a better ``select``, or None
-    precision : ``float32``, ``bfloat16`` or ``float16`` for what autocast covers
-    clip : largest norm of the gradients, or None
-    save_steps : also save in the middle of an epoch every so many steps, or None
+    Attributes
+    ----------
+    epochs : int
+        Number of epochs.
+    schedule : callable
+        Factor of the optimizer's learning rates, by progress and past scores.
+    select : str or None
+        Score that selects the epoch whose weights are kept, with ``-`` in front if less is better; None keeps the last
+        epoch. Of equal epochs, the one of the least ``valid_loss``, if that is a score, then the first.
+    average : (int, int) or None
+        First and last epoch (from 1) whose weights are averaged.
+    patience : int or None
+        Early stopping after this many epochs in a row without a better `select`.
+    precision : str
+        ``float32``, ``bfloat16`` or ``float16``, of what autocast covers.
+    max_grad_norm : float or None
+        Gradients are clipped to this norm.
+    save_steps : int or None
+        Also save within an epoch, every so many steps.
+    seed : int
+        Seed of dropout and the like.
     """
 
     epochs: int
-    schedule: Schedule = lambda epoch, history: 1.0
+    schedule: Schedule = schedule_constant
     select: str | None = None
     average: tuple[int, int] | None = None
     patience: int | None = None
     precision: str = "float32"
-    clip: float | None = None
+    max_grad_norm: float | None = None
     save_steps: int | None = None
     seed: int = 0
 
 
 @dataclass
-class Fitted:
-    """What came out: scores by epoch, and the epoch (from 1) whose weights the model now has, 0 for an average."""
+class FitResult:
+    """Scores of each epoch, and the epoch (from 1) whose weights the model now has, 0 for an average."""
 
     history: list[dict[str, float]] = field(default_factory=list)
     epoch: int = 0
@@ -88,158 +96,117 @@ def fit(
     model: nn.Module,
     task: Task,
     optimizer: torch.optim.Optimizer,
-    plan: Plan,
-    out: str | os.PathLike[str] | None = None,
+    options: FitOptions,
+    run_dir: str | os.PathLike[str] | None = None,
     progress: bool = False,
-    facts: Mapping[str, Any] | None = None,
-) -> Fitted:
-    """Fit a model in place and leave it with the weights that were selected, or averaged, or the last.
+    run_config: Mapping[str, Any] | None = None,
+) -> FitResult:
+    """Train a model in place; leave it with the weights that were selected, or averaged, or the last.
 
-    With ``out``, the state is saved there (``state.pt``) after every epoch, scores are added to
-    ``history.jsonl``, and a later call with the same ``facts`` goes on from there. Under ``torchrun``, each process
-    takes its share of every batch, which must be a tuple or dict of tensors along their first dimension.
+    Under ``torchrun``, each process takes its share of every batch, which must be a tuple or dict of tensors that are
+    divided along their first dimension.
 
     Parameters
     ----------
-    model : only parameters that require a gradient, and buffers, are saved
-    facts : what defines this run; a saved state with other facts is refused
+    model : nn.Module
+        The model. Only parameters that require a gradient, and buffers, are saved.
+    task : Task
+        Batches, loss and validation.
+    optimizer : Optimizer
+        Optimizer of the parameters that require a gradient.
+    options : FitOptions
+        How long and how to train.
+    run_dir : path, optional
+        Where the state is saved after every epoch (``state.pt``) and scores are appended (``history.jsonl``). A later
+        call with the same `run_config` resumes from there.
+    progress : bool
+        Whether to show a progress bar.
+    run_config : mapping, optional
+        What defines the run; a saved state with another one is refused.
 
     Raises
     ------
     ValueError
-        If ``out`` holds the state of another run, or ``plan`` asks for something that does not exist.
+        If `run_dir` holds the state of another run, or an option names something that does not exist.
     RuntimeError
         If the loss becomes NaN or infinite.
     """
-    if plan.precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {plan.precision!r}")
-    if plan.average is not None and not 1 <= plan.average[0] <= plan.average[1] <= plan.epochs:
-        raise ValueError(f"cannot average epochs {plan.average[0]} to {plan.average[1]} of {plan.epochs}")
-    folder = Path(out) if out is not None else None
+    if options.precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {options.precision!r}")
+    if options.average is not None and not 1 <= options.average[0] <= options.average[1] <= options.epochs:
+        raise ValueError(f"cannot average epochs {options.average[0]} to {options.average[1]} of {options.epochs}")
+    folder = Path(run_dir) if run_dir is not None else None
     device = next(model.parameters()).device
-    scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "float16" and device.type == "cuda")
-    run = _Run(model, optimizer, scaler, json.loads(json.dumps(facts or {}, default=str)))
+    scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "float16" and device.type == "cuda")
+    state = _TrainingState(model, optimizer, scaler, json.loads(json.dumps(run_config or {}, default=str)))
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        run.load(folder / STATE)
+        state.load(folder / STATE_FILE)
     parallel = distributed.is_available() and distributed.is_initialized()
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if parallel else (0, 1)
     trained: nn.Module = nn.parallel.DistributedDataParallel(model) if parallel else model
     rates = [group["initial_lr"] for group in optimizer.param_groups]
-    while run.epoch < plan.epochs and not _is_over(run.history, plan):
-        epoch, steps = run.epoch, task.steps(run.epoch)
+    while state.epoch < options.epochs and not _should_stop(state.history, options):
+        epoch, steps = state.epoch, task.steps(state.epoch)
         model.train()
-        begun = time.perf_counter()
+        start = time.perf_counter()
         for step in tqdm(
-            range(run.step, steps),
-            desc=f"epoch {epoch + 1}/{plan.epochs}",
-            initial=run.step,
+            range(state.step, steps),
+            desc=f"epoch {epoch + 1}/{options.epochs}",
+            initial=state.step,
             total=steps,
             disable=not progress or rank > 0,
             leave=False,
         ):
-            factor = plan.schedule(epoch + step / steps, run.history)
+            factor = options.schedule(epoch + step / steps, state.history)
             for group, rate in zip(optimizer.param_groups, rates):
                 group["lr"] = rate * factor
-            torch.manual_seed(_mixed(plan.seed, epoch, step, rank))
+            torch.manual_seed(_mix_seed(options.seed, epoch, step, rank))
             batch = task.batch(epoch, step)
             if parallel:
-                batch = _share(batch, rank, world)
-            with _autocast(device, plan.precision):
-                loss = task.loss(trained, _moved(batch, device))
+                batch = _shard_batch(batch, rank, world)
+            with _autocast(device, options.precision):
+                loss = task.loss(trained, _to_device(batch, device))
             if not math.isfinite(value := float(loss.detach())):
                 raise RuntimeError(
                     f"the loss is {value} in epoch {epoch + 1}, step {step + 1}: lower the learning rate, or check data"
                 )
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()
-            if plan.clip is not None:
+            if options.max_grad_norm is not None:
                 scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], plan.clip)
+                nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], options.max_grad_norm)
             scaler.step(optimizer)
             scaler.update()
-            run.loss_sum, run.step = run.loss_sum + value, step + 1
-            if folder is not None and rank == 0 and plan.save_steps and run.step % plan.save_steps == 0:
-                run.save(folder / STATE)
+            state.loss_sum, state.step = state.loss_sum + value, step + 1
+            if folder is not None and rank == 0 and options.save_steps and state.step % options.save_steps == 0:
+                state.save(folder / STATE_FILE)
         model.eval()
-        torch.manual_seed(_mixed(plan.seed, epoch, steps, rank))
+        torch.manual_seed(_mix_seed(options.seed, epoch, steps, rank))
         with torch.no_grad():
             scores = task.validate(model)
-        if plan.select is not None and plan.select.removeprefix("-") not in scores:
-            raise ValueError(f"epochs are chosen by {plan.select!r}, but the scores are {', '.join(scores) or 'none'}")
-        line = {"epoch": epoch + 1, "loss": run.loss_sum / max(1, steps), **scores}
-        run.finish_epoch(line, plan)
+        if options.select is not None and options.select.removeprefix("-") not in scores:
+            raise ValueError(
+                f"epochs are chosen by {options.select!r}, but the scores are {', '.join(scores) or 'none'}"
+            )
+        entry = {"epoch": epoch + 1, "loss": state.loss_sum / max(1, steps), **scores}
+        state.end_epoch(entry, options)
         if folder is not None and rank == 0:
-            run.save(folder / STATE)
-            timed = line | {"seconds": round(time.perf_counter() - begun, 2), "rate": optimizer.param_groups[0]["lr"]}
-            with open(folder / HISTORY, "a", encoding="utf-8") as file:
-                file.write(json.dumps(timed) + "\n")
-    return run.settle(plan)
-
-
-def schedule_constant(epoch: float, history: Sequence[Mapping[str, float]]) -> float:
-    """Always 1."""
-    return 1.0
-
-
-def schedule_cosine(epochs: int, warm_up: float = 0.0) -> Schedule:
-    """Linear warm-up over ``warm_up`` epochs, then half a cosine down to 0."""
-
-    def factor(epoch: float, history: Sequence[Mapping[str, float]]) -> float:
-        if epoch < warm_up:
-            return epoch / warm_up
-        return 0.5 * (1 + math.cos(math.pi * (epoch - warm_up) / max(1e-9, epochs - warm_up)))
-
-    return factor
-
-
-def schedule_linear(epochs: int, warm_up: float = 0.0) -> Schedule:
-    """Linear warm-up over ``warm_up`` epochs, then a line down to 0."""
-
-    def factor(epoch: float, history: Sequence[Mapping[str, float]]) -> float:
-        return epoch / warm_up if epoch < warm_up else max(0.0, (epochs - epoch) / max(1e-9, epochs - warm_up))
-
-    return factor
-
-
-def schedule_steps(start: int, every: int, factor: float, warm_up: float = 0.0) -> Schedule:
-    """Multiply by ``factor`` after ``start`` whole epochs and again after each ``every`` more (spec section 3.5)."""
-
-    def value(epoch: float, history: Sequence[Mapping[str, float]]) -> float:
-        drops = 0 if epoch < start else int(epoch - start) // every + 1
-        return (min(1.0, epoch / warm_up) if warm_up else 1.0) * factor**drops
-
-    return value
-
-
-def schedule_plateau(score: str, factor: float = 0.5, patience: int = 5, floor: float = 0.0) -> Schedule:
-    """Multiply by ``factor`` after more than ``patience`` epochs without a lower ``score``, never below ``floor``.
-
-    As `torch.optim.lr_scheduler.ReduceLROnPlateau` with its relative threshold of 1e-4.
-    """
-
-    def value(epoch: float, history: Sequence[Mapping[str, float]]) -> float:
-        current, best, bad = 1.0, math.inf, 0
-        for line in history:
-            if line[score] < best * (1 - 1e-4):
-                best, bad = line[score], 0
-            else:
-                bad += 1
-            if bad > patience:
-                current, bad = min(current, max(floor, current * factor)), 0
-        return current
-
-    return value
+            state.save(folder / STATE_FILE)
+            logged = entry | {"seconds": round(time.perf_counter() - start, 2), "rate": optimizer.param_groups[0]["lr"]}
+            with open(folder / HISTORY_FILE, "a", encoding="utf-8") as file:
+                file.write(json.dumps(logged) + "\n")
+    return state.finish(options)
 
 
 @dataclass
-class _Run:
-    """Everything that a stopped run needs to go on."""
+class _TrainingState:
+    """Everything that is needed to resume a run."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    facts: dict[str, Any]
+    config: dict[str, Any]
     epoch: int = 0
     step: int = 0
     loss_sum: float = 0.0
@@ -253,33 +220,37 @@ class _Run:
             group.setdefault("initial_lr", group["lr"])
 
     def weights(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().clone() for name, tensor in trained_state(self.model).items()}
+        """Return a copy of what training changes."""
+        return {name: tensor.detach().clone() for name, tensor in trainable_state(self.model).items()}
 
-    def finish_epoch(self, line: dict[str, float], plan: Plan) -> None:
-        self.history.append(line)
+    def end_epoch(self, scores: dict[str, float], options: FitOptions) -> None:
+        """Count an epoch, and keep its weights if they are the best or to be averaged."""
+        self.history.append(scores)
         self.epoch, self.step, self.loss_sum = self.epoch + 1, 0, 0.0
-        if plan.select is not None and _best_epoch(self.history, plan.select) == self.epoch:
+        if options.select is not None and _best_epoch(self.history, options.select) == self.epoch:
             self.best, self.best_epoch = self.weights(), self.epoch
-        if plan.average is not None and plan.average[0] <= self.epoch <= plan.average[1]:
-            count = self.epoch - plan.average[0] + 1
+        if options.average is not None and options.average[0] <= self.epoch <= options.average[1]:
+            count = self.epoch - options.average[0] + 1
             weights = self.weights()
-            self.average = weights if self.average is None else _moved_towards(self.average, weights, 1 / count)
+            self.average = weights if self.average is None else _update_average(self.average, weights, 1 / count)
 
-    def settle(self, plan: Plan) -> Fitted:
-        chosen, epoch = (self.average, 0) if plan.average is not None else (self.best, self.best_epoch)
+    def finish(self, options: FitOptions) -> FitResult:
+        """Give the model the weights that were selected or averaged."""
+        chosen, epoch = (self.average, 0) if options.average is not None else (self.best, self.best_epoch)
         if chosen is not None:
             self.model.load_state_dict(chosen, strict=False)
         self.model.eval()
-        return Fitted(self.history, epoch if chosen is not None else self.epoch)
+        return FitResult(self.history, epoch if chosen is not None else self.epoch)
 
     def save(self, path: Path) -> None:
+        """Write the state to a file."""
         state = {
-            "weights": trained_state(self.model),
+            "weights": trainable_state(self.model),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "best": self.best,
             "average": self.average,
-            "facts": json.dumps(self.facts),
+            "facts": json.dumps(self.config),
             "history": json.dumps(self.history),
         }
         state |= {name: getattr(self, name) for name in ("epoch", "step", "loss_sum", "best_epoch")}
@@ -287,23 +258,24 @@ class _Run:
             torch.save(state, temporary)
 
     def load(self, path: Path) -> None:
+        """Read the state, if the file exists; ValueError if it is damaged or of another run."""
         if not path.exists():
             return
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            facts = json.loads(state["facts"])
-        except Exception as error:
+            config = json.loads(state["facts"])
+        except Exception as error:  # its type depends on what the bytes happen to be
             raise ValueError(
                 f"{path} cannot be read as the state of a run ({error}); delete it to begin anew"
             ) from None
-        if facts != self.facts:
-            differing = sorted(k for k in facts.keys() | self.facts.keys() if facts.get(k) != self.facts.get(k))
+        if config != self.config:
+            differing = sorted(k for k in config.keys() | self.config.keys() if config.get(k) != self.config.get(k))
             name = differing[0]
             raise ValueError(
-                f"{path.parent} holds a run with {name} = {facts.get(name)!r}, not {self.facts.get(name)!r}: "
+                f"{path.parent} holds a run with {name} = {config.get(name)!r}, not {self.config.get(name)!r}: "
                 "choose another folder, or delete this one to begin anew"
             )
-        shapes, own = ({k: v.shape for k, v in s.items()} for s in (state["weights"], trained_state(self.model)))
+        shapes, own = ({k: v.shape for k, v in s.items()} for s in (state["weights"], trainable_state(self.model)))
         if shapes != own:
             raise ValueError(f"{path} holds other parameters than this model has; delete it to begin anew")
         self.model.load_state_dict(state["weights"], strict=False)
@@ -314,71 +286,74 @@ class _Run:
         for name in ("epoch", "step", "loss_sum", "best_epoch"):
             setattr(self, name, state[name])
         device = next(self.model.parameters()).device
-        self.best, self.average = (_moved(state[name], device) for name in ("best", "average"))
+        self.best, self.average = (_to_device(state[name], device) for name in ("best", "average"))
 
 
-def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """What training changes: parameters that require a gradient, and buffers (of BatchNorm, say)."""
+def trainable_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return what training changes: parameters that require a gradient, and buffers (of BatchNorm, say)."""
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     frozen = {name for name, _ in model.named_parameters()} - trainable
     return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
 def _best_epoch(history: Sequence[Mapping[str, float]], select: str, by_loss: bool = True) -> int:
-    """The best epoch (from 1); of equal ones that of the least loss, unless not ``by_loss``, and then the first."""
+    """Return the best epoch (from 1); of equal ones that of the least loss, if `by_loss`, then the first."""
     sign, name = (-1, select[1:]) if select.startswith("-") else (1, select)
 
     def rank(i: int) -> tuple[float, float, int]:
         value, loss = sign * history[i][name], history[i].get("valid_loss", math.nan) if by_loss else math.nan
-        return -math.inf if math.isnan(value) else value, -math.inf if math.isnan(loss) else -loss, -i  # NaN never wins
+        # NaN never wins
+        return -math.inf if math.isnan(value) else value, -math.inf if math.isnan(loss) else -loss, -i
 
     return max(range(len(history)), key=rank) + 1
 
 
-def _is_over(history: Sequence[Mapping[str, float]], plan: Plan) -> bool:
-    if plan.patience is None or plan.select is None or not history:
+def _should_stop(history: Sequence[Mapping[str, float]], options: FitOptions) -> bool:
+    if options.patience is None or options.select is None or not history:
         return False
-    return len(history) - _best_epoch(history, plan.select, by_loss=False) >= plan.patience
+    return len(history) - _best_epoch(history, options.select, by_loss=False) >= options.patience
 
 
-def _moved_towards(average: dict[str, Tensor], new: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+def _update_average(average: dict[str, Tensor], new: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Return the running average with new weights of the given share; integers (counts) are taken from the new ones."""
     return {
         name: tensor + (new[name] - tensor) * share if tensor.is_floating_point() else new[name]
         for name, tensor in average.items()
     }
 
 
-def _mixed(*numbers: int) -> int:
-    """A seed that differs for each of these."""
+def _mix_seed(*numbers: int) -> int:
+    """Combine numbers into one seed."""
     mixed = 0
     for number in numbers:
         mixed = (mixed * 1_000_003 + number + 1) % (2**63 - 1)
     return mixed
 
 
-def _share(batch: Any, rank: int, world: int) -> Any:
-    """A process's part of a batch; all get equally much, and what is left over is dropped.
+def _shard_batch(batch: Any, rank: int, world: int) -> Any:
+    """Return the part of a batch for one process; all parts are of equal size, the remainder is dropped.
 
-    Of a batch smaller than the number of processes, as the last of an epoch may be, some share an item.
+    If a batch is smaller than the number of processes, as the last of an epoch may be, some processes share an item.
     """
     if isinstance(batch, Tensor):
-        each = len(batch) // world
-        if not each:
+        size = len(batch) // world
+        if not size:
             return batch[rank % len(batch)][None]
-        return batch[rank * each : (rank + 1) * each]
-    return _each(batch, lambda part: _share(part, rank, world))
+        return batch[rank * size : (rank + 1) * size]
+    return _map_parts(batch, lambda part: _shard_batch(part, rank, world))
 
 
-def _moved(batch: Any, device: torch.device) -> Any:
-    return batch.to(device) if isinstance(batch, Tensor) else _each(batch, lambda part: _moved(part, device))
+def _to_device(batch: Any, device: torch.device) -> Any:
+    return batch.to(device) if isinstance(batch, Tensor) else _map_parts(batch, lambda part: _to_device(part, device))
 
 
-def _each(batch: Any, change: Callable[[Any], Any]) -> Any:
+def _map_parts(batch: Any, function: Callable[[Any], Any]) -> Any:
+    """Apply a function to the members of a dict, tuple or list; return anything else as it is."""
     if isinstance(batch, Mapping):
-        return {name: change(part) for name, part in batch.items()}
+        return {name: function(part) for name, part in batch.items()}
     if isinstance(batch, (tuple, list)):
-        return tuple(change(part) for part in batch)
-    return copy.copy(batch)
+        return tuple(function(part) for part in batch)
+    return batch
 
 
 @contextlib.contextmanager

@@ -1,4 +1,7 @@
-"""Pictures of how a classifier does: precision and recall, reliability, confusion. Colours are safe for everyone."""
+"""Plots of how well a classifier does: precision and recall, reliability, confusion.
+
+The colours can be told apart by the colour-blind.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,17 @@ from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve
 
 from ..checkpoints.files import atomic_write
-from .calibration import Reliability, expected_calibration_error
+from .calibration import ReliabilityCurve, expected_calibration_error
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
-"""Okabe and Ito's, in an order in which neighbours differ most."""
+"""Palette of Okabe and Ito, in an order in which neighbours differ most."""
 STYLES = ("-", "--", ":", "-.")
 GREY = "#999999"
-_LOOK: dict[Any, Any] = {
+_RC_PARAMS: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -30,22 +32,24 @@ _LOOK: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.titlesize": 11,
 }
-FEW = 16
-"""Up to so many classes get a curve of their own."""
+MAX_CURVES = 16
+"""Of more classes than this, mean and spread are drawn."""
 
 
-def new_figure(width: float = 6.0, height: float = 4.2, rows: int = 1, ratios: Sequence[float] | None = None):
-    """A figure of ``width`` x ``height`` inches and its axes (an array where there are several rows)."""
-    with rc_context(_LOOK):
+def new_figure(
+    width: float = 6.0, height: float = 4.2, rows: int = 1, ratios: Sequence[float] | None = None
+) -> tuple[Figure, Any]:
+    """Return a figure of `width` x `height` inches and its axes; an array of them if there are several `rows`."""
+    with rc_context(_RC_PARAMS):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(rows, 1, sharex=rows > 1, gridspec_kw={"height_ratios": ratios} if ratios else None)
     return figure, axes
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Write a figure as PNG, whole or not at all; return its path."""
+    """Write a figure as PNG and return its path."""
     path = Path(path)
-    with atomic_write(path) as temporary, rc_context(_LOOK):
+    with atomic_write(path) as temporary, rc_context(_RC_PARAMS):
         figure.savefig(temporary, dpi=144, format="png")
     return path
 
@@ -53,26 +57,33 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
 def draw_precision_recall(
     targets: np.ndarray, scores: np.ndarray, names: Sequence[str], average_precision: np.ndarray
 ) -> Figure:
-    """Precision against recall: a curve for each class or, of more than sixteen, their mean and spread.
+    """Draw precision against recall: a curve for each class or, of more than 16, their mean and spread.
 
-    ``targets`` and ``scores`` are ``(clips, classes)``; classes without a clip are left out.
+    Parameters
+    ----------
+    targets, scores : ndarray, shape (clips, classes)
+        0 and 1; logits or probabilities.
+    names : sequence of str
+        Names of the classes.
+    average_precision : ndarray, shape (classes,)
+        For the legend; classes for which it is NaN are left out.
     """
     occurring = np.flatnonzero(np.isfinite(average_precision))
     figure, axes = new_figure(6.4, 4.4)
-    if len(occurring) <= FEW:
+    if len(occurring) <= MAX_CURVES:
         for place, i in enumerate(occurring[np.argsort(-average_precision[occurring], kind="stable")]):
             axes.step(
-                *_steps(targets[:, i] > 0.5, scores[:, i]),
+                *_step_curve(targets[:, i] > 0.5, scores[:, i]),
                 STYLES[place // len(COLOURS) % len(STYLES)],
                 where="pre",
                 color=COLOURS[place % len(COLOURS)],
-                label=f"{average_precision[i]:.3f}  {_short(names[i])}",
+                label=f"{average_precision[i]:.3f}  {_truncate(names[i])}",
                 linewidth=1.6,
             )
         axes.legend(title="average precision", loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9, frameon=False)
     else:
         grid = np.linspace(0, 1, 201)
-        curves = np.array([_interpolated(targets[:, i] > 0.5, scores[:, i], grid) for i in occurring])
+        curves = np.array([_interpolate(targets[:, i] > 0.5, scores[:, i], grid) for i in occurring])
         for low, high, alpha in ((10, 90, 0.15), (25, 75, 0.3)):
             bounds = np.percentile(curves, (low, high), axis=0)
             axes.fill_between(
@@ -84,32 +95,32 @@ def draw_precision_recall(
     return figure
 
 
-def _steps(wanted: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Recall at each hit and the precision there; the area under these steps is the average precision."""
+def _step_curve(wanted: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return recall and precision at each hit; the area under these steps is the average precision."""
     precision, recall, _ = precision_recall_curve(wanted, scores)
     hit = np.append(recall[:-1] > recall[1:], False)
     return np.append(0, recall[hit][::-1]), np.append(precision[hit][-1], precision[hit][::-1])
 
 
-def _interpolated(wanted: np.ndarray, scores: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """The greatest precision that reaches each recall of ``grid``."""
+def _interpolate(wanted: np.ndarray, scores: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """Return the greatest precision that reaches each recall of `grid`."""
     precision, recall, _ = precision_recall_curve(wanted, scores)  # recall falls
     best = np.maximum.accumulate(precision)[::-1]
     return best[np.searchsorted(recall[::-1], grid, side="left").clip(0, len(best) - 1)]
 
 
-def draw_reliability(curves: Sequence[tuple[str, Reliability]]) -> Figure:
-    """What came true against what was claimed, one curve for each ``(name, reliability)``, and how often it was."""
+def draw_reliability(curves: Sequence[tuple[str, ReliabilityCurve]]) -> Figure:
+    """Draw observed frequencies against predicted probabilities, and below the number of decisions in each bin."""
     figure, (axes, below) = new_figure(5.2, 5.2, 2, (3, 1))
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
-    for place, (name, result) in enumerate(curves):
-        filled = result.counts > 0
-        error = expected_calibration_error(result)
+    for place, (name, curve) in enumerate(curves):
+        filled = curve.counts > 0
+        error = expected_calibration_error(curve)
         label = f"{name}: mean gap {error:.3f}"
         colour, marker = COLOURS[place % len(COLOURS)], "os^D"[place % 4]
-        axes.plot(result.claimed[filled], result.observed[filled], marker=marker, color=colour, ms=5, label=label)
-        width = np.diff(result.edges) / (len(curves) + 0.3)
-        below.bar(result.edges[:-1] + width * (place + 0.15), result.counts, width, align="edge", color=colour)
+        axes.plot(curve.predicted[filled], curve.observed[filled], marker=marker, color=colour, ms=5, label=label)
+        width = np.diff(curve.edges) / (len(curves) + 0.3)
+        below.bar(curve.edges[:-1] + width * (place + 0.15), curve.counts, width, align="edge", color=colour)
     axes.set(ylim=(-0.02, 1.03), ylabel="share that was right", title="Reliability")
     axes.legend(loc="upper left", fontsize=9)
     below.set_yscale("log")
@@ -119,7 +130,7 @@ def draw_reliability(curves: Sequence[tuple[str, Reliability]]) -> Figure:
 
 
 def draw_confusion(table: np.ndarray, names: Sequence[str]) -> Figure:
-    """Clips of each true class (row) by the class decided (column), shaded by share of the row."""
+    """Draw the clips of each true class (row) by the class decided (column), shaded by share of the row."""
     n = len(names)
     side = min(14.0, 2.6 + 0.45 * n) if n <= 60 else 10.0
     figure, axes = new_figure(side + 0.6, side)
@@ -128,7 +139,7 @@ def draw_confusion(table: np.ndarray, names: Sequence[str]) -> Figure:
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     axes.grid(False)
     if n <= 60:
-        labels = [_short(name, 22) for name in names]
+        labels = [_truncate(name, 22) for name in names]
         axes.set_xticks(range(n), labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
         axes.set_yticks(range(n), labels, fontsize=8)
     if n <= 25:
@@ -137,14 +148,9 @@ def draw_confusion(table: np.ndarray, names: Sequence[str]) -> Figure:
             axes.text(column, row, str(table[row, column]), ha="center", va="center", color=colour, fontsize=8)
     axes.set(xlabel="decided", ylabel="true", title="Confusion: clips, shaded by share of the true class")
     bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     return figure
 
 
-def note(axes: Axes, text: str) -> None:
-    """Small print in the lower left corner of the axes."""
-    axes.text(0.02, 0.03, text, transform=axes.transAxes, fontsize=8, color="#444444", va="bottom")
-
-
-def _short(name: str, width: int = 28) -> str:
+def _truncate(name: str, width: int = 28) -> str:
     return name if len(name) <= width else name[: width - 1] + "…"

@@ -1,4 +1,4 @@
-"""Tables that grow line by line, and beside each a note of the run it is of, so that no two runs are mixed."""
+"""Tables that grow line by line, each with a JSON file beside it that says what run it is of."""
 
 from __future__ import annotations
 
@@ -13,39 +13,51 @@ from ..checkpoints.files import write_text
 from ..data.clips import Clip
 
 
-def refuse_other_run(table: Path, facts: Mapping[str, Any], growing: Iterable[str] = ()) -> None:
-    """Note in a ``.json`` beside ``table`` what defines its run; raise ValueError if the table is of another.
+def check_same_run(table: Path, config: Mapping[str, Any], growing: Iterable[str] = ()) -> None:
+    """Check that a table is of this run, and write what defines the run to a ``.json`` beside the table.
 
-    Facts that are ``growing`` may differ.
+    Parameters
+    ----------
+    table : Path
+        The table; it need not exist.
+    config : mapping
+        What defines the run.
+    growing : iterable of str
+        Keys of `config` that may differ.
+
+    Raises
+    ------
+    ValueError
+        If the table is of another run.
     """
-    beside = table.with_suffix(".json")
-    wanted = json.loads(json.dumps(facts, sort_keys=True))
-    if table.exists() and beside.exists():
-        there = json.loads(beside.read_text("utf-8"))
-        for name in sorted((there.keys() | wanted.keys()) - set(growing)):
-            if there.get(name) != wanted.get(name):
+    manifest = table.with_suffix(".json")
+    expected = json.loads(json.dumps(config, sort_keys=True))
+    if table.exists() and manifest.exists():
+        found = json.loads(manifest.read_text("utf-8"))
+        for name in sorted((found.keys() | expected.keys()) - set(growing)):
+            if found.get(name) != expected.get(name):
                 raise ValueError(
-                    f"{table} holds a run with {name} = {there.get(name)!r}, not {wanted.get(name)!r}: choose another "
-                    "folder, or delete it to begin anew"
+                    f"{table} holds a run with {name} = {found.get(name)!r}, not {expected.get(name)!r}: "
+                    "choose another folder, or delete it to begin anew"
                 )
     table.parent.mkdir(parents=True, exist_ok=True)
-    write_text(beside, json.dumps(wanted, indent=1) + "\n")
+    write_text(manifest, json.dumps(expected, indent=1) + "\n")
 
 
-def whole_lines(table: Path) -> bytes:
-    """The content of a table without a last line that is not finished; nothing if there is no such file."""
+def complete_lines(table: Path) -> bytes:
+    """Return the content of a table without an unfinished last line; empty if there is no such file."""
     content = table.read_bytes() if table.exists() else b""
     return content[: content.rfind(b"\n") + 1]
 
 
-def cut_unfinished(table: Path) -> None:
+def truncate_partial_line(table: Path) -> None:
     """Cut off a last line that a killed run left unfinished."""
     if table.exists():
-        os.truncate(table, len(whole_lines(table)))
+        os.truncate(table, len(complete_lines(table)))
 
 
 def clips_digest(clips: Iterable[Clip]) -> str:
-    """Text that differs for other recordings, labels, folds or parts, but not where the same lie elsewhere."""
+    """Return a hash of recordings (by name and size), labels, folds and parts, but not of their folders."""
     rows = [
         [
             clip.path.name,
@@ -55,12 +67,8 @@ def clips_digest(clips: Iterable[Clip]) -> str:
             clip.group,
             clip.start,
             clip.end,
-            _bytes(clip.path),
+            clip.path.stat().st_size if clip.path.exists() else -1,
         ]
         for clip in clips
     ]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-
-
-def _bytes(path: Path) -> int:
-    return path.stat().st_size if path.exists() else -1

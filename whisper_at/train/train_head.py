@@ -1,4 +1,4 @@
-"""From labelled clips and their states to one file: divide, fit, choose, calibrate, write."""
+"""From labelled clips and their pooled states to a head in one file: split, fit, select, calibrate, save."""
 
 from __future__ import annotations
 
@@ -22,18 +22,20 @@ from ..tagging.classes import ClassSet
 from ..tagging.heads import PREFIX, Head, make_head
 from ..tagging.labels import audioset_labels
 from .calibration import fit_temperature, probabilities, thresholds_for_precision
-from .config import Settings, as_dict
-from .features import About, Features, Row
-from .fit import HISTORY, STATE, Fitted, fit
+from .config import Settings, settings_dict
+from .feature_files import FeatureMetadata, IndexRow
+from .features import Features
+from .fit import HISTORY_FILE, STATE_FILE, FitResult, fit
 from .metrics import average_precision, one_hot
-from .recipe import SCORES, HeadTask, score, scores_of
+from .recipe import SCORES, HeadTask, compute_logits, compute_scores
 
 AUDIOSET = "audioset-527"
+"""What a head's file says instead of AudioSet's class names."""
 
 
 @dataclass(frozen=True)
-class Division:
-    """Numbers of the clips to train on, to choose epochs and calibrate on, and to test on once; int arrays."""
+class SplitIndices:
+    """Indices of the clips to train on, to select epochs and calibrate on, and to test on; int, shape (n,) each."""
 
     train: np.ndarray
     valid: np.ndarray
@@ -41,65 +43,82 @@ class Division:
 
 
 @dataclass
-class Trained:
-    """A head and what is known of it.
+class TrainedHead:
+    """A head and how well it does.
 
     Attributes
     ----------
-    epoch : whose weights it has (from 1); 0 for an average
-    scores : of the held-out clips in all their hearings, at the chosen weights; empty where none were held out
-    test_scores : of the test clips; empty where there are none
-    table : a row for each class: clips trained on, held-out clips, average precision, recall, threshold
+    head : Head
+        The head, with the weights that were selected.
+    classes : Classes
+        Names, temperature and thresholds.
+    fitted : FitResult
+        Scores of all epochs, and which one was selected.
+    scores : dict of str to float
+        Scores of the held-out clips in all their views; empty if none were held out.
+    test_scores : dict of str to float
+        Scores of the test clips; empty if there are none.
+    table : list of dict
+        A row per class: clips trained on, held-out clips, average precision, recall, threshold.
     """
 
     head: Head
     classes: ClassSet
-    fitted: Fitted
+    fitted: FitResult
     scores: dict[str, float]
     test_scores: dict[str, float]
     table: list[dict[str, Any]]
 
     @property
     def epoch(self) -> int:
+        """Epoch (from 1) whose weights the head has; 0 for an average."""
         return self.fitted.epoch
 
     @property
-    def of_audioset(self) -> bool:
-        """Whether its classes are AudioSet's, whose events hang on no threshold of the head's."""
+    def is_audioset(self) -> bool:
+        """Whether the classes are AudioSet's, whose events do not depend on thresholds of the head."""
         return self.classes.names == tuple(label.name for label in audioset_labels())
 
 
-def divide(dataset: Dataset, settings: Settings, test_fold: str | None = None) -> Division:
-    """The data's own parts; what they lack to choose epochs by is held out of training, never taken from test (T2).
+def split_dataset(dataset: Dataset, settings: Settings, test_fold: str | None = None) -> SplitIndices:
+    """Split clips as the data say; without a validation split, hold out clips of training, never of test (T2).
+
+    Parameters
+    ----------
+    dataset : Dataset
+        The clips.
+    settings : Settings
+        Share to hold out, and seed.
+    test_fold : str, optional
+        Fold to test on.
 
     Raises
     ------
     ValueError
-        If no clip has the fold ``test_fold``, or none is left to train on.
+        If no clip has the fold `test_fold`, or none is left to train on.
     """
     split = np.array([clip.split or "train" for clip in dataset.clips])
     if test_fold is not None:
-        of = np.array([clip.fold for clip in dataset.clips])
-        if test_fold not in of:
-            raise ValueError(f"no clip is of fold {test_fold!r}; there are {', '.join(sorted(set(of.tolist())))}")
-        split[of == test_fold] = "test"
+        folds = np.array([clip.fold for clip in dataset.clips])
+        if test_fold not in folds:
+            raise ValueError(f"no clip is of fold {test_fold!r}; there are {', '.join(sorted(set(folds.tolist())))}")
+        split[folds == test_fold] = "test"
     train, valid, test = (np.flatnonzero(split == name) for name in ("train", "valid", "test"))
     if not len(valid) and settings.valid_share > 0 and len(train):
-        kept, held = hold_out(dataset.select(train), settings.valid_share, settings.seed)
-        train, valid = train[kept], train[held]
+        kept, held_out = hold_out(dataset.select(train), settings.valid_share, settings.seed)
+        train, valid = train[kept], train[held_out]
     if not len(train):
         raise ValueError("no clip is left to train on; give some the split 'train', or none a split")
-    return Division(train, valid, test)
+    return SplitIndices(train, valid, test)
 
 
 def resolve_loss(dataset: Dataset, settings: Settings) -> Settings:
-    """Settings with ``auto`` replaced by the loss that suits the data.
+    """Return settings with loss ``auto`` replaced by the one that suits the data.
 
     Raises
     ------
     ValueError
-        If one class is to be right of each clip (``ce``), and a clip has several or none; or ``select`` is none of the
-        scores of that loss.
+        If the loss is ``ce`` and a clip has not exactly one label; or ``select`` is no score of that loss.
     """
     if settings.loss == "auto":
         settings = replace(settings, loss="bce" if dataset.multi_label else "ce")
@@ -110,15 +129,15 @@ def resolve_loss(dataset: Dataset, settings: Settings) -> Settings:
     return settings
 
 
-def for_device(settings: Settings, device: str | torch.device) -> Settings:
-    """Settings as they can be trained with there: float16 wants its gradients scaled, as GPUs do; else float32."""
+def with_supported_precision(settings: Settings, device: str | torch.device) -> Settings:
+    """Return settings with float32 instead of float16 without a GPU, as only there gradients are scaled."""
     if settings.precision == "float16" and torch.device(device).type != "cuda":
         return replace(settings, precision="float32")
     return settings
 
 
-def optimizer_of(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """The optimizer that the settings name."""
+def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    """Return the optimizer that the settings name."""
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
     b1, b2 = settings.betas
     return kind(model.parameters(), lr=settings.rate, betas=(b1, b2), weight_decay=settings.weight_decay)
@@ -127,100 +146,127 @@ def optimizer_of(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
 def train_head(
     dataset: Dataset,
     features: Features,
-    division: Division,
+    split: SplitIndices,
     settings: Settings,
     *,
     device: str | torch.device = "cpu",
-    run: Path | None = None,
+    run_dir: Path | None = None,
     progress: bool = False,
-    told: Callable[[int, Mapping[str, float]], None] | None = None,
-) -> Trained:
-    """Train a head on the states of clips, choose its weights on held-out clips, and calibrate it there.
+    on_epoch_end: Callable[[int, Mapping[str, float]], object] | None = None,
+) -> TrainedHead:
+    """Train a head on pooled states; select its weights and calibrate it on held-out clips.
 
     Parameters
     ----------
-    features : the states of every clip of ``dataset``
-    settings : with a ``loss``, see `resolve_loss`
-    run : folder in which the state is kept, so that a run that was stopped goes on; None for none
-    told : is called after every epoch with its number and scores
+    dataset : Dataset
+        The clips and classes.
+    features : Features
+        The states of every clip.
+    split : SplitIndices
+        Which clips to train, validate and test on.
+    settings : Settings
+        How to train; `loss` must not be ``auto``, see `resolve_loss`.
+    device : str or torch.device
+        Where to compute.
+    run_dir : Path, optional
+        Folder for the state, from which a run that was stopped is resumed.
+    progress : bool
+        Whether to show a progress bar.
+    on_epoch_end : callable, optional
+        Takes the epoch (from 1) and its scores.
 
     Raises
     ------
     ValueError
-        If clips have no states, ``run`` is the folder of another run, or no head has the mode that is set.
+        If clips have no states, `run_dir` is the folder of another run, or there is no such mode.
     RuntimeError
         If the loss becomes NaN or infinite.
     """
-    items = features.find(dataset.clips)
-    if (items < 0).any():
-        missing = [clip.path.name for clip, i in zip(dataset.clips, items) if i < 0]
+    indices = features.find(dataset.clips)
+    if (indices < 0).any():
+        missing = [clip.path.name for clip, i in zip(dataset.clips, indices) if i < 0]
         raise ValueError(f"{len(missing)} clips have no states in {features.folder} ({missing[0]} …)")
     targets = dataset.targets()
-    about = features.about
+    layers, dim = features.metadata.layers, features.metadata.dim
     torch.manual_seed(settings.seed)
-    head = make_head(settings.mode, n_layer=about.layers, rep_dim=about.dim, label_dim=len(dataset.classes)).to(device)
+    head = make_head(settings.mode, n_layer=layers, rep_dim=dim, label_dim=len(dataset.classes)).to(device)
 
-    def all_hearings(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        numbers = features.hearings(items[part])
-        return numbers.ravel(), np.tile(targets[part], (len(numbers), 1))
+    def all_views(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        views = features.view_indices(indices[part])
+        return views.ravel(), np.tile(targets[part], (len(views), 1))
 
-    held = all_hearings(division.valid) if len(division.valid) else None
-    task = HeadTask(features, items[division.train], targets[division.train], settings, held, told)
-    facts = {
-        "settings": as_dict(settings),
-        "features": vars(about),
-        "data": _digest(dataset, division, [features.rows[i] for i in items]),
+    valid = all_views(split.valid) if len(split.valid) else None
+    task = HeadTask(features, indices[split.train], targets[split.train], settings, valid, on_epoch_end)
+    run_config = {
+        "settings": settings_dict(settings),
+        "features": features.metadata.to_dict(),
+        "data": _data_digest(dataset, split, [features.rows[i] for i in indices]),
     }
-    if run is not None and not (run / STATE).exists():
-        (run / HISTORY).unlink(missing_ok=True)  # of a run that ended
-    fitted = fit(head, task, optimizer_of(head, settings), settings.plan(held is not None), run, progress, facts)
+    if run_dir is not None and not (run_dir / STATE_FILE).exists():
+        (run_dir / HISTORY_FILE).unlink(missing_ok=True)  # of a run that ended
+    options = settings.fit_options(valid is not None)
+    fitted = fit(head, task, make_optimizer(head, settings), options, run_dir, progress, run_config)
 
-    longest = max(settings.rows)
+    max_steps = max(settings.rows)
     multi_label = settings.loss == "bce"
-    temperature, thresholds, scores, table = 1.0, None, {}, _table(dataset, division, targets)
-    if held is not None:
-        logits = score(head, features, held[0], longest)
-        scores = scores_of(held[1], logits, settings.loss)
-        temperature = fit_temperature(held[1], logits, multi_label)
-        found = probabilities(logits, multi_label, temperature)
-        thresholds = thresholds_for_precision(held[1], found, settings.threshold_precision)
+    temperature, thresholds, scores, table = 1.0, None, {}, _class_table(dataset, split, targets)
+    if valid is not None:
+        views, wanted = valid
+        logits = compute_logits(head, features, views, max_steps)
+        scores = compute_scores(wanted, logits, settings.loss)
+        temperature = fit_temperature(wanted, logits, multi_label)
+        p = probabilities(logits, multi_label, temperature)
+        thresholds = thresholds_for_precision(wanted, p, settings.threshold_precision)
         thresholds = np.where(np.isnan(thresholds), 0.5, thresholds)  # no held-out clip has the class
-        _add_figures(table, held[1], found, thresholds, multi_label)
+        _add_scores(table, wanted, p, thresholds, multi_label)
     test_scores: dict[str, float] = {}
-    if len(division.test):
-        tested, wanted = all_hearings(division.test)
-        test_scores = scores_of(wanted, score(head, features, tested, longest), settings.loss)
+    if len(split.test):
+        views, wanted = all_views(split.test)
+        test_scores = compute_scores(wanted, compute_logits(head, features, views, max_steps), settings.loss)
     classes = ClassSet(
         dataset.classes,
         "multi_label" if multi_label else "single_label",
         temperature,
         None if thresholds is None else tuple(float(t) for t in thresholds),
     )
-    return Trained(head, classes, fitted, scores, test_scores, table)
+    return TrainedHead(head, classes, fitted, scores, test_scores, table)
 
 
-def write_head(trained: Trained, path: Path, about: About, settings: Settings, facts: Mapping[str, Any]) -> None:
-    """Write a head as one ``.safetensors`` that `load_model` takes, whole or not at all.
+def save_head(
+    trained: TrainedHead, path: Path, features: FeatureMetadata, settings: Settings, details: Mapping[str, Any]
+) -> None:
+    """Save a head as one ``.safetensors`` file that `load_model` takes.
 
-    ``facts`` are kept as JSON under ``training``, beside the settings and scores.
+    Parameters
+    ----------
+    trained : TrainedHead
+        The head.
+    path : Path
+        The file.
+    features : FeatureMetadata
+        What the head was trained on.
+    settings : Settings
+        How it was trained.
+    details : mapping
+        Kept as JSON under ``training``, together with settings and scores.
     """
     metadata = trained.classes.metadata()
-    if trained.of_audioset:
+    if trained.is_audioset:
         metadata["classes"] = AUDIOSET
     training = {
-        **facts,
-        "protocol": about.protocol,
+        **details,
+        "protocol": features.protocol,
         "epoch": trained.epoch,
-        "held_out": _rounded(trained.scores),
-        "test": _rounded(trained.test_scores),
-        "settings": as_dict(settings),
+        "held_out": _round_scores(trained.scores),
+        "test": _round_scores(trained.test_scores),
+        "settings": settings_dict(settings),
     }
     metadata |= {
         "mode": settings.mode,
-        "n_layer": str(about.layers),
-        "width": str(about.dim),
-        "model": about.model,
-        "encoder_sha256": about.encoder_sha256,
+        "n_layer": str(features.layers),
+        "width": str(features.dim),
+        "model": features.model,
+        "encoder_sha256": features.encoder_sha256,
         "steps": json.dumps(list(settings.rows)),
         "training": json.dumps(training),
     }
@@ -228,20 +274,21 @@ def write_head(trained: Trained, path: Path, about: About, settings: Settings, f
     save_safetensors(tensors, path, metadata)
 
 
-def finish_run(run: Path, fitted: Fitted) -> None:
-    """Write the scores of all epochs as ``history.csv``, and let go of what a stopped run would need."""
-    with atomic_write(run / "history.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+def finish_run(run_dir: Path, fitted: FitResult) -> None:
+    """Write the scores of all epochs as ``history.csv``, and delete the state."""
+    path = run_dir / "history.csv"
+    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(fitted.history[0]) if fitted.history else [])
         writer.writeheader()
         writer.writerows(fitted.history)
-    (run / STATE).unlink(missing_ok=True)
+    (run_dir / STATE_FILE).unlink(missing_ok=True)
 
 
-def table_lines(table: list[dict[str, Any]]) -> list[str]:
-    """The table of classes as text, columns aligned."""
+def format_table(table: list[dict[str, Any]]) -> list[str]:
+    """Return the table of classes as lines of text, columns aligned."""
     if not table:
         return []
-    rows = [list(table[0]), *([_cell(value) for value in row.values()] for row in table)]
+    rows = [list(table[0]), *([_format_cell(value) for value in row.values()] for row in table)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(
@@ -251,25 +298,27 @@ def table_lines(table: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _cell(value: Any) -> str:
+def _format_cell(value: Any) -> str:
     if isinstance(value, float):
         return "-" if np.isnan(value) else "never" if np.isinf(value) else f"{value:.3f}"
     return str(value)
 
 
-def _table(dataset: Dataset, division: Division, targets: np.ndarray) -> list[dict[str, Any]]:
-    trained, held = targets[division.train].sum(0), targets[division.valid].sum(0)
+def _class_table(dataset: Dataset, split: SplitIndices, targets: np.ndarray) -> list[dict[str, Any]]:
+    """Return a row per class with the number of clips trained on and held out."""
+    trained, held_out = targets[split.train].sum(0), targets[split.valid].sum(0)
     return [
-        {"class": name, "trained": int(trained[i]), "held out": int(held[i])} for i, name in enumerate(dataset.classes)
+        {"class": name, "trained": int(trained[i]), "held out": int(held_out[i])}
+        for i, name in enumerate(dataset.classes)
     ]
 
 
-def _add_figures(
-    table: list[dict[str, Any]], targets: np.ndarray, found: np.ndarray, thresholds: np.ndarray, multi_label: bool
+def _add_scores(
+    table: list[dict[str, Any]], targets: np.ndarray, p: np.ndarray, thresholds: np.ndarray, multi_label: bool
 ) -> None:
-    """Average precision of each class; how much of it is found, by its threshold or as the likeliest class."""
-    ap = average_precision(targets, found)
-    decided = found >= thresholds if multi_label else one_hot(found.argmax(1), found.shape[1])
+    """Add average precision, threshold, and recall (by the threshold, or as the most likely class) to the table."""
+    ap = average_precision(targets, p)
+    decided = p >= thresholds if multi_label else one_hot(p.argmax(1), p.shape[1])
     for i, row in enumerate(table):
         wanted = targets[:, i] > 0.5
         row["AP"] = float(ap[i])
@@ -277,13 +326,13 @@ def _add_figures(
         row["threshold"] = float(thresholds[i])
 
 
-def _digest(dataset: Dataset, division: Division, rows: Sequence[Row]) -> str:
-    """Text that differs for other clips, labels, classes, files (by their size and time) or another division."""
+def _data_digest(dataset: Dataset, split: SplitIndices, rows: Sequence[IndexRow]) -> str:
+    """Return a hash of clips, labels, classes, files (by size and time) and split."""
     parts: list[Any] = [list(dataset.classes)]
-    parts.append([[clip.key, sorted(clip.labels), *row[-2:]] for clip, row in zip(dataset.clips, rows)])
-    parts += [part.tolist() for part in (division.train, division.valid)]
+    parts.append([[clip.key, sorted(clip.labels), row.size, row.mtime] for clip, row in zip(dataset.clips, rows)])
+    parts += [part.tolist() for part in (split.train, split.valid)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _rounded(scores: Mapping[str, float]) -> dict[str, float | None]:
+def _round_scores(scores: Mapping[str, float]) -> dict[str, float | None]:
     return {name: round(value, 4) if np.isfinite(value) else None for name, value in scores.items()}
