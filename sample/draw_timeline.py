@@ -1,6 +1,6 @@
-"""A picture of a recording: what is said, and the loudest classes of sound over time.
+"""Draw a timeline of a recording: its text, and the most probable classes of sound.
 
-python sample/draw_timeline.py [FILE] [PICTURE] [MODEL]
+python sample/draw_timeline.py [FILE] [IMAGE] [MODEL]
 """
 
 import sys
@@ -15,7 +15,7 @@ import whisper_at as whisper
 
 here = Path(__file__).parent
 file = sys.argv[1] if len(sys.argv) > 1 else str(here / "street.ogg")
-picture = sys.argv[2] if len(sys.argv) > 2 else str(here / "timeline.png")
+output = sys.argv[2] if len(sys.argv) > 2 else str(here / "timeline.png")
 model = whisper.load_model(sys.argv[3] if len(sys.argv) > 3 else "nano.en")
 
 result = model.transcribe(file, at_time_res=0.4)
@@ -23,14 +23,18 @@ probabilities = result["audio_tag"].sigmoid()
 classes = probabilities.topk(min(3, len(probabilities)), dim=0).values.mean(dim=0).topk(10).indices.tolist()
 names = [whisper.label_names("en")[i] for i in classes]
 
-figure, (words, tags) = plt.subplots(
+figure, (text_axes, tag_axes) = plt.subplots(
     2, 1, figsize=(12, 4.4), sharex=True, height_ratios=[1, 4], layout="constrained", dpi=110
 )
 for i, segment in enumerate(result["segments"]):
-    words.axvspan(segment["start"], segment["end"], color="tab:cyan", alpha=0.35)
-    words.text(segment["start"], 0.25 + 0.5 * (i % 2), segment["text"].strip(), fontsize=8, va="center")
-words.set(ylim=(0, 1), yticks=[], title=f"{Path(file).name}: one encoder pass, text above, sounds every 0.4 s below")
-image = tags.imshow(
+    text_axes.axvspan(segment["start"], segment["end"], color="tab:cyan", alpha=0.35)
+    text_axes.text(segment["start"], 0.25 + 0.5 * (i % 2), segment["text"].strip(), fontsize=8, va="center")
+text_axes.set(
+    ylim=(0, 1),
+    yticks=[],
+    title=f"{Path(file).name}: one encoder pass, text above, sounds every 0.4 s below",
+)
+image = tag_axes.imshow(
     probabilities[:, classes].T,
     aspect="auto",
     vmin=0,
@@ -39,7 +43,7 @@ image = tags.imshow(
     interpolation="nearest",
     extent=(0, 0.4 * len(probabilities), len(classes), 0),
 )
-tags.set(yticks=[i + 0.5 for i in range(len(classes))], yticklabels=names, xlabel="seconds")
-figure.colorbar(image, ax=tags, label="probability")
-figure.savefig(picture)
-print(picture)
+tag_axes.set(yticks=[i + 0.5 for i in range(len(classes))], yticklabels=names, xlabel="seconds")
+figure.colorbar(image, ax=tag_axes, label="probability")
+figure.savefig(output)
+print(output)

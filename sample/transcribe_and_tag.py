@@ -1,4 +1,4 @@
-"""What is said in a recording, and what else is heard in it.
+"""Print the text and the sounds of a recording.
 
 python sample/transcribe_and_tag.py [FILE] [MODEL]
 """
