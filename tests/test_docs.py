@@ -23,10 +23,8 @@ def without_code(text):
 
 
 def test_links_to_files_of_the_repository_lead_somewhere(page):
-    # In the site, docs/ is the root: its pages may name files of the repository by their path from there.
-    roots = [page.parent] + ([ROOT] if page.parent.name == "docs" else [])
     links = re.findall(r"\]\(([^)#\s]+)", without_code(page.read_text("utf-8")))
-    lost = [link for link in links if "://" not in link and not any((root / link).exists() for root in roots)]
+    lost = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert lost == []
 
 

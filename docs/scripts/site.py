@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = (
@@ -36,8 +37,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: object, config: MkDocsConfig, files: Files) -> str:
-    """Make links into docs/ relative to the site, where docs/ is the root; list the modules of a room."""
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Make links hold in the site, where docs/ is not a folder of its own; list the modules of a room."""
+    if page.file.src_dir == config.docs_dir:
+        markdown = markdown.replace("](../", "](")
     markdown = re.sub(r"(\]\((?:\.\./)*)docs/", r"\1", markdown)
     return re.sub(r"<!-- modules: (\w+) -->", lambda match: _modules(match[1]), markdown)
 
