@@ -12,7 +12,7 @@ from conftest import ROOT, SAMPLE_RATE, noise
 
 import whisper_at
 from whisper_at import batched
-from whisper_at.batched import transcribe_many
+from whisper_at.batched import _Batches, transcribe_many
 from whisper_at.mel import LogMel
 from whisper_at.windows import Window, quiet_cuts
 
@@ -88,14 +88,14 @@ def test_same_keys_as_one_after_the_other(model_en):
     assert batch["audio_tag"].shape == plain["audio_tag"].shape
 
 
-def test_a_cut_segment_is_heard_again(model_en, monkeypatch):
+def test_a_cut_segment_is_decoded_again(model_en, monkeypatch):
     """What lies behind the last complete segment of a window is not lost."""
-    heard = []
-    real = batched._listen
+    decoded = []
+    real = _Batches._decode_batch
 
-    def listen(model, batch, options):
-        heard.extend(job.window for job in batch)
-        return real(model, batch, options)
+    def decode_batch(batches, batch):
+        decoded.extend(job.window for job in batch)
+        return real(batches, batch)
 
     def split(result, window, tokenizer, n_audio_ctx):
         from whisper_at.segments import split_segments
@@ -103,19 +103,17 @@ def test_a_cut_segment_is_heard_again(model_en, monkeypatch):
         found = split_segments(result, window, tokenizer, n_audio_ctx)
         return found._replace(seek=window.seek + 1000) if window.size > 1500 else found
 
-    monkeypatch.setattr(batched, "_listen", listen)
+    monkeypatch.setattr(_Batches, "_decode_batch", decode_batch)
     monkeypatch.setattr(batched, "split_segments", split)
     result = model_en.transcribe(noise(25), batch_size=2, **OPTIONS)
-    assert heard == [Window(0, 2500), Window(1000, 1500)]
+    assert decoded == [Window(0, 2500), Window(1000, 1500)]
     assert result["audio_tag_coverage"].max() == 1.0
 
 
 def test_many_recordings_share_batches_and_bad_ones_are_reported(model_en, tmp_path, monkeypatch):
     sizes = []
-    real = batched._listen
-    monkeypatch.setattr(
-        batched, "_listen", lambda model, batch, options: sizes.append(len(batch)) or real(model, batch, options)
-    )
+    real = _Batches._decode_batch
+    monkeypatch.setattr(_Batches, "_decode_batch", lambda self, batch: sizes.append(len(batch)) or real(self, batch))
     empty = tmp_path / "empty.wav"
     empty.write_bytes(b"")
     absent = str(tmp_path / "absent.wav")
@@ -149,7 +147,7 @@ def test_a_result_that_cannot_be_finished_is_reported(model_en, monkeypatch):
 
 
 def test_pauses_before_words_do_not_depend_on_the_batch(model_en, monkeypatch):
-    """Where the last word ended is known of the windows before, whenever their rests are heard."""
+    """Where the last word ended is known of the windows before, whenever their remainders are decoded."""
     real = batched.split_segments
 
     def split(result, window, tokenizer, n_audio_ctx):
@@ -199,15 +197,15 @@ def test_recordings_are_opened_when_their_turn_comes(model_en):
 
 def test_less_memory_means_smaller_batches(model_en, monkeypatch):
     sizes = []
-    real = batched._listen
+    real = _Batches._decode_batch
 
-    def listen(model, batch, options):
+    def decode_batch(batches, batch):
         sizes.append(len(batch))
         if len(batch) > 1:
             raise torch.OutOfMemoryError("as a GPU says it")
-        return real(model, batch, options)
+        return real(batches, batch)
 
-    monkeypatch.setattr(batched, "_listen", listen)
+    monkeypatch.setattr(_Batches, "_decode_batch", decode_batch)
     with pytest.warns(UserWarning, match="batches of 2 windows"):
         result = model_en.transcribe(noise(70), batch_size=4, **OPTIONS)
     assert sizes[:3] == [3, 2, 1]
@@ -216,18 +214,18 @@ def test_less_memory_means_smaller_batches(model_en, monkeypatch):
 
 def test_nothing_of_a_batch_that_was_too_much_is_kept(model_en, monkeypatch):
     """Else the smaller one that follows finds no more memory than the one before."""
-    real, alive, refs = batched.hear, [], []
+    real, alive, refs = batched.decoder_inputs, [], []
 
-    def hear(model, features):
+    def decoder_inputs(model, features):
         alive.append(sum(ref() is not None for ref in refs))
-        heard = real(model, features)
-        refs.append(weakref.ref(heard.keys))
+        encoded = real(model, features)
+        refs.append(weakref.ref(encoded.keys))
         if len(features) > 1:
             model._decoder.steps.append("a step of this shape")
             raise torch.OutOfMemoryError("as a GPU says it")
-        return heard
+        return encoded
 
-    monkeypatch.setattr(batched, "hear", hear)
+    monkeypatch.setattr(batched, "decoder_inputs", decoder_inputs)
     with pytest.warns(UserWarning, match="batches of 1 windows"):
         model_en.transcribe(noise(70), batch_size=4, **OPTIONS)
     assert len(alive) >= 5
@@ -236,28 +234,28 @@ def test_nothing_of_a_batch_that_was_too_much_is_kept(model_en, monkeypatch):
 
 
 def test_too_much_even_alone_is_reported(model_en, monkeypatch):
-    def listen(*_):
+    def decode_batch(*_):
         raise torch.OutOfMemoryError("as a GPU says it")
 
-    monkeypatch.setattr(batched, "_listen", listen)
+    monkeypatch.setattr(_Batches, "_decode_batch", decode_batch)
     with pytest.warns(UserWarning, match="batches of 1 windows"):
         results = list(transcribe_many(model_en, [noise(2, i) for i in range(3)], batch_size=2, **OPTIONS))
     assert [type(result) for _, result in results] == [torch.OutOfMemoryError] * 3
 
 
-@pytest.mark.parametrize("stage", ["_listen", "_write"])
+@pytest.mark.parametrize("stage", ["_decode_batch", "_add_segments"])
 def test_a_recording_that_fails_does_not_take_others_of_its_batch_along(model_en, monkeypatch, stage):
     good, bad = [noise(40, i) for i in range(2)], noise(35, 9)
     expected = [model_en.transcribe(audio, batch_size=1, **OPTIONS)["text"] for audio in good]
-    real = getattr(batched, stage)
+    real = getattr(_Batches, stage)
 
-    def fail(model, of, *rest):
-        jobs = of if stage == "_listen" else [of]
+    def fail(batches, of, *rest):
+        jobs = of if stage == "_decode_batch" else [of]
         if any(job.recording.audio is bad for job in jobs):
             raise ValueError("NaN")
-        return real(model, of, *rest)
+        return real(batches, of, *rest)
 
-    monkeypatch.setattr(batched, stage, fail)
+    monkeypatch.setattr(_Batches, stage, fail)
     found = list(transcribe_many(model_en, [good[0], bad, good[1]], batch_size=8, **OPTIONS))
     assert [result["text"] for audio, result in found if audio is not bad] == expected
     assert [type(result) for audio, result in found if audio is bad] == [ValueError]

@@ -19,7 +19,7 @@ SUBMODULES = [m.name for m in pkgutil.walk_packages(whisper.__path__, "whisper."
 
 
 def public(module) -> set[str]:
-    return {name for name in vars(module) if not name.startswith("_")}
+    return {name for name in dir(module) if not name.startswith("_")}
 
 
 def test_every_public_name():

@@ -12,7 +12,8 @@ from conftest import noise, random_whisper
 import whisper_at
 from whisper_at.checkpoints import save_safetensors
 from whisper_at.engine.decoder import Rows
-from whisper_at.model import WhisperAT, _matrices
+from whisper_at.loading import _half_precision_names
+from whisper_at.model import WhisperAT
 from whisper_at.tagging.heads import make_head
 from whisper_at.windows import Window
 
@@ -202,7 +203,7 @@ def test_a_gpu_in_half_precision_keeps_every_matrix_so(half_checkpoint):
     """Without a GPU: which they would be, and that upstream's modules compute with them."""
     model = whisper_at.load_model(str(half_checkpoint), "cpu")
     model.compute_type = "float16"
-    names = _matrices(model)
+    names = _half_precision_names(model)
     both = {name for name, p in model.named_parameters() if p.ndim == 2 and "positional_embedding" not in name}
     assert names == both
     assert any(name.startswith("encoder") for name in names)

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whisper_at.tagging.labels import audioset_labels
-from whisper_at.writers import get_writer, plain_result, tag_rows
+from whisper_at.tagging.rows import TagOptions
+from whisper_at.writers import get_writer, result_to_json, tag_rows
 
 FORMATS = ("txt", "vtt", "srt", "tsv", "json")
 NOT_A_NUMBER = float("nan")
@@ -158,32 +159,33 @@ def test_several_resolutions_are_keyed_by_seconds(tmp_path):
 
 
 def test_tags_are_chosen_by_class_then_threshold_then_number():
-    rows = tag_rows(tagged(silence(), 1), include_classes=["Dog", "/m/09x0r", 3, 1], p_threshold=0.5, top_k=2)
+    options = TagOptions(include_classes=["Dog", "/m/09x0r", 3, 1], p_threshold=0.5, top_k=2)
+    rows = tag_rows(tagged(silence(), 1), options)
     assert [[tag["index"] for tag in row["tags"]] for row in rows] == [[0, 1]]
-    assert [tag["index"] for tag in tag_rows(tagged(silence(), 1), p_threshold=1.0)[0]["tags"]] == [
+    assert [tag["index"] for tag in tag_rows(tagged(silence(), 1), TagOptions(p_threshold=1.0))[0]["tags"]] == [
         0,
         1,
     ]  # strictly
-    assert tag_rows(tagged(silence(), 1), include_classes=iter([500]))[0]["tags"] == []
+    assert tag_rows(tagged(silence(), 1), TagOptions(include_classes=iter([500])))[0]["tags"] == []
 
 
 def test_names_follow_the_language_but_the_class_does_not(monkeypatch):
     """Names of another language may repeat, so the index must not be looked up by them."""
-    monkeypatch.setattr("whisper_at.writers.label_names", lambda language: [f"{language} sound"] * 527)
+    monkeypatch.setattr("whisper_at.tagging.labels.label_names", lambda language: [f"{language} sound"] * 527)
     for language, task, wanted, shown in [
         ("de", "transcribe", "follow_asr", "de"),
         ("de", "translate", "follow_asr", "en"),
         ("de", "transcribe", "fr", "fr"),
     ]:
         result = tagged({**silence(), "language": language}, 1, task=task)
-        tags = tag_rows(result, label_language=wanted)[0]["tags"]
+        tags = tag_rows(result, TagOptions(label_language=wanted))[0]["tags"]
         assert {tag["name"] for tag in tags} == {f"{shown} sound"}
         assert [tag["index"] for tag in tags] == [0, 1, 2, 3, 4]
 
 
 def test_an_extra_key_never_breaks_json():
     result = tagged(speech(), 1, scores=torch.tensor([1.0, NOT_A_NUMBER]), nested={1: (float("inf"), None, True)})
-    content = strict(json.dumps(plain_result(result), allow_nan=False))
+    content = strict(json.dumps(result_to_json(result), allow_nan=False))
     assert content["scores"] == [1.0, None]
     assert content["nested"] == {"1": [None, None, True]}
 
@@ -197,7 +199,7 @@ def test_any_logits_make_strict_json(values, top_k):
     logits = torch.full((1, 527), NOT_A_NUMBER)
     logits[0, : len(values)] = torch.tensor(values)
     result = tagged(silence(), 1, audio_tag=logits)
-    content = strict(json.dumps(plain_result(result, top_k=top_k, p_threshold=-math.inf), allow_nan=False))
+    content = strict(json.dumps(result_to_json(result, TagOptions(top_k, -math.inf)), allow_nan=False))
     for tag in content["audio_tag"][0]["tags"]:
         assert 0 <= tag["probability"] <= 1
         assert tag["logit"] is None or tag["logit"] == values[tag["index"]]
@@ -206,11 +208,11 @@ def test_any_logits_make_strict_json(values, top_k):
 def test_the_result_itself_is_left_alone():
     result = tagged(speech())
     keys, logits = list(result), result["audio_tag"].clone()
-    plain_result(result)
+    result_to_json(result)
     assert list(result) == keys
     assert torch.equal(result["audio_tag"].nan_to_num(0), logits.nan_to_num(0))
     bare = speech()
-    assert plain_result(bare) is bare
+    assert result_to_json(bare) is bare
 
 
 @pytest.mark.parametrize("output_format", ["txt", "json", "all"])

@@ -2,48 +2,37 @@
 
 ``import whisper_at as whisper`` gives every public name of the installed openai-whisper with the same
 signatures and the same transcripts; a model with a head adds what sounds, from the same encoder pass.
+
+Names are imported when the first of them is used (PEP 562), so that ``whisper-at --help`` need not wait for PyTorch.
 """
 
 from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-from whisper import *
-from whisper import DecodingOptions, DecodingResult, ModelDimensions, Whisper, pad_or_trim
+from .version import __version__ as __version__
 
-from .audio import load_audio, log_mel_spectrogram
-from .batched import transcribe_many
-from .checkpoints import available_models
-from .decoding import decode, detect_language
-from .model import WhisperAT, load_model
-from .tagging.captions import with_sounds
-from .tagging.events import find_events
-from .tagging.labels import find_classes, label_names, parse_at_label, print_label_name, print_support_language
-from .transcribe import transcribe
-from .version import __version__
+if TYPE_CHECKING:
+    from ._api import *
+    from ._api import __all__ as __all__
 
-for _name in ("normalizers", "timing", "tokenizer", "utils"):  # whisper's of these names are bound by the first line
-    import_module(f".{_name}", __name__)
 
-__all__ = [
-    "DecodingOptions",
-    "DecodingResult",
-    "ModelDimensions",
-    "Whisper",
-    "WhisperAT",
-    "__version__",
-    "available_models",
-    "decode",
-    "detect_language",
-    "find_classes",
-    "find_events",
-    "label_names",
-    "load_audio",
-    "load_model",
-    "log_mel_spectrogram",
-    "pad_or_trim",
-    "parse_at_label",
-    "print_label_name",
-    "print_support_language",
-    "transcribe",
-    "transcribe_many",
-    "with_sounds",
-]
+def __getattr__(name: str) -> Any:
+    if name != "transcribe" and not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
+        return import_module(
+            f".{name}", __name__
+        )  # a module or room; `transcribe` is the function, as openai-whisper's
+    if name == "__all__" or not name.startswith("_"):
+        api = import_module("._api", __name__)
+        for key, value in vars(api).items():
+            # modules of openai-whisper's are taken over by ours of the same name, which the import system has bound
+            if key == "__all__" or not (key.startswith("_") or getattr(value, "__name__", "").startswith("whisper.")):
+                globals()[key] = value
+        if name in globals():
+            return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    __getattr__("__all__")
+    return sorted(globals())

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, cast
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -20,66 +20,85 @@ if TYPE_CHECKING:
 
 
 class Thresholds(NamedTuple):
-    """When a decoded window counts as failed, and when as silence; None switches a test off."""
+    """When a decoded window counts as failed, and when as silence; None switches a test off.
+
+    The rules are those of openai-whisper's `transcribe`.
+    """
 
     compression_ratio: float | None
     logprob: float | None
     no_speech: float | None
 
     def failed(self, result: DecodingResult) -> bool:
-        """Whether another temperature should be tried."""
+        """Return whether another temperature should be tried."""
         repetitive = self.compression_ratio is not None and result.compression_ratio > self.compression_ratio
         improbable = self.logprob is not None and result.avg_logprob < self.logprob
         silent = self.no_speech is not None and result.no_speech_prob > self.no_speech
         return not (silent and improbable) and (repetitive or improbable)
 
     def is_silent(self, result: DecodingResult) -> bool:
-        """Whether a window holds no speech: improbable text where the model expected none."""
+        """Return whether a window holds no speech: improbable text where the model expected none."""
         if self.no_speech is None or not result.no_speech_prob > self.no_speech:
             return False
         return self.logprob is None or not result.avg_logprob > self.logprob
 
 
-def hear(model: WhisperAT, features: Tensor) -> Heard | Tensor:
-    """What the decoder takes of windows' features ``(batch, 1500, dim)``: computed once for all tries."""
+def decoder_inputs(model: WhisperAT, features: Tensor) -> Heard | Tensor:
+    """Return what the decoder takes of features ``(batch, 1500, dim)``: computed once for all temperatures.
+
+    A decoder that was changed takes the features themselves.
+    """
     return model.hear(features) if model.is_stock else features
 
 
 def decode_with_fallback(
     model: WhisperAT,
-    heard: Heard | Tensor,
-    options: dict,
-    temperature: float | Sequence[float],
+    encoded: Heard | Tensor,
+    decode_options: Mapping[str, Any],
+    temperatures: Sequence[float],
     thresholds: Thresholds,
 ) -> list[DecodingResult]:
-    """Decode a batch of windows; each at the next temperature while its result looks bad."""
-    temperatures = [temperature] if isinstance(temperature, (int, float)) else temperature
+    """Decode a batch of windows, each at the next temperature while its result looks bad.
+
+    Parameters
+    ----------
+    model : WhisperAT
+        The model.
+    encoded : EncodedAudio or Tensor
+        The windows, as `decoder_inputs` gives them.
+    decode_options : dict
+        Options of ``DecodingOptions`` but the temperature.
+    temperatures : sequence of float
+        Tried one after the other; the last result stands, however it looks.
+    thresholds : Thresholds
+        When a result looks bad.
+    """
     results: dict[int, DecodingResult] = {}
-    open_windows = list(range(len(heard.features if isinstance(heard, Heard) else heard)))
-    for t in temperatures:
+    pending = list(range(len(encoded.features if isinstance(encoded, Heard) else encoded)))
+    for temperature in temperatures:
         # beams are for temperature 0 and samples for the rest
-        unused = ("beam_size", "patience") if t > 0 else ("best_of",)
-        kwargs = {name: value for name, value in options.items() if name not in unused}
-        part = select_windows(heard, open_windows) if results else heard
-        found = model.decode(part, DecodingOptions(**kwargs, temperature=t))
-        results |= zip(open_windows, found)
-        open_windows = [i for i in open_windows if thresholds.failed(results[i])]
-        if not open_windows:
+        unused = ("beam_size", "patience") if temperature > 0 else ("best_of",)
+        kwargs = {name: value for name, value in decode_options.items() if name not in unused}
+        part = select_windows(encoded, pending) if results else encoded
+        found = model.decode(part, DecodingOptions(**kwargs, temperature=temperature))
+        results |= zip(pending, found)
+        pending = [i for i in pending if thresholds.failed(results[i])]
+        if not pending:
             break
     return [results[i] for i in sorted(results)]
 
 
-def select_windows(heard: Heard | Tensor, windows: list[int]) -> Heard | Tensor:
-    """Some windows of a batch."""
-    if isinstance(heard, Tensor):
-        return heard[windows]
-    if len(windows) == len(heard.features):
-        return heard
-    return Heard(heard.features[windows], heard.keys[:, windows], heard.values[:, windows])
+def select_windows(encoded: Heard | Tensor, windows: list[int]) -> Heard | Tensor:
+    """Return some windows of a batch."""
+    if isinstance(encoded, Tensor):
+        return encoded[windows]
+    if len(windows) == len(encoded.features):
+        return encoded
+    return Heard(encoded.features[windows], encoded.keys[:, windows], encoded.values[:, windows])
 
 
 def use_half(model: WhisperAT, fp16: bool) -> bool:
-    """Whether to compute in float16; upstream's warnings where a CPU cannot, or a GPU stands idle."""
+    """Return whether to compute in float16, with upstream's warnings where a CPU cannot, or a GPU stands idle."""
     half = fp16 if model.compute_type is None else model.compute_type == "float16"
     if model.device == torch.device("cpu"):
         if torch.cuda.is_available():
@@ -90,18 +109,22 @@ def use_half(model: WhisperAT, fp16: bool) -> bool:
     return half
 
 
-def detect_language(
-    model: WhisperAT, mel: LogMel, heard: Heard | Tensor | None, dtype: torch.dtype, verbose: bool | None
+def detect_spoken_language(
+    model: WhisperAT, mel: LogMel, encoded: Heard | Tensor | None, dtype: torch.dtype, verbose: bool | None
 ) -> str:
-    """Code of the language spoken in the first 30 s; English, unheard, if the model knows no other."""
+    """Return the code of the language spoken in the first 30 s, or English if the model knows no other.
+
+    `encoded` is that part of the recording if it has been encoded already.
+    """
     if not model.is_multilingual:
         return "en"
     if verbose:
         print("Detecting language using up to the first 30 seconds. Use `--language` to specify the language")
-    if heard is None:
+    if encoded is None:
         with torch.no_grad():
-            heard = hear(model, model.embed_audio(mel.window(0, N_FRAMES).to(model.device).to(dtype)[None]))
-    _, found = model.detect_language(heard)
+            features = model.embed_audio(mel.window(0, N_FRAMES).to(model.device).to(dtype)[None])
+        encoded = decoder_inputs(model, features)
+    _, found = model.detect_language(encoded)
     probabilities = cast(list[dict[str, float]], found)[0]
     language = max(probabilities, key=probabilities.__getitem__)
     if verbose is not None:

@@ -6,13 +6,13 @@ explicit values. Times are seconds from the start of the file, ``seek`` is in me
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from whisper.audio import FRAMES_PER_SECOND, HOP_LENGTH, N_FRAMES, SAMPLE_RATE
 from whisper.decoding import DecodingResult
 from whisper.tokenizer import Tokenizer
-from whisper.utils import exact_div, get_end
+from whisper.utils import exact_div, format_timestamp, get_end, make_safe
 
 from .windows import Window
 
@@ -26,6 +26,18 @@ class Split(NamedTuple):
     segments: list[dict]
     seek: int
     ends_in_silence: bool
+
+
+def print_segment(segment: dict[str, Any]) -> None:
+    """Print a segment as ``[00:01.000 --> 00:05.900]  text``, as openai-whisper does."""
+    start, end = format_timestamp(segment["start"]), format_timestamp(segment["end"])
+    print(make_safe(f"[{start} --> {end}] {segment['text']}"))
+
+
+def clear_if_empty(segment: dict[str, Any]) -> None:
+    """Clear a segment that takes no time or has no text, as openai-whisper does."""
+    if segment["start"] == segment["end"] or segment["text"].strip() == "":
+        segment.update(text="", tokens=[], words=[])
 
 
 def split_segments(result: DecodingResult, window: Window, tokenizer: Tokenizer, n_audio_ctx: int) -> Split:

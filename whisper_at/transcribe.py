@@ -1,14 +1,14 @@
-"""The listening loop: encode each window once, decode it, place its steps, run the head.
+"""`transcribe`: encode each window once, decode it, cut it into segments, tag it.
 
 What is decoded, and where the next window starts, follows openai-whisper's `transcribe` token for
-token; the rules for segments are in `segments`, those for tag rows in `timeline`.
+token; the rules for segments are in `segments`, those for rows of tags in `tagging.timeline`.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,16 +16,24 @@ import tqdm
 from torch import Tensor
 from whisper.audio import N_FRAMES, pad_or_trim
 from whisper.tokenizer import Tokenizer, get_tokenizer
-from whisper.utils import format_timestamp, get_end, make_safe
+from whisper.utils import get_end
 
-from .batched import transcribe_many
+from .batched import transcribe_in_batches
 from .engine.alignment import add_word_timestamps, timing_model
 from .engine.decoder import Heard
 from .engine.onednn import can_attend_by_head
-from .fallback import Thresholds, decode_with_fallback, detect_language, hear, use_half
+from .fallback import decode_with_fallback, decoder_inputs, detect_spoken_language, use_half
 from .mel import LogMel
-from .segments import drop_hallucinations, seek_past_leading_silence, seek_with_words, split_segments
-from .tagging.tagger import Tagger, encode
+from .options import TranscribeOptions
+from .segments import (
+    clear_if_empty,
+    drop_hallucinations,
+    print_segment,
+    seek_past_leading_silence,
+    seek_with_words,
+    split_segments,
+)
+from .tagging.tagger import Tagger, encode_windows, resolve_resolutions
 from .windows import Window, parse_clip_timestamps
 
 if TYPE_CHECKING:
@@ -49,11 +57,11 @@ def transcribe(
     append_punctuations: str = "\"'.。,，!！?？:：”)]}、",
     clip_timestamps: str | list[float] = "0",
     hallucination_silence_threshold: float | None = None,
-    at_time_res: float | Iterable[float] | None = "auto",  # type: ignore[assignment]
+    at_time_res: float | Iterable[float] | str | None = "auto",
     strict_word_timing: bool = True,
     batch_size: int | None = None,
-    **decode_options,
-) -> dict:
+    **decode_options: Any,
+) -> dict[str, Any]:
     """Transcribe a recording and tag what sounds in it.
 
     All arguments of ``whisper.transcribe`` mean what they mean there and give the same text,
@@ -61,31 +69,34 @@ def transcribe(
 
     Parameters
     ----------
-    at_time_res : seconds per row of tags, any multiple of 0.4; or several, all from the same pass; or
-        None for no tags. ``"auto"`` is 10 where the model has a head, else None.
-    strict_word_timing : with ``word_timestamps``, time words as openai-whisper does, from features that
-        come from attention without fused kernels: on a CPU in float32 from the one pass that the
-        text comes from, else from a second one. False reuses what was decoded from: faster, and a word
-        may move by a frame. Batches always reuse it.
-    batch_size : cut the recording where it is quiet and decode so many windows at once, none of which
-        sees the text before it; see `transcribe_many`, which does so for many recordings.
-        ``hallucination_silence_threshold`` is not for batches.
+    at_time_res : float, iterable of float, "auto" or None
+        Seconds per row of tags, any multiple of 0.4; or several, all from the same pass; or None for no tags.
+        ``"auto"`` is 10 where the model has a head, else None.
+    strict_word_timing : bool
+        With ``word_timestamps``, time words as openai-whisper does, from features that come from attention without
+        fused kernels: on a CPU in float32 from the one pass that the text comes from, else from a second one. False
+        reuses what was decoded from: faster, and a word may move by a frame. Batches always reuse it.
+    batch_size : int, optional
+        Cut the recording where it is quiet and decode so many windows at once, none of which sees the text before it;
+        see `transcribe_many`, which does so for many recordings. ``hallucination_silence_threshold`` is not for
+        batches.
 
     Returns
     -------
-    ``text``, ``segments``, ``language`` as upstream and, with tags, also
+    dict
+        ``text``, ``segments``, ``language`` as upstream and, with tags, also
 
-    - ``audio_tag``: float32 CPU tensor ``(rows, classes)`` of logits, row ``i`` over the seconds
-      ``[i, i + 1) * at_time_res``; NaN where nothing was heard (clips leave gaps)
-    - ``audio_tag_coverage``: ``(rows,)``, the share of each row that was heard, 0…1
-    - ``at_time_res``: the resolution in seconds
-    - by the name of each head or listener of one's own (`WhisperAT.attach`): a dict of its ``classes``, ``kind``,
-      ``temperature``, ``thresholds``, and ``logits``, rows as above, ``segments``, ``(segments, classes)``
-    - ``duration``: seconds of audio
-    - ``task``: ``transcribe`` or ``translate``, which the language of labels depends on
+        - ``audio_tag``: float32 CPU tensor ``(rows, 527)`` of logits, row ``i`` over the seconds
+          ``[i, i + 1) * at_time_res``; NaN where nothing was heard (clips leave gaps)
+        - ``audio_tag_coverage``: ``(rows,)``, the share of each row that was heard, 0…1
+        - ``at_time_res``: the resolution in seconds
+        - by the name of each attached head or classifier (`WhisperAT.attach`): a dict of its ``classes``, ``kind``,
+          ``temperature``, ``thresholds``, and ``logits``, rows as above, ``segments``, ``(segments, classes)``
+        - ``duration``: seconds of audio
+        - ``task``: ``transcribe`` or ``translate``, which the language of labels depends on
 
-    For several resolutions ``at_time_res`` is a list, and ``audio_tag`` and ``audio_tag_coverage``
-    are dicts by resolution.
+        For several resolutions ``at_time_res`` is a list, and ``audio_tag`` and ``audio_tag_coverage`` are dicts by
+        resolution.
 
     Raises
     ------
@@ -94,90 +105,100 @@ def transcribe(
     TypeError
         If the model is openai-whisper's own class.
     """
+    options = TranscribeOptions(
+        verbose=verbose,
+        temperature=temperature,
+        compression_ratio_threshold=compression_ratio_threshold,
+        logprob_threshold=logprob_threshold,
+        no_speech_threshold=no_speech_threshold,
+        condition_on_previous_text=condition_on_previous_text,
+        initial_prompt=initial_prompt,
+        carry_initial_prompt=carry_initial_prompt,
+        word_timestamps=word_timestamps,
+        prepend_punctuations=prepend_punctuations,
+        append_punctuations=append_punctuations,
+        clip_timestamps=clip_timestamps,
+        hallucination_silence_threshold=hallucination_silence_threshold,
+        at_time_res=at_time_res,
+        strict_word_timing=strict_word_timing,
+        batch_size=batch_size,
+        decode_options=decode_options,
+    )
     if not hasattr(model, "encode"):
         raise TypeError("this is a plain Whisper: load it with whisper_at.load_model, or use its own transcribe()")
-    if batch_size is not None:
-        if hallucination_silence_threshold is not None:
-            raise ValueError("hallucination_silence_threshold needs one window after the other: leave out batch_size")
-        in_batches = transcribe_many(
-            model,
-            [audio],
-            batch_size=batch_size,
-            verbose=verbose,
-            temperature=temperature,
-            compression_ratio_threshold=compression_ratio_threshold,
-            logprob_threshold=logprob_threshold,
-            no_speech_threshold=no_speech_threshold,
-            initial_prompt=initial_prompt,
-            word_timestamps=word_timestamps,
-            prepend_punctuations=prepend_punctuations,
-            append_punctuations=append_punctuations,
-            clip_timestamps=clip_timestamps,
-            at_time_res=at_time_res,
-            **decode_options,
-        )
-        ((_, result),) = in_batches
-        if isinstance(result, Exception):
-            raise result
-        return result
-    at_time_res = list(at_time_res) if isinstance(at_time_res, Iterator) else at_time_res
-    Tagger(model, at_time_res, 0, audio)  # what cannot be tagged is refused before anything is read
-    half = use_half(model, decode_options.get("fp16", True))
-    decode_options = {**decode_options, "fp16": half}
+    if options.batch_size is None:
+        return transcribe_in_order(model, audio, options)
+    ((_, result),) = transcribe_in_batches(model, [audio], options)
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def transcribe_in_order(
+    model: WhisperAT, audio: str | np.ndarray | Tensor, options: TranscribeOptions
+) -> dict[str, Any]:
+    """Transcribe a recording window by window, each with the text before it as a prompt, as `transcribe` does."""
+    resolve_resolutions(model, options.at_time_res, audio)  # what cannot be tagged is refused before anything is read
+    half = use_half(model, options.decode_options.get("fp16", True))
+    decode_options = {**options.decode_options, "fp16": half}
     dtype = torch.float16 if half else torch.float32
 
     # 30 s of silence behind the recording: language detection hears it, windows are cut before it
     mel = LogMel(audio, model.dims.n_mels)
     content_frames = mel.content_frames
-    clips = parse_clip_timestamps(clip_timestamps, content_frames)
-    tagging = Tagger(model, at_time_res, content_frames)
-    thresholds = Thresholds(compression_ratio_threshold, logprob_threshold, no_speech_threshold)
+    clips = parse_clip_timestamps(options.clip_timestamps, content_frames)
+    tagger = Tagger(model, options.at_time_res, content_frames)
 
-    reuse = not strict_word_timing or model.compute_type in ("bfloat16", "int8")
+    reuse = not options.strict_word_timing or model.compute_type in ("bfloat16", "int8")
     reuse = reuse or can_attend_by_head(model.encoder, dtype)
-    encode_once = _EncodeOnce(model, mel, dtype, tagging)
+    encode_once = _EncodeOnce(model, mel, dtype, tagger)
     if decode_options.get("language") is None:
         # Audio that fills the first window is what that window decodes, so one pass does for both.
         shared = clips[0][0] == 0 and clips[0][1] >= N_FRAMES
-        heard = encode_once(Window(0)).heard if shared and model.is_multilingual else None
-        decode_options["language"] = detect_language(model, mel, heard, dtype, verbose)
+        encoded = encode_once(Window(0)).decoder_inputs if shared and model.is_multilingual else None
+        decode_options["language"] = detect_spoken_language(model, mel, encoded, dtype, options.verbose)
     language: str = decode_options["language"]
-    task: str = decode_options.get("task", "transcribe")
-    tokenizer = get_tokenizer(model.is_multilingual, num_languages=model.num_languages, language=language, task=task)
-    if word_timestamps and task == "translate":
+    tokenizer = get_tokenizer(
+        model.is_multilingual, num_languages=model.num_languages, language=language, task=options.task
+    )
+    if options.word_timestamps and options.task == "translate":
         warnings.warn("Word-level timestamps on translations may not be reliable.")
 
-    prompt = _Prompt(tokenizer, initial_prompt, carry_initial_prompt, model.dims.n_text_ctx)
-    segments: list[dict] = []
+    prompt = _Prompt(tokenizer, options.initial_prompt, options.carry_initial_prompt, model.dims.n_text_ctx)
+    segments: list[dict[str, Any]] = []
     last_speech = 0.0
 
-    with mel, tqdm.tqdm(total=content_frames, unit="frames", disable=verbose is not False) as progress:
+    with mel, tqdm.tqdm(total=content_frames, unit="frames", disable=options.verbose is not False) as progress:
         for clip, (seek, clip_end) in enumerate(clips):
             later_clips = min((start for start, _ in clips[clip + 1 :]), default=content_frames)
             while seek < clip_end:
                 window = Window(seek, min(N_FRAMES, clip_end - seek))
-                encoded = encode_once(window)
-                tagging.add(window, encoded.states, before=min(seek, later_clips))
+                encoded_window = encode_once(window)
+                tagger.add_window(window, encoded_window.states, settled_before=min(seek, later_clips))
 
-                options = {**decode_options, "prompt": prompt.tokens()}
-                (result,) = decode_with_fallback(model, encoded.heard, options, temperature, thresholds)
-                if thresholds.is_silent(result):
+                (result,) = decode_with_fallback(
+                    model,
+                    encoded_window.decoder_inputs,
+                    {**decode_options, "prompt": prompt.tokens()},
+                    options.temperatures,
+                    options.thresholds,
+                )
+                if options.thresholds.is_silent(result):
                     seek = window.end
                     continue
 
                 split = split_segments(result, window, tokenizer, model.dims.n_audio_ctx)
-                if word_timestamps:
+                if options.word_timestamps:
                     add_word_timestamps(
                         segments=split.segments,
-                        model=timing_model(model, encoded.heard if reuse else None),
+                        model=timing_model(model, encoded_window.decoder_inputs if reuse else None),
                         tokenizer=tokenizer,
-                        mel=encoded.features if reuse else encoded.mel,
+                        mel=encoded_window.features if reuse else encoded_window.mel,
                         num_frames=window.size,
-                        prepend_punctuations=prepend_punctuations,
-                        append_punctuations=append_punctuations,
                         last_speech_timestamp=last_speech,
+                        **options.punctuation,
                     )
-                    threshold = hallucination_silence_threshold
+                    threshold = options.hallucination_silence_threshold
                     split = split._replace(seek=seek_with_words(split, window, threshold))
                     if threshold is not None:
                         after_silence = seek_past_leading_silence(split, window, threshold)
@@ -189,44 +210,42 @@ def transcribe(
                         last_speech = last_word_end
 
                 for segment in split.segments:
-                    if verbose:
-                        start, end = format_timestamp(segment["start"]), format_timestamp(segment["end"])
-                        print(make_safe(f"[{start} --> {end}] {segment['text']}"))
-                    if segment["start"] == segment["end"] or segment["text"].strip() == "":
-                        segment.update(text="", tokens=[], words=[])
+                    if options.verbose:
+                        print_segment(segment)
+                    clear_if_empty(segment)
                     segments.append({"id": len(segments), **segment})
-                    tagging.add_segment(window, encoded.states, segment)
+                    tagger.add_segment(window, encoded_window.states, segment)
                     prompt.extend(segment["tokens"])
-                if not condition_on_previous_text or result.temperature > 0.5:
+                if not options.condition_on_previous_text or result.temperature > 0.5:
                     prompt.forget()
 
                 seek = split.seek
                 progress.update(min(content_frames, seek) - window.seek)
 
-    transcript = {"text": tokenizer.decode(prompt.heard), "segments": segments, "language": language}
-    return transcript | tagging.result(task, audio, segments, list(range(len(segments))))
+    transcript = {"text": tokenizer.decode(prompt.text_tokens), "segments": segments, "language": language}
+    return transcript | tagger.result(options.task, audio, segments, list(range(len(segments))))
 
 
-class _Encoded(NamedTuple):
+class _EncodedWindow(NamedTuple):
     mel: Tensor  # (n_mels, 3000)
     features: Tensor  # (1500, dim)
-    heard: Heard | Tensor  # for the decoder, as a batch of one: shared by all its tries
+    decoder_inputs: Heard | Tensor  # a batch of one, shared by all temperatures
     states: Tensor  # (layers, steps, dim), or empty if no head is to read them
 
 
 class _EncodeOnce:
     """Encodes a window the first time it is asked for; keeps the latest one only."""
 
-    def __init__(self, model: WhisperAT, mel: LogMel, dtype: torch.dtype, tagging: Tagger) -> None:
-        self.model, self.mel, self.dtype, self.tagging = model, mel, dtype, tagging
-        self.latest: tuple[Window, _Encoded] | None = None
+    def __init__(self, model: WhisperAT, mel: LogMel, dtype: torch.dtype, tagger: Tagger) -> None:
+        self.model, self.mel, self.dtype, self.tagger = model, mel, dtype, tagger
+        self.latest: tuple[Window, _EncodedWindow] | None = None
 
-    def __call__(self, window: Window) -> _Encoded:
+    def __call__(self, window: Window) -> _EncodedWindow:
         if self.latest is None or self.latest[0] != window:
             mel = pad_or_trim(self.mel.window(window.seek, window.end), N_FRAMES)
             mel = mel.to(self.model.device).to(self.dtype)
-            features, states = encode(self.model, mel[None], [window], [self.tagging])
-            self.latest = window, _Encoded(mel, features[0], hear(self.model, features), states[0])
+            features, states = encode_windows(self.model, mel[None], [window], [self.tagger])
+            self.latest = window, _EncodedWindow(mel, features[0], decoder_inputs(self.model, features), states[0])
         return self.latest[1]
 
 
@@ -241,17 +260,20 @@ class _Prompt:
         self._start = 0
 
     @property
-    def heard(self) -> list[int]:
+    def text_tokens(self) -> list[int]:
         """Every token written, without the initial prompt."""
         return self._tokens[len(self.initial) :]
 
     def tokens(self) -> list[int]:
+        """Return the prompt of the next window."""
         if self.carry:
             return self.initial + self._tokens[max(len(self.initial), self._start) :][-self.room :]
         return self._tokens[self._start :]
 
     def extend(self, tokens: list[int]) -> None:
+        """Add the tokens of a segment."""
         self._tokens.extend(tokens)
 
     def forget(self) -> None:
+        """Leave everything so far out of later prompts."""
         self._start = len(self._tokens)

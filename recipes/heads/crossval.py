@@ -25,7 +25,8 @@ from whisper_at.checkpoints import EMBEDDED
 from whisper_at.data.clips import Dataset
 from whisper_at.data.splits import folds, hold_out
 from whisper_at.data.toml import read_toml
-from whisper_at.model import WhisperAT, load_model
+from whisper_at.loading import load_model
+from whisper_at.model import WhisperAT
 from whisper_at.train.config import (
     JOINED,
     Settings,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from whisper_at.adapt import adapt, load_backbone, merge, random_backbone, transformers_backbone, whisper_backbone
 from whisper_at.adapt.backbones.frontends import AST_MEAN, AST_STD, batched_log_mel, normalize_clips, resize_positions
 from whisper_at.audio import load_audio
-from whisper_at.model import load_model
+from whisper_at.loading import load_model
 from whisper_at.train.fit import trainable_state
 
 transformers = pytest.importorskip("transformers")

@@ -225,7 +225,7 @@ def loading(monkeypatch):
     def load_model(name, **options):
         raise LoadedError(name)
 
-    monkeypatch.setattr(cli, "load_model", load_model)
+    monkeypatch.setattr("whisper_at.loading.load_model", load_model)
     return "whisper-at: error: x.en\n"
 
 

@@ -49,12 +49,23 @@ def test_a_train_is_also_a_sound(tmp_path):
 
 
 def test_what_this_program_wrote_is_no_class(tmp_path):
-    touch(tmp_path, f"f/{METADATA_FILE}", f"kept/protocol-10/{METADATA_FILE}", f"a/{STATE_FILE}", f"b/{HISTORY_FILE}", "my.report/report.md")
-    touch(tmp_path, "my.run/events.out.tfevents.0", "own.run/a.wav", "bird/list.txt", f"dog/{METADATA_FILE}", "dog/a.wav")
+    touch(
+        tmp_path,
+        f"f/{METADATA_FILE}",
+        f"kept/protocol-10/{METADATA_FILE}",
+        f"a/{STATE_FILE}",
+        f"b/{HISTORY_FILE}",
+        "my.report/report.md",
+    )
+    touch(
+        tmp_path, "my.run/events.out.tfevents.0", "own.run/a.wav", "bird/list.txt", f"dog/{METADATA_FILE}", "dog/a.wav"
+    )
     for name in ("none.run", "none.features", "none"):
         (tmp_path / name).mkdir()
     assert read_folders(tmp_path).classes == ("bird", "dog", "none", "own.run")
-    parted = touch(tmp_path / "parted", "train/dog/a.wav", "train/cat/a.wav", "test/dog/b.wav", f"train/f/{METADATA_FILE}")
+    parted = touch(
+        tmp_path / "parted", "train/dog/a.wav", "train/cat/a.wav", "test/dog/b.wav", f"train/f/{METADATA_FILE}"
+    )
     assert read_folders(parted).classes == ("cat", "dog")
 
 

@@ -345,8 +345,8 @@ def test_who_has_gone_is_not_waited_upon(model_en, clip, monkeypatch):
 
 def test_arguments(capsys):
     for arguments, says in {
-        ("--model", "nano.en", "--batch_size", "0"): "--batch_size must be at least 1",
-        ("--model", "nano.en", "--threads", "-1"): "--threads must be at least 1",
+        ("--model", "nano.en", "--batch_size", "0"): "'0' is not a number from 1",
+        ("--model", "nano.en", "--threads", "-1"): "'-1' is not a number from 1",
         (): "--model",
     }.items():
         with pytest.raises(SystemExit):
@@ -389,4 +389,4 @@ def test_what_is_missing_is_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     monkeypatch.delitem(sys.modules, "whisper_at.cli.serve", raising=False)
     assert cli.main(["serve", "--model", "nano.en"]) == 1
-    assert "whisper-at[serve]" in capsys.readouterr().err
+    assert 'pip install ".[serve]"' in capsys.readouterr().err

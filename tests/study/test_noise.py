@@ -127,7 +127,7 @@ def test_whispers_transcribe_english_with_all_defaults(monkeypatch):
             return {"text": f" {len(audio)} samples"}
 
     monkeypatch.setattr("whisper.load_model", lambda name, device: Model())
-    monkeypatch.setattr("whisper_at.model.load_model", lambda name, device, head: Model())
+    monkeypatch.setattr("whisper_at.loading.load_model", lambda name, device, head: Model())
     for name in ("whisper_at:nano.en", "whisper:tiny.en"):
         assert load_recogniser(name, "cpu")(tone(0.1)).strip() == "1600 samples"
 

@@ -6,7 +6,7 @@ import pytest
 from test_events import heard, own
 
 from whisper_at import find_events, with_sounds
-from whisper_at.tagging.captions import LONGEST, SHORTEST
+from whisper_at.tagging.captions import MAX_SECONDS, MIN_SECONDS
 from whisper_at.writers import get_writer
 
 NO = -9.0
@@ -29,8 +29,8 @@ def test_sounds_have_captions_of_their_own_where_nobody_speaks():
 def test_they_end_before_the_words_and_do_not_stay_long():
     result = heard(10, Rain=[2] * 10) | {"segments": [segment(3, 5, "It rains.")]}
     assert shown(result) == [(0.0, 3, "[rain]"), (3, 5, "It rains.")]
-    assert shown(result | {"segments": []}) == [(0.0, LONGEST, "[rain]")]
-    assert shown(heard(1, 0.4, Bark=[2]) | {"segments": []}) == [(0.0, SHORTEST, "[bark]")]
+    assert shown(result | {"segments": []}) == [(0.0, MAX_SECONDS, "[rain]")]
+    assert shown(heard(1, 0.4, Bark=[2]) | {"segments": []}) == [(0.0, MIN_SECONDS, "[bark]")]
 
 
 def test_others_stand_before_the_words_that_they_sound_with():
@@ -44,7 +44,7 @@ def test_what_begins_together_is_shown_together_and_what_follows_cuts_it_short()
     result = heard(6, Bark=[3, NO, NO, NO, NO, NO], Rain=[2] * 6, Siren=[NO, NO, 2, 2, NO, NO]) | {"segments": []}
     assert shown(result) == [(0.0, 4.0, "[bark, rain]"), (4.0, 8.0, "[siren]")]
     close = heard(6, 0.4, Bark=[3, NO, NO, NO, NO, NO], Siren=[NO, NO, 2, 2, NO, NO]) | {"segments": []}
-    assert shown(close) == [(0.0, SHORTEST, "[bark, siren]")]
+    assert shown(close) == [(0.0, MIN_SECONDS, "[bark, siren]")]
 
 
 def test_the_same_sound_is_not_shown_again_at_once():

@@ -22,10 +22,10 @@ from whisper_at.tagging.labels import (
     find_class,
     find_classes,
     label_names,
-    parse_at_label,
     print_label_name,
     print_support_language,
 )
+from whisper_at.tagging.rows import parse_at_label
 
 ROOT = Path(__file__).parents[2]
 NAMES = label_names()

@@ -13,9 +13,10 @@ from whisper_at import cli
 from whisper_at.checkpoints import save_safetensors
 from whisper_at.tagging.classes import ClassSet
 from whisper_at.tagging.heads import PREFIX, build_head, make_head
-from whisper_at.tagging.listeners import StateClassifier, listen, named_tags, own_classes, span_logits
+from whisper_at.tagging.listeners import StateClassifier, classify_spans, span_logits
+from whisper_at.tagging.rows import TagOptions, select_tags
 from whisper_at.windows import Window
-from whisper_at.writers import plain_result
+from whisper_at.writers import result_to_json
 
 BIRDS = ClassSet(("wren", "owl", "swift"), "single_label", temperature=2.0)
 ENGINES = ClassSet(("car", "train"), thresholds=(0.4, math.inf))
@@ -130,22 +131,22 @@ def test_a_listener_may_read_the_models_own_pass(model_en):
 
 def test_long_spans_are_heard_in_parts_and_empty_ones_are_nan():
     audio, listener = noise(70), Loudness()
-    found = listen(listener, audio, [(0, 70), (69, 80), (71, 75), (3, 3)], batch_size=2)
+    found = classify_spans(listener, audio, [(0, 70), (69, 80), (71, 75), (3, 3)], batch_size=2)
     np.testing.assert_allclose(found[0], [np.abs(audio).mean(), 70 / 3], rtol=1e-5)
     np.testing.assert_allclose(found[1, 1], 1.0)
     assert found[2:].isnan().all()
     assert all(len(batch) <= 2 for batch in listener.batches)
 
 
-def test_listen_reads_files(tmp_path):
+def test_spans_of_files(tmp_path):
     import wave
 
     audio = (noise(3) * 32767).astype("<i2")
     with wave.open(str(tmp_path / "a.wav"), "wb") as file:
         file.setnchannels(1), file.setsampwidth(2), file.setframerate(SAMPLE_RATE)
         file.writeframes(audio.tobytes())
-    from_file = listen(Loudness(), tmp_path / "a.wav", [(0, 1), (1, 3)])
-    torch.testing.assert_close(from_file, listen(Loudness(), audio / np.float32(32768), [(0, 1), (1, 3)]))
+    from_file = classify_spans(Loudness(), tmp_path / "a.wav", [(0, 1), (1, 3)])
+    torch.testing.assert_close(from_file, classify_spans(Loudness(), audio / np.float32(32768), [(0, 1), (1, 3)]))
 
 
 def test_only_own_heads(model_en):
@@ -246,24 +247,29 @@ def test_heads_may_be_read_by_whom_other_new_files_may(tmp_path):
     assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
-def test_named_tags_are_calibrated_and_thresholded():
-    logits = torch.tensor([[2.0, 0.0, -2.0], [math.nan] * 3])
-    found = {"classes": BIRDS.names, "kind": BIRDS.kind, "temperature": 2.0, "thresholds": None}
+def test_tags_are_calibrated_and_thresholded():
+    nan = math.nan
+    logits = np.array([[2.0, 0.0, -2.0], [nan] * 3])
     e = np.exp([1.0, 0.0, -1.0]) / np.exp([1.0, 0.0, -1.0]).sum()
-    (row, empty) = named_tags(found, logits, p_threshold=-30)
+    (row, empty) = select_tags(BIRDS, logits, p_threshold=-30)
     assert [tag["name"] for tag in row] == ["wren", "owl", "swift"]
     assert empty == []
+    assert "mid" not in row[0]
     np.testing.assert_allclose([tag["probability"] for tag in row], e)
-    assert [tag["name"] for tag in named_tags(found, logits)[0]] == ["wren"]  # 0.665, 0.245, 0.09 against 0.269
-    assert named_tags(found, [[2.0, 0.0, None], None], p_threshold=-30, include="owl")[1] == []
-    found = {"classes": ENGINES.names, "kind": ENGINES.kind, "temperature": 1.0, "thresholds": [0.4, None]}
-    assert [t["name"] for t in named_tags(found, [[-0.3, 9.0]])[0]] == ["car"]  # 0.426 ≥ 0.4; no train is ever sure
-    assert [t["name"] for t in named_tags(found, [[-0.3, 9.0]], p_threshold=0)[0]] == ["train"]
-    found |= {"kind": "single_label", "thresholds": [0.9, 0.9]}  # one of them is right: the likeliest counts
-    assert [t["name"] for t in named_tags(found, [[1.5, 0.0]])[0]] == ["car"]
+    assert [tag["logit"] for tag in row] == [2.0, 0.0, -2.0]  # as the head gave them
+    assert [tag["name"] for tag in select_tags(BIRDS, logits)[0]] == ["wren"]  # 0.665, 0.245, 0.09 against 0.269
+    assert select_tags(BIRDS, np.array([[2.0, 0.0, nan], [nan] * 3]), p_threshold=-30, include="owl")[1] == []
+
+    def names(classes, logits, **options):
+        return [tag["name"] for tag in select_tags(classes, np.array([logits]), **options)[0]]
+
+    assert names(ENGINES, [-0.3, 9.0]) == ["car"]  # 0.426 ≥ 0.4; no train is ever sure
+    assert names(ENGINES, [-0.3, 9.0], p_threshold=0) == ["train"]
+    one_is_right = ClassSet(ENGINES.names, "single_label", thresholds=(0.9, 0.9))  # the likeliest counts
+    assert names(one_is_right, [1.5, 0.0]) == ["car"]
     with pytest.raises(ValueError, match="no class 'trian'; did you mean 'train'"):
-        own_classes(ENGINES.names, ["trian"])
-    assert own_classes(ENGINES.names, {"train", 0}) == [0, 1]
+        ENGINES.indices(["trian"])
+    assert ENGINES.indices(["train", 0, "1", "TRAIN"]) == [1, 0, 1, 1]
 
 
 def test_parse_and_json(model_en):
@@ -279,7 +285,7 @@ def test_parse_and_json(model_en):
     assert rows[0]["audio tags"][0][1] == pytest.approx(float(likely[0].max()))
     with pytest.raises(ValueError, match="no head 'bird'; attached were: birds"):
         whisper_at.parse_at_label(result, head="bird")
-    plain = json.loads(json.dumps(plain_result(result, top_k=1, p_threshold=-30), allow_nan=False))
+    plain = json.loads(json.dumps(result_to_json(result, TagOptions(1, -30)), allow_nan=False))
     assert plain["birds"]["classes"] == list(BIRDS.names)
     assert [row["tags"][0]["name"] for row in plain["birds"]["rows"]] == [
         BIRDS.names[i] for i in result["birds"]["logits"].argmax(1)

@@ -46,7 +46,7 @@ def test_rows_far_longer_than_the_recording(seconds):
     found = []
     for steps in (seconds_to_steps(seconds), 10):
         rows = TagRows(steps, 400, lambda states: states.mean((1, 2)), 3)
-        rows.add(Window(0, 400), torch.arange(2 * 76 * 3).float().view(2, 76, 3))
+        rows.add_window(Window(0, 400), torch.arange(2 * 76 * 3).float().view(2, 76, 3))
         found.append(rows.finish())
     assert found[0][0].shape == (1, 3)
     assert torch.equal(found[0][0], found[1][0])
@@ -136,8 +136,8 @@ def build(windows: list[Window], steps: int, content: int, classify=echo, eager:
     rows = TagRows(steps, content, classify, 4)
     for window in windows:
         if eager:
-            rows.flush(before=window.seek)
-        rows.add(window, pool_steps(clock(window)[None], [window])[:1])
+            rows.flush(settled_before=window.seek)
+        rows.add_window(window, pool_steps(clock(window)[None], [window])[:1])
     return rows.finish()
 
 
@@ -267,8 +267,8 @@ def test_states_of_settled_rows_are_let_go():
     rows = TagRows(25, 10**6, echo, 4)
     for i in range(50):
         window = Window(i * 2750)
-        rows.flush(before=window.seek)
-        rows.add(window, pool_steps(clock(window)[None], [window])[:1])
+        rows.flush(settled_before=window.seek)
+        rows.add_window(window, pool_steps(clock(window)[None], [window])[:1])
         assert len(rows._held) <= 2
 
 
@@ -276,8 +276,8 @@ def test_clips_in_any_order():
     windows = [Window(6000), Window(0), Window(3000)]
     rows = TagRows(25, 9000, echo, 4)
     for window, later in zip(windows, [0, 0, 3000]):
-        rows.flush(before=min(window.seek, later))
-        rows.add(window, pool_steps(clock(window)[None], [window])[:1])
+        rows.flush(settled_before=min(window.seek, later))
+        rows.add_window(window, pool_steps(clock(window)[None], [window])[:1])
     logits, coverage = rows.finish()
     torch.testing.assert_close(logits[:, 1], (torch.arange(9) * 1000 + 499).float(), atol=1e-2, rtol=0)
     assert coverage.min() == 1

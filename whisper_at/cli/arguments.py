@@ -1,11 +1,41 @@
-"""Arguments and output that several commands share."""
+"""Arguments that commands share, and the types of arguments.
+
+Nothing here imports PyTorch before a value is read, so that ``--help`` comes at once. Every type refuses a value with a
+message that says what would do.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import math
 import os
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that reports a wrong argument in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and exit with status 2.
+
+        With forty flags, the usage that argparse prints first would bury the message.
+        """
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Help with defaults, but for switches and for flags without one."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        is_switch = action.default is None or action.nargs == 0
+        return (action.help or "") if is_switch else super()._get_help_string(action) or ""
+
 
 Arguments = argparse._ActionsContainer
 """A parser, or a group of its arguments."""
@@ -29,8 +59,8 @@ def data_options(args: argparse.Namespace) -> dict[str, str | None]:
 
 def add_device_arguments(target: Arguments) -> None:
     """Add ``--model_dir`` and ``--device``."""
-    target.add_argument("--model_dir", metavar="DIR", help="folder of downloaded models")
-    target.add_argument("--device", help="cpu or cuda; by default a GPU if there is one")
+    target.add_argument("--model_dir", metavar="DIR", help="where models are kept (~/.cache/whisper)")
+    target.add_argument("--device", help="PyTorch device to compute on; by default a GPU if there is one")
 
 
 def add_workers_argument(target: Arguments) -> None:
@@ -41,6 +71,20 @@ def add_workers_argument(target: Arguments) -> None:
 def add_skip_bad_argument(target: Arguments, help: str) -> None:
     """Add ``--skip-bad``."""
     target.add_argument("--skip-bad", "--skip_bad", action="store_true", help=help)
+
+
+def add_model_arguments(target: Arguments) -> None:
+    """Add how a model is loaded: its folder, device and precision, and its heads."""
+    add_device_arguments(target)
+    add = target.add_argument
+    help = "precision by name: float32, float16 (GPU), bfloat16, int8 (CPU) or auto"
+    add("--compute_type", type=compute_type, metavar="TYPE", help=help)
+    help = "tagging head, if not the one published for the model (auto); repeat it for several, also of your own sounds"
+    add("--head", metavar="FILE|NAME", action="append", help=help)
+    add("--at_low_compute", action="store_true", help="take the small published head (small to large-v2)")
+
+
+# --- output -------------------------------------------------------------------------------------------------
 
 
 def data_name(data: str) -> str:
@@ -56,3 +100,105 @@ def print_line(line: str) -> None:
 def print_error(line: str) -> None:
     """Print a line to standard error at once."""
     print(line, file=sys.stderr, flush=True)
+
+
+# --- types --------------------------------------------------------------------------------------------------
+
+
+def upstream_type(name: str) -> Callable[[str], Any]:
+    """Return the argument type that openai-whisper's command line has under this name."""
+
+    def convert(text: str) -> Any:
+        return getattr(importlib.import_module("whisper.utils"), name)(text)
+
+    convert.__name__ = name  # argparse names it in messages
+    return convert
+
+
+str2bool = upstream_type("str2bool")
+optional_int = upstream_type("optional_int")
+optional_float = upstream_type("optional_float")
+
+
+def model_name(name: str) -> str:
+    """Read the name of a model, a path, or a hub id."""
+    from .. import checkpoints
+    from ..checkpoints import huggingface
+    from ..suggest import did_you_mean
+
+    names = checkpoints.available_models()
+    if name in names or os.path.exists(os.path.expanduser(name)) or huggingface.is_hub_id(name):
+        return name
+    raise argparse.ArgumentTypeError(f"{name!r} is neither a file nor a known name; {did_you_mean(name, names)}")
+
+
+def compute_type(name: str) -> str:
+    """Read a precision."""
+    from ..model import COMPUTE_TYPES
+    from ..suggest import did_you_mean
+
+    if name not in COMPUTE_TYPES:
+        raise argparse.ArgumentTypeError(f"there is no {name!r}; {did_you_mean(name, COMPUTE_TYPES)}")
+    return name
+
+
+def language(name: str) -> str:
+    """Read a language that Whisper knows, by name or code."""
+    from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
+
+    from ..suggest import did_you_mean
+
+    choices = sorted(LANGUAGES) + sorted(known.title() for known in TO_LANGUAGE_CODE)
+    if name not in choices:
+        raise argparse.ArgumentTypeError(f"Whisper knows no language {name!r}; {did_you_mean(name, choices)}")
+    return name
+
+
+def label_language(name: str) -> str:
+    """Read the language of tags: ``follow_asr``, or a language in any case."""
+    from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
+
+    code = name.lower()
+    return name if name == "follow_asr" or code in LANGUAGES or code in TO_LANGUAGE_CODE else language(name)
+
+
+def resolution_list(text: str) -> float | list[float]:
+    """Read ``10`` or ``0.4,10``: multiples of 0.4 s."""
+    from ..tagging.timeline import resolutions, steps_to_seconds
+
+    try:
+        seconds = [steps_to_seconds(steps) for steps in resolutions([number(part) for part in text.split(",")])]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return seconds[0] if len(seconds) == 1 else seconds
+
+
+def class_list(text: str) -> list[int]:
+    """Read classes of AudioSet, separated by semicolons."""
+    from ..tagging.labels import find_classes
+
+    names = [name.strip() for name in text.split(";") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError("no class is named")
+    try:
+        return find_classes(names)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def positive_int(text: str) -> int:
+    """Read a whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1")
+    return int(text)
+
+
+def number(text: str) -> float:
+    """Read a number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if math.isnan(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return value

@@ -13,7 +13,9 @@ import numpy as np
 
 from .. import checkpoints
 from ..data.clips import Dataset
-from ..model import WhisperAT, load_model, open_fitting_head
+from ..loading import load_model
+from ..model import WhisperAT
+from ..tagging.load_head import load_head
 from ..train.config import JOINED
 from ..train.encode import describe_features
 from ..train.evaluate import (
@@ -105,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name is None:
         parser.error(f"{args.head} does not say which Whisper it was trained on: give --model")
     model = load_model(name, args.device, args.model_dir, head=None).eval()
-    head = open_fitting_head(args.head, model, args.model_dir, name)
+    head = load_head(args.head, model, args.model_dir, name)
 
     scored: list[tuple[str, np.ndarray, np.ndarray]] = []  # title, which clips could be read, logits of all clips
     for protocol in PROTOCOLS if args.protocol is None else (args.protocol,):

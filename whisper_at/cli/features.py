@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ..data.clips import AUDIO_SUFFIXES, Clip
 from ..data.readers import class_folders, find_audio
-from ..model import load_model
+from ..loading import load_model
 from ..train.config import PROTOCOLS
 from ..train.distributed import local_device
 from ..train.encode import describe_features

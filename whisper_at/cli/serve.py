@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 import uvicorn
 
-from ..model import COMPUTE_TYPES, load_model
+from ..loading import load_model
 from ..serve.app import Limits, create_app
+from .arguments import Parser, add_model_arguments, positive_int
 
 EXAMPLES = """\
 examples:
@@ -26,9 +27,9 @@ Whoever reaches the address may use it: there are no users and no passwords."""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+    """Return the parser of ``whisper-at serve``."""
     limits = Limits()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="whisper-at serve",
         description="Serve a Whisper and its heads by HTTP: OpenAI's routes for transcription, and a page.",
         epilog=EXAMPLES,
@@ -36,17 +37,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     model = parser.add_argument_group("model")
     model.add_argument("--model", required=True, help="a name, file, folder or hub id")
-    model.add_argument("--model_dir", metavar="DIR", help="where models are kept (~/.cache/whisper)")
-    model.add_argument("--device", help="PyTorch device to compute on; by default a GPU if there is one")
-    model.add_argument("--compute_type", choices=COMPUTE_TYPES, help="precision by name")
-    help = "tagging head, if not the one published for the model (auto); repeat it for several, also of your own sounds"
-    model.add_argument("--head", metavar="FILE|NAME", action="append", help=help)
-    model.add_argument("--at_low_compute", action="store_true", help="take the small published head")
-    model.add_argument("--threads", type=int, metavar="N", help="CPU threads; by default PyTorch decides")
+    add_model_arguments(model)
+    model.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads; by default PyTorch decides")
     decoding = parser.add_argument_group("decoding")
     help = "windows of a recording decoded at once, cut where it is quiet"
-    decoding.add_argument("--batch_size", type=int, metavar="N", help=help)
-    decoding.add_argument("--beam_size", type=int, metavar="N", help="beams at temperature 0 (default: none)")
+    decoding.add_argument("--batch_size", type=positive_int, metavar="N", help=help)
+    decoding.add_argument("--beam_size", type=positive_int, metavar="N", help="beams at temperature 0 (default: none)")
     server = parser.add_argument_group("server")
     help = "address to listen at (%(default)s: this machine alone)"
     server.add_argument("--host", default="127.0.0.1", help=help)
@@ -55,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     server.add_argument("--max_megabytes", type=float, default=limits.megabytes, metavar="N", help=help)
     help = "longest recording in minutes (%(default)g)"
     server.add_argument("--max_minutes", type=float, default=limits.minutes, metavar="N", help=help)
-    help = "recordings that may wait while one is heard (%(default)s)"
+    help = "recordings that may wait while one is transcribed (%(default)s)"
     server.add_argument("--max_waiting", type=int, default=limits.waiting, metavar="N", help=help)
     server.add_argument("--quiet", action="store_true", help="say only what is wrong")
     return parser
@@ -63,11 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """Serve until interrupted."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    for name in ("threads", "batch_size", "beam_size"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, not {getattr(args, name)}")
+    args = build_parser().parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
     model = load_model(

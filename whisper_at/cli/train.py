@@ -14,9 +14,9 @@ import numpy as np
 
 from .. import checkpoints
 from ..data.toml import read_toml
-from ..model import load_model
+from ..loading import load_model
 from ..tagging.heads import make_head
-from ..tagging.listeners import RESERVED
+from ..tagging.rows import RESERVED_NAMES
 from ..train.config import PRESETS, Settings, parse_assignments, resolve_settings
 from ..train.distributed import broadcast, local_device, process_group
 from ..train.feature_files import FeatureMetadata, num_views
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not output.parent.is_dir():
         parser.error(f"there is no folder {output.parent} to write {output.name} to")
     name = output.name.removesuffix(".safetensors").removesuffix(".head")  # as `load_model` attaches it
-    if not name or name in RESERVED:
+    if not name or name in RESERVED_NAMES:
         parser.error(f"{output.name} would be attached as {name!r}, which no head can be called: choose a file with -o")
     if args.output is None and output.exists() and not _is_head_for(output, args.data):
         parser.error(f"{output} is there, and is no head for {data_name(args.data)}: choose a file with -o")

@@ -1,4 +1,4 @@
-"""The routes, and what keeps a server up: limits, one recording at a time, errors that say what is wrong."""
+"""The routes of the server, its limits, its queue and its errors."""
 
 from __future__ import annotations
 
@@ -20,29 +20,31 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..audio import SAMPLE_RATE, stream_audio
 from ..model import WhisperAT
-from ..tagging.classes import ClassSet
-from ..tagging.labels import label_names
+from ..tagging.listeners import class_set
 from ..version import __version__
-from .responses import answer
-from .schemas import Asked, tag_options, transcribe_options
+from .responses import to_response
+from .schemas import TranscriptionRequest, tag_options, transcribe_options
 
 OPENAI_NAME = "whisper-1"
-"""What OpenAI calls its Whisper: taken for whichever is served, so that programs need not be changed."""
-GONE = 499
-"""Status for a client that did not wait for its answer, which it does not see."""
+"""OpenAI's name for its Whisper: it means whichever model is served, so that programs need not be changed."""
+CLIENT_CLOSED_REQUEST = 499
+"""Status of a request whose client has gone, which sees it no more."""
 PAGE_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'"
 PAGE_POLICY += "; media-src blob:; img-src data:"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server takes.
+    """What a server accepts.
 
     Attributes
     ----------
-    megabytes : of a request
-    minutes : of a recording, however few bytes it has
-    waiting : recordings that wait while one is heard
+    megabytes : float
+        Largest request.
+    minutes : float
+        Longest recording, however few bytes it has.
+    waiting : int
+        Recordings that may wait while one is transcribed.
     """
 
     megabytes: float = 1000.0
@@ -51,27 +53,31 @@ class Limits:
 
 
 def create_app(model: WhisperAT, name: str, limits: Limits | None = None, **options: Any) -> FastAPI:
-    """The application, for any ASGI server.
+    """Return the application, for any ASGI server.
+
+    Routes: ``POST /v1/audio/transcriptions`` and ``/v1/audio/translations``, ``GET /v1/models`` and ``/health``, and a
+    page at ``/``. Requests and responses are those of OpenAI's API; see `TranscriptionRequest`.
 
     Parameters
     ----------
-    model : with its heads; recordings are heard one after the other, in the order in which they came
-    name : what it is called in requests
-    limits : those of `Limits` by default
-    options : of `transcribe` for every request, as ``batch_size`` or ``beam_size``
-
-    Routes: ``POST /v1/audio/transcriptions`` and ``/v1/audio/translations``, ``GET /v1/models`` and ``/health``, and a
-    page at ``/``. Requests and answers are those of OpenAI's API; see `whisper_at.serve.schemas.Asked`.
+    model : WhisperAT
+        With its heads. It transcribes one recording after the other, in the order in which they came.
+    name : str
+        Its name in requests.
+    limits : Limits, optional
+        What the server accepts.
+    **options
+        Options of `transcribe` for every request, as ``batch_size`` or ``beam_size``.
     """
     app = FastAPI(title="whisper_at", version=__version__)
     limits = limits or Limits()
-    desk = _Desk(model, limits, options)
+    queue = TranscriptionQueue(model, limits, options)
     page = resources.files(__package__).joinpath("page.html").read_text("utf-8")
     started = int(time.time())
-    app.add_middleware(_AtMost, n_bytes=int(limits.megabytes * 1e6))
-    app.add_exception_handler(RequestValidationError, _refuse_fields)  # type: ignore[arg-type]
-    app.add_exception_handler(HTTPException, _refuse)  # type: ignore[arg-type]
-    app.add_exception_handler(Exception, _fail)
+    app.add_middleware(MaxBodyMiddleware, max_bytes=int(limits.megabytes * 1e6))
+    app.add_exception_handler(RequestValidationError, _invalid_fields_response)  # type: ignore[arg-type]
+    app.add_exception_handler(HTTPException, _http_error_response)  # type: ignore[arg-type]
+    app.add_exception_handler(Exception, _server_error_response)
 
     @app.get("/", include_in_schema=False)
     def show_page() -> HTMLResponse:
@@ -79,41 +85,47 @@ def create_app(model: WhisperAT, name: str, limits: Limits | None = None, **opti
 
     @app.get("/health")
     def health() -> dict[str, Any]:
-        return {"status": "ok", "recordings": desk.recordings}
+        return {"status": "ok", "recordings": queue.recordings}
 
     @app.get("/v1/models")
     def models() -> dict[str, Any]:
-        served = {"id": name, "object": "model", "created": started, "owned_by": "whisper_at", "heads": _heads(model)}
+        served = {
+            "id": name,
+            "object": "model",
+            "created": started,
+            "owned_by": "whisper_at",
+            "heads": _class_names(model),
+        }
         return {"object": "list", "data": [served]}
 
     @app.post("/v1/audio/transcriptions")
-    async def transcriptions(request: Request, asked: Annotated[Asked, Form()]) -> Response:
-        _require_name(asked.model, name)
-        return await desk.serve(request, asked, "transcribe")
+    async def transcriptions(http: Request, request: Annotated[TranscriptionRequest, Form()]) -> Response:
+        _check_model_name(request.model, name)
+        return await queue.transcribe(http, request, "transcribe")
 
     @app.post("/v1/audio/translations")
-    async def translations(request: Request, asked: Annotated[Asked, Form()]) -> Response:
-        _require_name(asked.model, name)
-        return await desk.serve(request, asked, "translate")
+    async def translations(http: Request, request: Annotated[TranscriptionRequest, Form()]) -> Response:
+        _check_model_name(request.model, name)
+        return await queue.transcribe(http, request, "translate")
 
     return app
 
 
-class _Desk:
-    """Where recordings queue up for the one model."""
+class TranscriptionQueue:
+    """Transcribes recordings one after the other with the one model."""
 
     def __init__(self, model: WhisperAT, limits: Limits, options: dict[str, Any]) -> None:
         self.model, self.limits, self.options = model, limits, options
-        self.recordings = 0  # that wait or are being heard
+        self.recordings = 0  # that wait or are being transcribed
         self.turn = asyncio.Lock()
         self.thread = ThreadPoolExecutor(1, "whisper_at")  # PyTorch keeps a pool for each thread that computes
         self.reader = ThreadPoolExecutor(1, "whisper_at-reader")  # ffmpeg runs once at a time
 
-    async def serve(self, request: Request, asked: Asked, task: str) -> Response:
-        """The answer to a request, when it is its turn."""
+    async def transcribe(self, http: Request, request: TranscriptionRequest, task: str) -> Response:
+        """Return the response to a request, when it is its turn."""
         try:
-            options = {**self.options, **transcribe_options(asked, self.model, task)}
-            tag_options(asked)
+            options = {**self.options, **transcribe_options(request, self.model, task)}
+            tag_options(request)
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
         if self.recordings > self.limits.waiting:
@@ -123,19 +135,21 @@ class _Desk:
         try:
             with tempfile.TemporaryDirectory(prefix="whisper-at-") as folder:
                 path = Path(folder, "recording")
-                seconds = await run(self.reader, self._take, asked.file, path)
+                seconds = await run(self.reader, self._save_upload, request.file, path)
                 async with self.turn:
-                    if await request.is_disconnected():
-                        return Response(status_code=GONE)
-                    return await run(self.thread, self._hear, path, options, asked, task, seconds)
+                    if await http.is_disconnected():
+                        return Response(status_code=CLIENT_CLOSED_REQUEST)
+                    return await run(self.thread, self._respond, path, options, request, task, seconds)
         finally:
             self.recordings -= 1
 
-    def _hear(self, path: Path, options: dict[str, Any], asked: Asked, task: str, seconds: float) -> Response:
-        return answer(self.model.transcribe(str(path), **options), asked, task, seconds)
+    def _respond(
+        self, path: Path, options: dict[str, Any], request: TranscriptionRequest, task: str, seconds: float
+    ) -> Response:
+        return to_response(self.model.transcribe(str(path), **options), request, task, seconds)
 
-    def _take(self, file: UploadFile, path: Path) -> float:
-        """Put an upload where it can be read; returns its seconds, which are counted while others are heard."""
+    def _save_upload(self, file: UploadFile, path: Path) -> float:
+        """Write an upload to `path`; return its seconds, which are counted while other recordings are transcribed."""
         with path.open("wb") as target:
             shutil.copyfileobj(file.file, target)
         name, samples = file.filename or "the file", 0
@@ -149,57 +163,54 @@ class _Desk:
         return samples / SAMPLE_RATE
 
 
-class _AtMost:
+class MaxBodyMiddleware:
     """Refuses requests of too many bytes, before they are on disk."""
 
-    def __init__(self, app: ASGIApp, n_bytes: int) -> None:
-        self.app, self.n_bytes = app, n_bytes
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app, self.max_bytes = app, max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        told = dict(scope["headers"]).get(b"content-length", b"0")
-        announced, received = int(told) if told.isdigit() else 0, 0
+        header = dict(scope["headers"]).get(b"content-length", b"0")
+        announced, received = int(header) if header.isdigit() else 0, 0
 
-        async def counted() -> Message:
+        async def receive_and_count() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if max(announced, received) > self.n_bytes:
-                raise HTTPException(413, f"requests are of {self.n_bytes / 1e6:g} MB at most")
+            if max(announced, received) > self.max_bytes:
+                raise HTTPException(413, f"requests are of {self.max_bytes / 1e6:g} MB at most")
             return message
 
-        await self.app(scope, counted, send)
+        await self.app(scope, receive_and_count, send)
 
 
-def _heads(model: WhisperAT) -> dict[str, list[str]]:
-    """The classes of each head, by the name under which answers tell of it."""
-    heads = {} if model.head is None else {"audio_tag": list(label_names())}
-    for name, head in model.attached.items():
-        heads[name] = list(head.classes.names if isinstance(head.classes, ClassSet) else head.classes or ())
-    return heads
+def _class_names(model: WhisperAT) -> dict[str, list[str]]:
+    """The classes of each head, by the name of the head in responses."""
+    return {name: list(class_set(head).names) for name, head in model.heads.items()}
 
 
-def _require_name(asked: str, served: str) -> None:
-    if asked not in ("", served, OPENAI_NAME):
-        raise HTTPException(404, f"model: {asked!r} is not served here; {served!r} is")
+def _check_model_name(name: str, served: str) -> None:
+    if name not in ("", served, OPENAI_NAME):
+        raise HTTPException(404, f"model: {name!r} is not served here; {served!r} is")
 
 
-def _error(status: int, message: str) -> JSONResponse:
+def _error_response(status: int, message: str) -> JSONResponse:
     kind = "server_error" if status >= 500 else "invalid_request_error"
     return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": None}}, status)
 
 
-async def _refuse(_: Request, error: HTTPException) -> Response:
-    response = _error(error.status_code, error.detail)
+async def _http_error_response(_: Request, error: HTTPException) -> Response:
+    response = _error_response(error.status_code, error.detail)
     response.headers.update(error.headers or {})
     return response
 
 
-async def _refuse_fields(_: Request, error: RequestValidationError) -> Response:
+async def _invalid_fields_response(_: Request, error: RequestValidationError) -> Response:
     reasons = {f"{'.'.join(str(part) for part in one['loc'][1:])}: {one['msg']}" for one in error.errors()}
-    return _error(400, "; ".join(sorted(reasons)))
+    return _error_response(400, "; ".join(sorted(reasons)))
 
 
-async def _fail(_: Request, error: Exception) -> Response:
-    return _error(500, f"the server failed ({type(error).__name__}); its log says where")
+async def _server_error_response(_: Request, error: Exception) -> Response:
+    return _error_response(500, f"the server failed ({type(error).__name__}); its log says where")

@@ -1,4 +1,4 @@
-"""What a request asks for: its fields, and what they mean to `transcribe` and to the writers."""
+"""The fields of a request, and what they mean to `transcribe` and to the writers."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from pydantic import BaseModel, Field
 from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
 
 from ..model import WhisperAT
+from ..options import TranscribeOptions
 from ..tagging.captions import CAPTION_RESOLUTION
-from ..tagging.labels import find_classes
-from ..tagging.tagger import AUTO_RESOLUTION, Tagger
+from ..tagging.rows import TagOptions
+from ..tagging.tagger import AUTO_RESOLUTION, resolve_resolutions
 from ..tagging.timeline import resolutions, steps_to_seconds
+from ..writers import CAPTION_FORMATS
 
-CAPTIONS = ("srt", "vtt")
 TEMPERATURE_STEP = 0.2
 
 
-class Asked(BaseModel):
+class TranscriptionRequest(BaseModel):
     """The fields of a request: OpenAI's, and ours by the names and meanings that they have on the command line."""
 
     file: Annotated[UploadFile, Field(description="audio or video of any format that ffmpeg reads")]
@@ -39,50 +40,48 @@ class Asked(BaseModel):
     sound_captions: Annotated[bool, Field(description="show sounds in srt and vtt, in brackets")] = False
 
 
-def transcribe_options(asked: Asked, model: WhisperAT, task: str) -> dict[str, Any]:
-    """Keyword arguments of `transcribe`.
+def transcribe_options(request: TranscriptionRequest, model: WhisperAT, task: str) -> dict[str, Any]:
+    """Return the keyword arguments of `transcribe`.
 
     Raises
     ------
     ValueError
-        If the model cannot do what is asked.
+        If the model cannot do what is request.
     """
-    if asked.stream:
+    if request.stream:
         raise ValueError("stream: texts come whole; leave it out")
-    language = _language(asked.language)
+    language = _language(request.language)
     if not model.is_multilingual:
         if task == "translate":
             raise ValueError("this model knows English only, and does not translate")
         if language not in (None, "en"):
             raise ValueError(f"language: this model knows English only, not {LANGUAGES[language]}")
         language = "en"
-    words = "word" in asked.timestamp_granularities
-    if words and asked.response_format != "verbose_json":
+    words = "word" in request.timestamp_granularities
+    if words and request.response_format != "verbose_json":
         raise ValueError("timestamp_granularities[]: words are told in response_format=verbose_json")
-    return {
+    options = {
         "task": task,
         "language": language,
-        "initial_prompt": asked.prompt or None,
-        "temperature": tuple(np.arange(asked.temperature, 1.0 + 1e-6, TEMPERATURE_STEP)),
+        "initial_prompt": request.prompt or None,
+        "temperature": tuple(np.arange(request.temperature, 1.0 + 1e-6, TEMPERATURE_STEP)),
         "word_timestamps": words,
-        "at_time_res": _resolution(asked, model),
+        "at_time_res": _resolution(request, model),
     }
+    TranscribeOptions.from_keywords(**options)
+    return options
 
 
-def tag_options(asked: Asked) -> dict[str, Any]:
-    """Keyword arguments of `whisper_at.writers.tag_rows`.
+def tag_options(request: TranscriptionRequest) -> TagOptions:
+    """Return which tags to tell.
 
     Raises
     ------
     ValueError
         If there is no such class.
     """
-    classes = [name.strip() for name in asked.include_classes.split(";") if name.strip()]
-    return {
-        "top_k": asked.top_k,
-        "p_threshold": asked.p_threshold,
-        "include_classes": find_classes(classes) if classes else None,
-    }
+    classes = [name.strip() for name in request.include_classes.split(";") if name.strip()]
+    return TagOptions(request.top_k, request.p_threshold, include_classes=classes or None)
 
 
 def _language(name: str) -> str | None:
@@ -92,22 +91,22 @@ def _language(name: str) -> str | None:
     return code or None
 
 
-def _resolution(asked: Asked, model: WhisperAT) -> float | list[float] | None:
+def _resolution(request: TranscriptionRequest, model: WhisperAT) -> float | list[float] | None:
     """Seconds per row of tags; none if nothing in the request asks for sounds, as on the command line."""
-    captions = asked.response_format in CAPTIONS
-    if asked.sound_captions and not captions:
-        raise ValueError(f"sound_captions: srt and vtt show them, not response_format={asked.response_format}")
-    wanted = asked.at_time_res or asked.sound_captions or asked.p_threshold is not None or asked.include_classes
+    captions = request.response_format in CAPTION_FORMATS
+    if request.sound_captions and not captions:
+        raise ValueError(f"sound_captions: srt and vtt show them, not response_format={request.response_format}")
+    wanted = request.at_time_res or request.sound_captions or request.p_threshold is not None or request.include_classes
     if not wanted:
         return None
-    if not captions and asked.response_format != "verbose_json":
-        raise ValueError(f"sounds are told in response_format=verbose_json, not {asked.response_format}")
+    if not captions and request.response_format != "verbose_json":
+        raise ValueError(f"sounds are told in response_format=verbose_json, not {request.response_format}")
     default = CAPTION_RESOLUTION if captions else AUTO_RESOLUTION
     try:
-        parts = [float(part) for part in asked.at_time_res.split(",")] if asked.at_time_res else [default]
+        parts = [float(part) for part in request.at_time_res.split(",")] if request.at_time_res else [default]
         seconds = [steps_to_seconds(steps) for steps in resolutions(parts)]
     except ValueError as error:
         raise ValueError(f"at_time_res: {error}") from None
     resolution = seconds[0] if len(seconds) == 1 else seconds
-    Tagger(model, resolution, 0)  # a model without heads is refused before anything is heard
+    resolve_resolutions(model, resolution)  # a model without heads is refused before anything is decoded
     return resolution

@@ -62,7 +62,7 @@ def parse_recogniser(name: str) -> tuple[str, str]:
 
 
 def _load_whisper_at(model: str, device: str) -> Recogniser:
-    from ..model import load_model
+    from ..loading import load_model
 
     return _whisper_recogniser(load_model(model, device, head=None))
 

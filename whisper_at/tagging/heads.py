@@ -14,94 +14,112 @@ from torch import Tensor, nn
 from whisper.model import ResidualAttentionBlock
 
 from ..checkpoints.shapes import check_shapes
-from ..engine.onednn import quicken
 from .classes import ClassSet
+from .labels import N_CLASSES, audioset_classes
 
-N_CLASSES = 527
 PREFIX = "at_model."
-"""What official checkpoints put before each parameter's name."""
+"""Prefix of the parameter names in official checkpoints."""
+
+
+class Head(nn.Module):
+    """What all heads have in common: they classify pooled states ``(batch, layers, steps, dim)``.
+
+    Attributes
+    ----------
+    label_dim : int
+        Number of outputs.
+    n_layer, rep_dim : int
+        Layers and width of the encoder.
+    mode : str
+        Architecture, by the name that training scripts use.
+    classes : ClassSet, optional
+        What the outputs mean; AudioSet's where there are 527, unless a file says otherwise.
+    """
+
+    needs_final_norm = False  # the states of the blocks are enough
+
+    def __init__(self, label_dim: int, n_layer: int, rep_dim: int, mode: str) -> None:
+        super().__init__()
+        self.label_dim, self.n_layer, self.rep_dim, self.mode = label_dim, n_layer, rep_dim, mode
+        self.classes: ClassSet | None = audioset_classes() if label_dim == N_CLASSES else None
 
 
 def _linear(width: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, out))
 
 
-def _refuse_heads(mode: str, width: int, *heads: str) -> None:
-    for number in heads:
-        if int(number) < 1 or width % int(number):
-            raise ValueError(f"mode {mode}: {number} attention heads do not divide the width of {width}")
+def _check_attention_heads(mode: str, width: int, *counts: str | None) -> None:
+    for count in counts:
+        if count is not None and (int(count) < 1 or width % int(count)):
+            raise ValueError(f"mode {mode}: {count} attention heads do not divide the width of {width}")
 
 
-def _mean_after(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
-    """``block(x).mean(dim=1)``, the last product of the block after the mean: it is linear, and a third of the work."""
+def _block_mean(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
+    """Return ``block(x).mean(dim=1)``; the last product comes after the mean, which saves a third of the work."""
     x = x + block.attn(block.attn_ln(x))[0]
     wide = block.mlp[1](block.mlp[0](block.mlp_ln(x)))
     return x.mean(dim=1) + block.mlp[2](wide.mean(dim=1))
 
 
-class TLTR(nn.Module):
+class TLTR(Head):
     """Time- and layer-wise transformer: attention over steps in each layer, then over layers.
 
-    With ``R`` of shape ``(batch, layers, steps, dim)``: an optional projection to ``width``; one
-    attention block over the steps of each layer, shared by all layers; mean over steps; one block
-    over the layers; mean over layers; LayerNorm and a linear map. There is no positional term, so
-    any number of steps will do. Spec section 1.2.
+    On pooled states: an optional projection to a smaller width; one attention block over the steps of each layer,
+    shared by all layers; mean over steps; one block over the layers; mean over layers; LayerNorm and a linear map.
+    There is no positional term, so any number of steps will do. Gong et al., Interspeech 2023, section 3.
 
     Parameters
     ----------
-    label_dim : number of classes
-    n_layer : layers of the encoder (nothing depends on it; kept to describe the head)
-    rep_dim : width of the encoder
-    mode : ``tl_tr_<time heads>_<layer heads>`` or ``tl_down_tr_<width>_<time heads>_<layer heads>``;
-        ``lw_`` for ``tl_`` as in training scripts
+    label_dim : int
+        Number of classes.
+    n_layer, rep_dim : int
+        Layers and width of the encoder; no parameter depends on the former.
+    mode : str
+        ``tl_tr_<time heads>_<layer heads>`` or ``tl_down_tr_<width>_<time heads>_<layer heads>``; ``lw_`` for ``tl_``
+        as in training scripts.
     """
 
     def __init__(self, label_dim: int = N_CLASSES, *, n_layer: int, rep_dim: int, mode: str = "tl_tr_1_8"):
-        super().__init__()
+        super().__init__(label_dim, n_layer, rep_dim, mode)
         match = re.fullmatch(r"(?:tl|lw)_(?:down_tr_(\d+)|tr)_(\d+)_(\d+)", mode)
         if match is None:
             raise ValueError(f"not a TL-TR mode: {mode!r}; for example tl_tr_1_8 or tl_down_tr_512_1_8")
         down, time_heads, layer_heads = match.groups()
         width = int(down) if down else rep_dim
-        _refuse_heads(mode, width, time_heads, layer_heads)
-        self.label_dim, self.n_layer, self.rep_dim, self.mode = label_dim, n_layer, rep_dim, mode
-        self.classes: ClassSet | None = None  # AudioSet's
+        _check_attention_heads(mode, width, time_heads, layer_heads)
         if down:
             self.down_layer = _linear(rep_dim, width)
         self.time_tr = ResidualAttentionBlock(width, int(time_heads))
         self.layer_tr = ResidualAttentionBlock(width, int(layer_heads))
         self.mlp_layer = _linear(width, label_dim)
-        quicken(self)
 
     def forward(self, states: Tensor) -> Tensor:
-        """Logits ``(batch, classes)`` of pooled states ``(batch, layers, steps, dim)``."""
+        """Return logits ``(batch, classes)`` of pooled states ``(batch, layers, steps, dim)``."""
         batch, layers = states.shape[:2]
         x = states.float().flatten(0, 1)
         if hasattr(self, "down_layer"):
             x = self.down_layer(x)
-        x = _mean_after(self.time_tr, x).view(batch, layers, -1)
-        return self.mlp_layer(_mean_after(self.layer_tr, x))
+        x = _block_mean(self.time_tr, x).view(batch, layers, -1)
+        return self.mlp_layer(_block_mean(self.layer_tr, x))
 
 
-class LayerPoolHead(nn.Module):
+class LayerPoolHead(Head):
     """The paper's baselines: pool the layers first, then a linear map or one attention block over time.
 
     ``mean_*``, ``last_*`` and ``wa_*`` take the mean of the layers, the last one, or their learned
     weighted average ``sum(u * x) / sum(u)`` with ``u`` starting at ``1 / layers``; ``*_mlp`` averages
     time and classifies, ``*_tr_<heads>`` puts an attention block before that average, and
-    ``*_down_tr_<width>_<heads>`` a projection before the block. Spec section 3.4.
+    ``*_down_tr_<width>_<heads>`` a projection before the block. Parameters are those of `TLTR`.
     """
 
     def __init__(self, label_dim: int = N_CLASSES, *, n_layer: int, rep_dim: int, mode: str):
-        super().__init__()
+        super().__init__(label_dim, n_layer, rep_dim, mode)
         match = re.fullmatch(r"(mean|last|wa)_(?:mlp|(?:down_tr_(\d+)|tr)_(\d+))", mode)
         if match is None:
             raise ValueError(f"not a baseline's mode: {mode!r}; for example mean_mlp, last_tr_8, wa_down_tr_512_8")
         self.pooling, down, heads = match.groups()
         width = int(down) if down else rep_dim
-        _refuse_heads(mode, width, *([heads] if heads else []))
-        self.label_dim, self.n_layer, self.rep_dim, self.mode = label_dim, n_layer, rep_dim, mode
-        self.classes: ClassSet | None = None  # AudioSet's
+        _check_attention_heads(mode, width, heads)
         if self.pooling == "wa":
             self.layer_weight = nn.Parameter(torch.full((n_layer,), 1 / n_layer))
         if down:
@@ -109,10 +127,9 @@ class LayerPoolHead(nn.Module):
         if heads:
             self.time_tr = ResidualAttentionBlock(width, int(heads))
         self.mlp_layer = _linear(width, label_dim)
-        quicken(self)
 
     def forward(self, states: Tensor) -> Tensor:
-        """Logits ``(batch, classes)`` of pooled states ``(batch, layers, steps, dim)``."""
+        """Return logits ``(batch, classes)`` of pooled states ``(batch, layers, steps, dim)``."""
         x = states.float()
         if self.pooling == "mean":
             x = x.mean(dim=1)
@@ -123,15 +140,12 @@ class LayerPoolHead(nn.Module):
         if hasattr(self, "down_layer"):
             x = self.down_layer(x)
         if hasattr(self, "time_tr"):
-            return self.mlp_layer(_mean_after(self.time_tr, x))
+            return self.mlp_layer(_block_mean(self.time_tr, x))
         return self.mlp_layer(x.mean(dim=1))
 
 
-Head = TLTR | LayerPoolHead
-
-
 def make_head(mode: str, *, n_layer: int, rep_dim: int, label_dim: int = N_CLASSES) -> Head:
-    """A freshly initialised head by the name of its mode.
+    """Return a freshly initialised head by the name of its mode.
 
     Raises
     ------
@@ -143,7 +157,7 @@ def make_head(mode: str, *, n_layer: int, rep_dim: int, label_dim: int = N_CLASS
 
 
 def infer_mode(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> str:
-    """The mode of a head from its metadata or, for official files, from its parameter names and shapes.
+    """Return the mode of a head, from its metadata or, for official files, from its parameter names and shapes.
 
     Raises
     ------
@@ -163,7 +177,7 @@ def infer_mode(tensors: dict[str, Tensor], metadata: dict[str, str] | None = Non
 
 
 def build_head(tensors: dict[str, Tensor], metadata: dict[str, str] | None, *, n_layer: int, rep_dim: int) -> Head:
-    """The head whose parameters these are, checked against an encoder of ``n_layer`` x ``rep_dim``.
+    """Return the head whose parameters these are, checked against an encoder of ``n_layer`` x ``rep_dim``.
 
     Sizes and mode come from the parameters themselves (spec section 1.3), what the outputs mean from the metadata.
 
@@ -174,8 +188,8 @@ def build_head(tensors: dict[str, Tensor], metadata: dict[str, str] | None, *, n
     """
     mode = infer_mode(tensors, metadata)
     first = tensors.get("down_layer.0.weight", tensors.get("mlp_layer.0.weight"))
-    classes = tensors.get("mlp_layer.1.weight")
-    if first is None or classes is None:
+    last = tensors.get("mlp_layer.1.weight")
+    if first is None or last is None:
         raise ValueError("these parameters are not a head's: mlp_layer is missing")
     if first.shape[0] != rep_dim:
         raise ValueError(
@@ -187,12 +201,11 @@ def build_head(tensors: dict[str, Tensor], metadata: dict[str, str] | None, *, n
         raise ValueError(
             f"this head was made for encoders of {trained_layers} layers, but this Whisper's has {n_layer}"
         )
-    head = make_head(mode, n_layer=n_layer, rep_dim=rep_dim, label_dim=classes.shape[0])
+    head = make_head(mode, n_layer=n_layer, rep_dim=rep_dim, label_dim=last.shape[0])
     check_shapes(tensors, head.state_dict(), f"not a {mode} head of width {rep_dim}")
     head.load_state_dict(tensors)
-    head.classes = ClassSet.from_metadata(metadata or {})
-    if head.classes is not None and len(head.classes.names) != head.label_dim:
-        raise ValueError(
-            f"this head has {head.label_dim} outputs, but its metadata name {len(head.classes.names)} classes"
-        )
+    if (classes := ClassSet.from_metadata(metadata or {})) is not None:
+        if len(classes) != head.label_dim:
+            raise ValueError(f"this head has {head.label_dim} outputs, but its metadata name {len(classes)} classes")
+        head.classes = classes
     return head.float().eval().requires_grad_(False)

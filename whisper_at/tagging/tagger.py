@@ -1,11 +1,11 @@
-"""The tags of one recording, from the states of its windows."""
+"""The tags of one recording, from the states of its windows, by every head of a model."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,141 +13,150 @@ from torch import Tensor
 from whisper.audio import HOP_LENGTH, SAMPLE_RATE
 
 from ..windows import Window
-from .classes import ClassSet
-from .heads import TLTR, Head, LayerPoolHead
-from .listeners import StateClassifier, WaveformClassifier, listen, require_rate, row_spans, span_logits
-from .timeline import STEP_SECONDS, Classifier, TagRows, is_single, pool_steps, resolutions, steps_to_seconds
+from .listeners import WaveformClassifier, check_sample_rate, class_set, classify_spans, span_logits
+from .rows import AUDIOSET
+from .timeline import STEP_SECONDS, Classifier, TagRows, is_single, pool_steps, resolutions, row_spans, steps_to_seconds
 
 if TYPE_CHECKING:
     from ..model import WhisperAT
 
 AUTO_RESOLUTION = 10.0
-"""Seconds per tag row when none is asked for: the length of the clips that AudioSet is labelled by."""
+"""Seconds per row of tags when none is asked for: the length of the clips that AudioSet is labelled by."""
+
+
+def resolve_resolutions(
+    model: WhisperAT,
+    at_time_res: float | Iterable[float] | str | None,
+    audio: str | os.PathLike[str] | np.ndarray | Tensor = "",
+) -> list[int]:
+    """Return the steps per row of each resolution asked for; none where nothing is to be tagged.
+
+    Raises
+    ------
+    ValueError
+        If a resolution is not a positive multiple of 0.4 s, the model has no head for them, or one of its classifiers
+        cannot take such `audio`.
+    """
+    if isinstance(at_time_res, str) and at_time_res == "auto":
+        at_time_res = AUTO_RESOLUTION if model.heads else None
+    if at_time_res is None:
+        return []
+    row_steps = resolutions(at_time_res)
+    if not model.heads:
+        raise ValueError(f"cannot tag sounds: {model.head_missing}")
+    for head in model.heads.values():
+        if isinstance(head, WaveformClassifier):
+            check_sample_rate(audio, head.sample_rate)
+    return row_steps
 
 
 class Tagger:
-    """The tag rows of one recording at all resolutions asked for, of the AudioSet head and of attached ones.
+    """Collects what the heads of a model find in one recording, at every resolution asked for.
 
-    Raises ValueError if a resolution is not a positive multiple of 0.4 s, the model has no head for them, or one that
-    listens by itself cannot hear such ``audio``.
+    Parameters
+    ----------
+    model : WhisperAT
+        With its heads.
+    at_time_res : float, iterable of float, "auto" or None
+        Seconds per row; raises ValueError as `resolve_resolutions`.
+    content_frames : int
+        Length of the recording in mel frames.
     """
 
     def __init__(
-        self,
-        model: WhisperAT,
-        at_time_res: float | Iterable[float] | None,
-        content_frames: int,
-        audio: str | os.PathLike[str] | np.ndarray | Tensor = "",
+        self, model: WhisperAT, at_time_res: float | Iterable[float] | str | None, content_frames: int
     ) -> None:
-        if isinstance(at_time_res, str) and at_time_res == "auto":
-            at_time_res = None if model.head is None and not model.attached else AUTO_RESOLUTION
-        self.row_steps = [] if at_time_res is None else resolutions(at_time_res)
-        if self.row_steps and model.head is None and not model.attached:
-            raise ValueError(f"cannot tag sounds: {model.head_missing}")
+        self.row_steps = resolve_resolutions(model, at_time_res)
         self.several = not is_single(at_time_res)
         self.seconds = content_frames * HOP_LENGTH / SAMPLE_RATE
-        attached = model.attached if self.row_steps else {}
-        heads = (TLTR, LayerPoolHead)
-        self.own = {name: head for name, head in attached.items() if isinstance(head, (*heads, StateClassifier))}
-        self.listeners = {
-            name: cast(WaveformClassifier, head) for name, head in attached.items() if name not in self.own
+        heads = model.heads if self.row_steps else {}
+        self.classes = {name: class_set(head) for name, head in heads.items()}
+        self.waveform_classifiers = {name: h for name, h in heads.items() if isinstance(h, WaveformClassifier)}
+        state_heads = {name: head for name, head in heads.items() if name not in self.waveform_classifiers}
+        self.needs_final_norm = any(head.needs_final_norm for head in state_heads.values())
+        self.classifiers: dict[str, Classifier] = {
+            name: head if head.needs_final_norm == self.needs_final_norm else _without_final_norm(head)
+            for name, head in state_heads.items()
         }
-        for listener in self.listeners.values():
-            require_rate(audio, listener.sample_rate)
-        self.needs_features = any(isinstance(head, StateClassifier) for head in self.own.values())
-        self.classifiers: dict[str, tuple[Classifier, int]] = {}
-        for name, head in (self.own if model.head is None else {"audio_tag": model.head, **self.own}).items():
-            # readers see one state more than heads
-            plain = isinstance(head, StateClassifier) or not self.needs_features
-            self.classifiers[name] = head if plain else _Without(head), head.label_dim  # type: ignore[assignment, arg-type]
         self.rows = {
-            name: {steps: TagRows(steps, content_frames, *classifier) for steps in self.row_steps}
-            for name, classifier in self.classifiers.items()
-            if self.row_steps
+            name: {steps: TagRows(steps, content_frames, classify, len(self.classes[name])) for steps in self.row_steps}
+            for name, classify in self.classifiers.items()
         }
-        self.segments: dict[str, list[Tensor]] = {name: [] for name in self.own}
+        self.segments: dict[str, list[Tensor]] = {name: [] for name in self.classifiers if name in model.attached}
 
-    def add(self, window: Window, states: Tensor, before: int) -> None:
-        """Take a window's states; no window to come starts before the frame ``before``."""
-        for by_steps in self.rows.values():
-            for rows in by_steps.values():
-                rows.flush(before)
-                rows.add(window, states)
+    def add_window(self, window: Window, states: Tensor, settled_before: int) -> None:
+        """Take a window's states; no window to come starts before the frame `settled_before`."""
+        for rows in (rows for by_steps in self.rows.values() for rows in by_steps.values()):
+            rows.flush(settled_before)
+            rows.add_window(window, states)
 
-    def add_segment(self, window: Window, states: Tensor, segment: dict) -> None:
-        """Take the next segment of the transcript, and the window that it was heard in."""
+    def add_segment(self, window: Window, states: Tensor, segment: dict[str, Any]) -> None:
+        """Take the next segment of the transcript, and the window that it comes from."""
         for name, found in self.segments.items():
-            found.append(span_logits(*self.classifiers[name], window, states, segment["start"], segment["end"]))
+            classify, n_classes = self.classifiers[name], len(self.classes[name])
+            found.append(span_logits(classify, n_classes, window, states, segment["start"], segment["end"]))
 
     def result(
-        self, task: str, audio: str | os.PathLike[str] | np.ndarray | Tensor, segments: list[dict], order: list[int]
-    ) -> dict:
-        """What `transcribe` returns beside the transcript; nothing if no tags were asked for.
+        self,
+        task: str,
+        audio: str | os.PathLike[str] | np.ndarray | Tensor,
+        segments: list[dict[str, Any]],
+        order: list[int],
+    ) -> dict[str, Any]:
+        """Return what `transcribe` returns beside the transcript; nothing if no tags were asked for.
 
-        ``order`` says which of the segments given to `add_segment` each of ``segments`` was.
+        `order` says which of the segments given to `add_segment` each of `segments` was.
         """
         if not self.row_steps:
             return {}
         seconds = [steps_to_seconds(steps) for steps in self.row_steps]
 
-        def by_resolution(found: list) -> Any:
+        def by_resolution(found: list[Tensor]) -> Any:
             return dict(zip(seconds, found)) if self.several else found[0]
 
-        out: dict[str, Any] = {"at_time_res": seconds if self.several else seconds[0]}
-        finished = {name: [rows.finish() for rows in by_steps.values()] for name, by_steps in self.rows.items()}
-        if "audio_tag" in finished:
-            out["audio_tag"] = by_resolution([logits for logits, _ in finished["audio_tag"]])
-        for found in list(finished.values())[:1]:  # all heads heard the same
-            out["audio_tag_coverage"] = by_resolution([coverage for _, coverage in found])
-        out |= {"duration": self.seconds, "task": task}
-        for name, head in self.own.items():
-            spoken = [self.segments[name][i] for i in order]
-            out[name] = _described(head.classes) | {
-                "logits": by_resolution([logits for logits, _ in finished[name]]),
-                "segments": torch.stack(spoken) if spoken else torch.zeros(0, head.label_dim),
-            }
-        for name, listener in self.listeners.items():
+        found: dict[str, dict[str, Any]] = {}  # head → logits of rows, and of segments
+        coverage: list[Tensor] = []
+        for name, by_steps in self.rows.items():
+            logits, coverages = zip(*(rows.finish() for rows in by_steps.values()))
+            found[name] = {"logits": by_resolution(list(logits))}
+            coverage = coverage or list(coverages)  # the same for all heads
+            if name in self.segments:
+                n_classes = len(self.classes[name])
+                ordered = [self.segments[name][i] for i in order]
+                found[name]["segments"] = torch.stack(ordered) if ordered else torch.zeros(0, n_classes)
+        for name, classifier in self.waveform_classifiers.items():
             total = math.ceil(round(self.seconds / STEP_SECONDS, 6))
             spans = [row_spans(-(-total // steps), steps, self.seconds) for steps in self.row_steps]
             spans.append([(segment["start"], segment["end"]) for segment in segments])
-            heard = listen(listener, audio, [span for part in spans for span in part])
-            *tag_rows, of_segments = heard.split(list(map(len, spans)))
-            classes = ClassSet(tuple(listener.classes), listener.kind)
-            out[name] = _described(classes) | {"logits": by_resolution(tag_rows), "segments": of_segments}
-        return out
+            logits_of_spans = classify_spans(classifier, audio, [span for part in spans for span in part])
+            *rows, of_segments = logits_of_spans.split([len(part) for part in spans])
+            found[name] = {"logits": by_resolution(rows), "segments": of_segments}
+
+        out: dict[str, Any] = {"at_time_res": seconds if self.several else seconds[0]}
+        if AUDIOSET in found:
+            out["audio_tag"] = found.pop(AUDIOSET)["logits"]
+        if coverage:
+            out["audio_tag_coverage"] = by_resolution(coverage)
+        out |= {"duration": self.seconds, "task": task}
+        return out | {name: self.classes[name].values() | parts for name, parts in found.items()}
 
 
-class _Without:
-    """A head that is handed one state more than it reads."""
-
-    def __init__(self, head: Head) -> None:
-        self.head = head
-
-    def __call__(self, states: Tensor) -> Tensor:
-        return self.head(states[:, :-1])
+def _without_final_norm(head: Classifier) -> Classifier:
+    """A head that reads the blocks alone, for states that hold those after the last norm too."""
+    return lambda states: head(states[:, :-1])
 
 
-def encode(
-    model: WhisperAT, mel: Tensor, windows: Sequence[Window], tagging: Sequence[Tagger]
+def encode_windows(
+    model: WhisperAT, mel: Tensor, windows: Sequence[Window], taggers: Sequence[Tagger]
 ) -> tuple[Tensor, Tensor]:
-    """Features ``(batch, 1500, dim)`` of windows, and the states that their recordings' heads and readers are to see.
+    """Return features ``(batch, 1500, dim)`` of windows, and the states that the heads of their recordings read.
 
-    No states are made where nobody is to see them.
+    There are no states where there are no heads to read them.
     """
-    if not any(each.rows for each in tagging):
+    if not any(tagger.rows for tagger in taggers):
         with torch.no_grad():
             return model.embed_audio(mel), torch.empty(len(mel), 0)
     features, states = model.encode(mel, windows)
-    if any(each.needs_features for each in tagging):
+    if any(tagger.needs_final_norm for tagger in taggers):
         states = torch.cat([states, pool_steps(features, windows)[:, None]], dim=1)
     return features, states
-
-
-def _described(classes: ClassSet | None) -> dict[str, Any]:
-    assert classes is not None  # `attach` sees to it
-    return {
-        "classes": list(classes.names),
-        "kind": classes.kind,
-        "temperature": classes.temperature,
-        "thresholds": None if classes.thresholds is None else list(classes.thresholds),
-    }

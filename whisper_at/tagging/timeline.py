@@ -33,7 +33,7 @@ Classifier = Callable[[Tensor], Tensor]
 
 
 def seconds_to_steps(at_time_res: float) -> int:
-    """Number of steps in a row of ``at_time_res`` seconds.
+    """Return the number of steps in a row of `at_time_res` seconds.
 
     Every multiple of 0.4 s is accepted however it was computed (``3 * 0.4`` is not ``1.2``).
 
@@ -57,7 +57,7 @@ def seconds_to_steps(at_time_res: float) -> int:
 
 
 def _precision(value: object) -> float:
-    """Relative precision of an array's or a tensor's floating-point numbers; 0 for other things."""
+    """Return the relative precision of an array's or a tensor's floating-point numbers; 0 for other things."""
     dtype = getattr(value, "dtype", None)
     if isinstance(dtype, torch.dtype):
         return torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
@@ -65,7 +65,7 @@ def _precision(value: object) -> float:
 
 
 def steps_to_seconds(steps: int) -> float:
-    """Length of ``steps`` steps in seconds, the float nearest to the exact decimal."""
+    """Return the length of `steps` steps in seconds, the float nearest to the exact decimal."""
     return steps * 4 / 10
 
 
@@ -74,11 +74,16 @@ def first_step(window: Window) -> int:
     return window.seek // STEP_FRAMES
 
 
+def row_spans(n_rows: int, steps: int, duration: float) -> list[tuple[float, float]]:
+    """Return start and end, in seconds, of each row of `steps` steps in a recording of `duration` seconds."""
+    return [(steps_to_seconds(i * steps), min(steps_to_seconds((i + 1) * steps), duration)) for i in range(n_rows)]
+
+
 def position_mask(window: Window, n_positions: int = N_FRAMES // POSITION_FRAMES) -> Tensor:
-    """Which encoder positions count, laid out on the grid of steps: bool ``(steps * 20,)``.
+    """Return which encoder positions count, laid out on the grid of steps: bool ``(steps * 20,)``.
 
     A position counts if it lies wholly inside one step and wholly inside the audio. Windows on an
-    odd frame (word timing and clips put them there) have one position in twenty astride two steps;
+    odd frame (word timing and clips put them there) have one position in twenty that lies in two steps;
     it is left out of both.
     """
     lead, n_steps = _layout(window, n_positions)
@@ -97,11 +102,20 @@ def _layout(window: Window, n_positions: int) -> tuple[int, int]:
 
 
 def pool_steps(x: Tensor, windows: Sequence[Window]) -> Tensor:
-    """Average encoder positions ``(batch, 1500, dim)`` into steps of the absolute grid.
+    """Average encoder positions into steps of the absolute grid.
 
-    Returns float32 ``(batch, steps, dim)``: step ``i`` of item ``b`` is the step
-    ``first_step(windows[b]) + i`` of the file. 75 steps if every window starts on the grid, else 76.
-    A step without audio is NaN. Source: spec section 1.1, defects D5, D6, D7, D10.
+    Parameters
+    ----------
+    x : Tensor, shape (batch, 1500, dim)
+        Output of an encoder block.
+    windows : sequence of Window
+        Where each item lies in its recording.
+
+    Returns
+    -------
+    Tensor, shape (batch, steps, dim)
+        Float32: step ``i`` of item ``b`` is the step ``first_step(windows[b]) + i`` of the file. 75 steps if every
+        window starts on the grid, else 76. A step without audio is NaN (defects D5, D6, D7, D10).
     """
     if len(windows) != x.shape[0]:
         raise ValueError(f"{x.shape[0]} encoder outputs but {len(windows)} windows")
@@ -131,15 +145,19 @@ class TagRows:
     """Builds the tag rows of one recording at one resolution, window by window.
 
     Rows are classified as soon as no later window can change them, so that memory holds the states
-    of the last window or two and not of the file. Rows longer than 30 s are cut into equal pieces
-    of at most 30 s; their logits are the mean of the pieces', weighted by what was heard of each.
+    of the last window or two and not of the file. Rows longer than 30 s are cut into equal cells
+    of at most 30 s; their logits are the mean of the cells', weighted by what was heard of each.
 
     Parameters
     ----------
-    steps : steps per row
-    content_frames : length of the recording in mel frames
-    classify : from pooled states ``(batch, layers, steps, dim)`` to logits ``(batch, classes)``
-    n_classes : number of classes
+    steps : int
+        Steps per row.
+    content_frames : int
+        Length of the recording in mel frames.
+    classify : callable
+        From pooled states ``(batch, layers, steps, dim)`` to logits ``(batch, classes)``.
+    n_classes : int
+        Number of classes.
     """
 
     def __init__(self, steps: int, content_frames: int, classify: Classifier, n_classes: int) -> None:
@@ -151,31 +169,31 @@ class TagRows:
         n_rows = -(-total // steps)
         self.logits = torch.full((n_rows, n_classes), math.nan)
 
-        pieces = -(-steps // WINDOW_STEPS)
-        piece = -(-steps // pieces)
-        row = np.repeat(np.arange(n_rows), pieces)
-        start = row * steps + np.tile(np.arange(pieces) * piece, n_rows)
-        end = np.minimum(np.minimum(start + piece, (row + 1) * steps), total)
+        cells = -(-steps // WINDOW_STEPS)  # of a row
+        cell = -(-steps // cells)
+        row = np.repeat(np.arange(n_rows), cells)
+        start = row * steps + np.tile(np.arange(cells) * cell, n_rows)
+        end = np.minimum(np.minimum(start + cell, (row + 1) * steps), total)
         kept = end > start
         self._cell_row, self._cell_start, self._cell_end = row[kept], start[kept], end[kept]
-        self._row_weight = torch.zeros(n_rows) if pieces > 1 else None
+        self._row_weight = torch.zeros(n_rows) if cells > 1 else None
 
         self._held: list[tuple[Window, Tensor, np.ndarray]] = []  # window, states, positions per step
         self._heard: list[tuple[int, int]] = []
         self._next_cell = 0
 
-    def add(self, window: Window, states: Tensor) -> None:
+    def add_window(self, window: Window, states: Tensor) -> None:
         """Take a window's pooled states ``(layers, steps, dim)``, as `pool_steps` lays them out."""
         count = position_mask(window).view(-1, STEP_POSITIONS).sum(1).numpy()
         self._held.append((window, states, count))
         self._heard.append((window.seek, window.end))
 
-    def flush(self, before: int) -> None:
-        """Classify every row that is settled if all windows still to come start at or after ``before``."""
+    def flush(self, settled_before: int) -> None:
+        """Classify every row that is settled if all windows still to come start at or after `settled_before`."""
         starts, ends = self._cell_frames()
         first = self._next_cell
-        last = int(np.searchsorted(ends, before, side="right"))  # cells that end by then are settled
-        if last < len(starts) and starts[last] < before and last >= first:
+        last = int(np.searchsorted(ends, settled_before, side="right"))  # cells that end by then are settled
+        if last < len(starts) and starts[last] < settled_before and last >= first:
             if any(w.seek <= starts[last] and ends[last] <= w.end for w, _, _ in self._held):
                 last += 1  # covered whole, and no later window can do the same
         if last <= first:
@@ -206,14 +224,14 @@ class TagRows:
         stop = np.array([w.end for w, _, _ in self._held])[:, None]
         distance = np.abs((seek + stop) - (starts + ends)).astype(float)
         distance[(seek > starts) | (stop < ends)] = np.inf
-        owner = distance.argmin(axis=0)
+        nearest = distance.argmin(axis=0)
         whole = np.isfinite(distance.min(axis=0))
 
         batches: dict[int, list[tuple[int, Tensor]]] = {}  # number of steps -> (cell, states) of that length
         for i in range(last - first):
             cell = first + i
             if whole[i]:
-                window, states, count = self._held[owner[i]]
+                window, states, count = self._held[nearest[i]]
                 lo = self._cell_start[cell] - first_step(window)
                 hi = self._cell_end[cell] - first_step(window)
                 states, count = states[:, lo:hi], count[lo:hi]
@@ -236,10 +254,10 @@ class TagRows:
                 self._row_weight.index_add_(0, rows, torch.full((len(rows),), float(n_steps)))
 
     def _join(self, cell: int) -> Tensor:
-        """Steps of a cell that no window covers whole, each from the window that heard most of it.
+        """Return the steps of a cell that no window covers whole, each from the window that holds most of it.
 
-        Returns ``(layers, steps heard, dim)``. Of two windows that heard the same, the one whose
-        centre is nearer gives the step.
+        The shape is ``(layers, steps, dim)``. Of two windows that hold as much, the one whose centre is nearer gives
+        the step.
         """
         chosen = []
         for step in range(self._cell_start[cell], self._cell_end[cell]):
@@ -256,7 +274,7 @@ class TagRows:
         return torch.stack(chosen, dim=1) if chosen else states[:, :0]
 
     def _coverage(self) -> Tensor:
-        """Share of each row's frames that some window heard."""
+        """Return the share of each row's frames that some window holds."""
         heard_until = [0]  # breakpoints of the merged intervals, and frames heard before each
         frames = [0]
         for start, end in sorted(self._heard):
@@ -271,12 +289,12 @@ class TagRows:
 
 
 def is_single(at_time_res: object) -> bool:
-    """Whether this is one resolution rather than several."""
+    """Return whether this is one resolution rather than several."""
     return isinstance(at_time_res, (numbers.Number, str, bytes)) or getattr(at_time_res, "ndim", None) == 0
 
 
 def resolutions(at_time_res: float | Iterable[float]) -> list[int]:
-    """Steps per row for one resolution or several, in order and without repeats.
+    """Return the steps per row for one resolution or several, in order and without repeats.
 
     Raises
     ------

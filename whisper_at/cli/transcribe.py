@@ -1,0 +1,357 @@
+"""``whisper-at AUDIO…``: the ``whisper`` command that also tags sounds.
+
+Every flag of openai-whisper's command is here with its default, and writes the same files. New flags are in
+the groups "sound tags" and "model" (defect D28); without them nothing is tagged. What needs PyTorch is imported
+when it is needed, so that ``--help`` comes at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from ..suggest import did_you_mean
+from ..version import __version__
+from .arguments import (
+    HelpFormatter,
+    Parser,
+    add_model_arguments,
+    class_list,
+    label_language,
+    language,
+    model_name,
+    number,
+    optional_float,
+    optional_int,
+    positive_int,
+    resolution_list,
+    str2bool,
+)
+from .reporting import TRACEBACK_VARIABLE, one_line, report
+
+if TYPE_CHECKING:
+    from ..model import WhisperAT
+    from ..tagging.rows import TagOptions
+
+TAG_DEFAULTS: dict[str, Any] = {
+    "top_k": 5,
+    "p_threshold": None,
+    "label_language": "follow_asr",
+    "include_classes": None,
+}
+WORD_OPTIONS = ("highlight_words", "max_line_count", "max_line_width", "max_words_per_line")
+
+INTRODUCTION = """\
+Write down what is said in audio or video files, and what else is heard in them.
+
+Transcription is openai-whisper's, flag for flag. Sounds (527 classes of AudioSet) come from the same pass."""
+
+EXAMPLES = f"""\
+examples:
+  whisper-at talk.mp3 --model small              what `whisper` would write: txt, vtt, srt, tsv, json
+  whisper-at street.wav --model small --at_time_res 10
+                                                 and the sounds of every 10 seconds, on screen and in json
+  whisper-at street.wav --model medium.en --at_time_res 0.4,10 --top_k 3
+  whisper-at film.mkv --model small --sound_captions -f srt
+                                                 captions with [sounds]
+  whisper-at night/*.wav --model base --include_classes "Dog; Siren; /m/03m9d0z"
+
+other commands (each with --help):
+  whisper-at convert                             any Whisper as one .safetensors
+  whisper-at train | features | evaluate | count heads for your own sounds, from frozen features
+  whisper-at adapt                               adapters, LoRA, prompts … on any frozen audio encoder
+  whisper-at embed | search | lineareval         embeddings from all layers of an encoder
+  whisper-at study                               how noise hurts recognition, and what encoders know of it
+  whisper-at serve                               an HTTP server with OpenAI's routes, and a page
+
+A file that cannot be read is reported and the rest go on; the exit status is then 1.
+Set {TRACEBACK_VARIABLE}=1 to see where in the program an error arose."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Transcribe files; return 0, or 1 if any file failed. Wrong arguments exit with status 2."""
+    parser = build_parser()
+    args = vars(parser.parse_args(argv))
+    import numpy as np
+    import torch
+    from whisper.utils import make_safe
+
+    from .. import loading
+    from ..tagging.rows import TagOptions
+    from ..writers import get_writer
+
+    _check_arguments(parser, args)
+    model_name: str = args.pop("model")
+    audio: list[str] = args.pop("audio")
+    if model_name.endswith(".en") and args["language"] not in {"en", "English"}:
+        if args["language"] is not None:
+            message = f"{model_name} knows English only; --language {args['language']} is taken as English"
+            warnings.warn(message, stacklevel=3)
+        args["language"] = "en"
+    temperature, increment = args["temperature"], args.pop("temperature_increment_on_fallback")
+    if increment is None:
+        args["temperature"] = [temperature]
+    else:
+        args["temperature"] = tuple(np.arange(temperature, 1.0 + 1e-6, increment))
+    tag_options = {name: args.pop(name) for name in TAG_DEFAULTS}
+    word_options = {name: args.pop(name) for name in WORD_OPTIONS}
+    load_options = {
+        "device": args.pop("device"),
+        "download_root": args.pop("model_dir"),
+        "at_low_compute": args.pop("at_low_compute"),
+        "compute_type": args.pop("compute_type"),
+        "draft": args.pop("draft"),
+    }
+    heads: list[str] = args.pop("head")
+    if not args["at_time_res"]:  # nothing is tagged: no head is fetched
+        load_options["head"] = None
+    else:
+        load_options["head"] = heads[0] if len(heads) == 1 else heads
+    output_dir, output_format, captions = (args.pop(n) for n in ("output_dir", "output_format", "sound_captions"))
+    threads = args.pop("threads")
+    if threads is not None and threads > 0:
+        torch.set_num_threads(threads)
+    _check_options(parser, args)
+
+    try:
+        os.makedirs(output_dir, exist_ok=True)
+        writer = get_writer(output_format, output_dir, **tag_options, sound_captions=captions)
+        model = loading.load_model(model_name, **load_options)
+    except Exception as error:  # of many types: a missing GPU alone has three
+        report(f"{parser.prog}: error: {one_line(error)}")
+        return 1
+
+    failed = 0
+    for path, result in _transcribe_files(model, audio, args):
+        try:
+            if isinstance(result, Exception):
+                raise result
+            if args["verbose"]:
+                for line in tag_lines(result, TagOptions(**tag_options)):
+                    print(make_safe(line))
+            writer(result, path, **word_options)
+        except Exception as error:
+            failed += 1
+            report(f"Skipping {path} due to {type(error).__name__}: {one_line(error)}")
+    return 1 if failed else 0
+
+
+def _transcribe_files(
+    model: WhisperAT, audio: Sequence[str], options: dict[str, Any]
+) -> Iterator[tuple[Any, dict[str, Any] | Exception]]:
+    """Every file with its result or with what went wrong."""
+    from ..options import SEQUENTIAL_OPTIONS
+
+    if options["batch_size"] is not None:
+        batched = {name: value for name, value in options.items() if name not in SEQUENTIAL_OPTIONS}
+        try:
+            yield from model.transcribe_many(audio, **batched)
+        except Exception as error:  # what no file could be done with
+            yield from ((path, error) for path in audio)
+        return
+    for path in audio:
+        try:
+            yield path, model.transcribe(path, **options)
+        except Exception as error:
+            yield path, error
+
+
+def tag_lines(result: Mapping[str, Any], options: TagOptions | None = None) -> Iterator[str]:
+    """Yield sounds as they are shown: ``[00:10.000 --> 00:20.000] Dog (2.31), Animal (2.10)``, one line a row.
+
+    Rows without tags are left out, several resolutions come one after the other under a heading each, and a
+    result without tags has no lines. Attached heads follow under their names, with probabilities.
+    """
+    from whisper.utils import format_timestamp
+
+    from ..tagging.rows import AUDIOSET, read_rows
+    from ..writers import tag_rows
+
+    for name in read_rows(result):
+        heading, score = ("Sounds", "logit") if name == AUDIOSET else (name, "probability")
+        rows = tag_rows(result, options, name)
+        by_seconds = rows if isinstance(rows, dict) else {result["at_time_res"]: rows}
+        for seconds, members in by_seconds.items():
+            if len(by_seconds) > 1:
+                yield f"{heading} every {seconds:g} s:"
+            elif name != AUDIOSET:
+                yield f"{heading}:"
+            for row in members:
+                if row["tags"]:
+                    start, end = format_timestamp(row["start"]), format_timestamp(row["end"])
+                    tags = ", ".join(f"{tag['name']} ({tag[score]:.2f})" for tag in row["tags"])
+                    yield f"[{start} --> {end}] {tags}"
+
+
+# --- arguments ----------------------------------------------------------------------------------------------
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``whisper-at``; defaults and choices of upstream's flags are upstream's."""
+    parser = Parser(
+        prog="whisper-at",
+        usage="whisper-at AUDIO... [options]",
+        description=INTRODUCTION,
+        epilog=EXAMPLES,
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument("audio", metavar="AUDIO", nargs="+", help="audio or video files")
+    version = f"whisper-at {__version__} (openai-whisper {importlib.metadata.version('openai-whisper')})"
+    parser.add_argument("--version", action="version", version=version, help="print the versions and stop")
+    boolean: dict[str, Any] = {"type": str2bool, "metavar": "True|False"}
+    text: dict[str, Any] = {"type": str, "metavar": "TEXT"}
+
+    group = parser.add_argument_group("model")
+    add = group.add_argument
+    help = "model name, file, Hugging Face folder or id"
+    add("--model", default="turbo", type=model_name, metavar="NAME", help=help)
+    add_model_arguments(group)
+    add("--fp16", default=True, **boolean, help="compute in half precision where the device can")
+    add("--draft", metavar="NAME", help="distilled model whose guesses --model checks; with --beam_size None")
+    help = "windows decoded at once, cut where it is quiet; none sees the text before it"
+    add("--batch_size", type=positive_int, metavar="N", help=help)
+    add("--threads", type=optional_int, default=0, metavar="N", help="CPU threads; 0 leaves it to PyTorch")
+
+    group = parser.add_argument_group("output")
+    add = group.add_argument
+    add("--output_dir", "-o", type=str, default=".", metavar="DIR", help="folder for the files")
+    formats = ["txt", "vtt", "srt", "tsv", "json", "all"]
+    help = "txt, vtt, srt, tsv, json or all"
+    add("--output_format", "-f", type=str, default="all", choices=formats, metavar="FORMAT", help=help)
+    add("--verbose", default=True, **boolean, help="print text and sounds as they are found")
+
+    group = parser.add_argument_group(
+        "sound tags",
+        "Off unless one of these, --head or --at_low_compute is given; any of them alone means --at_time_res 10 (2 for "
+        "captions).",
+    )
+    add = group.add_argument
+    add("--at_time_res", type=resolution_list, metavar="S[,S]", help="seconds per row of tags: multiples of 0.4")
+    add("--top_k", type=positive_int, metavar="N", help="at most so many tags a row (default: 5)")
+    add("--p_threshold", type=number, metavar="LOGIT", help="only tags above this logit (default: -1)")
+    help = "language of the tags, by name or code (default: follow_asr, that of the text)"
+    add("--label_language", type=label_language, metavar="LANGUAGE", help=help)
+    help = "only these classes: indices, MIDs or names, separated by ';'; may be repeated"
+    add("--include_classes", type=class_list, action="extend", metavar="CLASSES", help=help)
+    add("--sound_captions", action="store_true", help="show sounds in srt and vtt, in brackets")
+
+    group = parser.add_argument_group("speech")
+    add = group.add_argument
+    add("--task", type=str, default="transcribe", choices=["transcribe", "translate"], help="translate writes English")
+    help = "language spoken, by name or code; detected if not given"
+    add("--language", type=language, default=None, metavar="LANGUAGE", help=help)
+    add("--initial_prompt", default=None, **text, help="text to set the scene for the first window")
+    add("--carry_initial_prompt", default=False, **boolean, help="give the prompt to every window")
+    add("--condition_on_previous_text", default=True, **boolean, help="prompt windows with the text before")
+    help = "START,END,START,... in seconds of what to listen to; the last end may be left out"
+    add("--clip_timestamps", type=str, default="0", metavar="S,S", help=help)
+
+    group = parser.add_argument_group("decoding")
+    add = group.add_argument
+    help = "0 takes the likeliest text, more samples it"
+    add("--temperature", type=float, default=0, metavar="X", help=help)
+    help = "samples to choose from, above temperature 0"
+    add("--best_of", type=optional_int, default=5, metavar="N", help=help)
+    help = "beams at temperature 0; None for none"
+    add("--beam_size", type=optional_int, default=5, metavar="N", help=help)
+    help = "beams wait for this many times their number of texts (1.0)"
+    add("--patience", type=float, default=None, metavar="X", help=help)
+    help = "exponent by which longer text is favoured; if not given, the mean over its tokens counts"
+    add("--length_penalty", type=float, default=None, metavar="X", help=help)
+    help = "token ids never written, separated by commas; -1 is all symbols but common punctuation"
+    add("--suppress_tokens", type=str, default="-1", metavar="IDS", help=help)
+    help = "added to the temperature for each new try at a window that failed; None for one try only"
+    add("--temperature_increment_on_fallback", type=optional_float, default=0.2, metavar="X", help=help)
+    help = "text that gzip shrinks more than this has failed (it repeats itself)"
+    add("--compression_ratio_threshold", type=optional_float, default=2.4, metavar="X", help=help)
+    help = "text with a lower mean log probability has failed"
+    add("--logprob_threshold", type=optional_float, default=-1.0, metavar="X", help=help)
+    help = "a failed window whose no-speech probability is above this is silence"
+    add("--no_speech_threshold", type=optional_float, default=0.6, metavar="X", help=help)
+
+    group = parser.add_argument_group("words and captions", "All but the first need --word_timestamps True.")
+    add = group.add_argument
+    add("--word_timestamps", default=False, **boolean, help="time every word")
+    add("--prepend_punctuations", default="\"'“¿([{-", **text, help="signs that join the word after them")
+    help = "signs that join the word before them"
+    add("--append_punctuations", default="\"'.。,，!！?？:：”)]}、", **text, help=help)
+    help = "underline each word in vtt and srt while it is spoken"
+    add("--highlight_words", default=False, **boolean, help=help)
+    help = "characters in a line of captions"
+    add("--max_line_width", type=optional_int, default=None, metavar="N", help=help)
+    add("--max_line_count", type=optional_int, default=None, metavar="N", help="lines in a caption")
+    help = "words in a caption, if there is no --max_line_width"
+    add("--max_words_per_line", type=optional_int, default=None, metavar="N", help=help)
+    help = "skip silence of more seconds than this around text that seems made up"
+    add("--hallucination_silence_threshold", type=optional_float, metavar="S", help=help)
+    return parser
+
+
+def _check_arguments(parser: Parser, args: dict[str, Any]) -> None:
+    """Settle what arguments mean together; exits with status 2 before anything is loaded."""
+    from ..tagging.captions import CAPTION_RESOLUTION
+    from ..tagging.tagger import AUTO_RESOLUTION
+    from ..writers import CAPTION_FORMATS
+
+    defaults = {**TAG_DEFAULTS, "head": ["auto"]}
+    wanted = args["at_low_compute"] or any(args[name] is not None for name in defaults)
+    if args["at_time_res"] is None and (wanted or args["sound_captions"]):
+        args["at_time_res"] = CAPTION_RESOLUTION if args["sound_captions"] else AUTO_RESOLUTION
+    args.update({name: value for name, value in defaults.items() if args[name] is None})
+
+    if args["at_time_res"] is not None:
+        _check_heads(parser, args)
+    if not args["word_timestamps"]:
+        for option in WORD_OPTIONS:
+            if args[option]:
+                parser.error(f"--{option} requires --word_timestamps True")
+    if args["max_line_count"] and not args["max_line_width"]:
+        warnings.warn("--max_line_count has no effect without --max_line_width", stacklevel=4)
+    if args["max_words_per_line"] and args["max_line_width"]:
+        warnings.warn("--max_words_per_line has no effect with --max_line_width", stacklevel=4)
+    if args["sound_captions"] and args["output_format"] not in (*CAPTION_FORMATS, "all"):
+        parser.error(f"--sound_captions is for {' and '.join(CAPTION_FORMATS)}, not -f {args['output_format']}")
+    if args["draft"] is not None and (args["beam_size"] is not None or (args["batch_size"] or 1) > 1):
+        parser.error("--draft guesses for one greedy text at a time: add --beam_size None, leave out --batch_size")
+    increment = args["temperature_increment_on_fallback"]
+    if increment is not None and not increment > 0:
+        parser.error("--temperature_increment_on_fallback must be above 0, or None for one try only")
+    if increment is not None and not args["temperature"] <= 1:
+        parser.error("--temperature above 1 needs --temperature_increment_on_fallback None: tries end at 1")
+
+
+def _check_options(parser: Parser, args: Mapping[str, Any]) -> None:
+    """Refuse options of `transcribe` that exclude each other, in the words of the command line."""
+    from ..options import TranscribeOptions
+
+    try:
+        TranscribeOptions.from_keywords(**args)
+    except ValueError as error:
+        names = "|".join(option.name for option in fields(TranscribeOptions))
+        parser.error(re.sub(rf"\b({names})\b", r"--\1", one_line(error)))
+
+
+def _check_heads(parser: Parser, args: Mapping[str, Any]) -> None:
+    """Tags need a head; whether a model of a known name has one is known without loading or fetching anything."""
+    from .. import checkpoints
+
+    model, low = args["model"], args["at_low_compute"]
+    if low and "auto" not in args["head"]:
+        parser.error("--at_low_compute chooses among published heads; leave it out where --head is given")
+    for head in args["head"]:
+        if head == "auto":
+            try:
+                published = checkpoints.head_name(model, low)
+            except ValueError as error:
+                parser.error(one_line(error))
+            if published is None and model in checkpoints.available_models():
+                parser.error(f"no tagging head is published for {model}: take another --model, or give --head FILE")
+        elif head not in checkpoints.available_heads() and not os.path.isfile(os.path.expanduser(head)):
+            hint = did_you_mean(head, checkpoints.available_heads())
+            parser.error(f"argument --head: {head!r} is neither a file nor a known name; {hint}")

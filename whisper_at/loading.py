@@ -1,0 +1,203 @@
+"""`load_model`: a Whisper by name, file or hub id, with its heads."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from whisper.model import ModelDimensions
+
+from . import checkpoints
+from .engine.decoder import has_bfloat16, is_exact_in_half
+from .engine.speculative import Draft
+from .model import WhisperAT
+from .tagging.heads import Head
+from .tagging.labels import N_CLASSES, audioset_classes
+from .tagging.load_head import load_head_or_classifier
+
+N_MELS = 80
+"""Mel bands of every Whisper that a head is published for."""
+
+
+def load_model(
+    name: str,
+    device: str | torch.device | None = None,
+    download_root: str | None = None,
+    in_memory: bool = False,
+    at_low_compute: bool = False,
+    head: str | Path | Sequence[str | Path] | None = "auto",
+    compute_type: str | None = None,
+    draft: str | None = None,
+) -> WhisperAT:
+    """Load a Whisper, and the head that finds sounds in its features.
+
+    A Whisper without a published head (large-v3, turbo, a file of your own) transcribes as usual and
+    refuses to tag, saying why. One with the encoder of a Whisper that has one, as distilled models have their
+    teacher's, takes that, if the other has been downloaded to compare with; if not, it can be told to, which warns:
+    ``load_model("distil-whisper/distil-medium.en", head="medium.en")``. A head that was trained on another encoder
+    loads with a warning, too.
+
+    Parameters
+    ----------
+    name : str
+        One of `available_models()`; the path of a checkpoint in openai-whisper's layout (``.pt``, ``.safetensors``) or
+        of a folder in Hugging Face's (``config.json`` and ``model.safetensors``); or a model's id on its hub,
+        ``"distil-whisper/distil-large-v3"`` (needs the package huggingface_hub).
+    device : str or torch.device, optional
+        Where to put the model; CUDA if there is any, else the CPU.
+    download_root : str, optional
+        Folder of downloaded files; ``~/.cache/whisper`` by default, shared with openai-whisper.
+    in_memory : bool
+        Read the whole checkpoint into memory first.
+    at_low_compute : bool
+        Take the published 512-wide head (small, medium and large only).
+    head : str, Path, sequence of these, or None
+        ``"auto"`` for the head published for this encoder, a published head's name, a file (``.pth`` or
+        ``.safetensors``), or None for none; or several of these. A file with classes of its own, or what
+        ``whisper-at adapt`` has fitted, is attached under its name without the suffix.
+    compute_type : str, optional
+        ``float32``, ``float16`` (CUDA), ``bfloat16``, ``int8`` (CPU), see `WhisperAT`; ``auto`` is int8 on a CPU and
+        float16 on CUDA; None is upstream's rule. On a CPU, ``bfloat16`` and ``int8`` keep matrices in half precision
+        where that loses nothing, to save memory, as ``float16`` does on a GPU: load a model to be trained without
+        them.
+    draft : str, optional
+        A model that was distilled from this one with its encoder, by any name that `name` may be. On a CPU, where text
+        is decoded greedily and one window at a time, its small decoder proposes tokens that this model's then checks
+        in one pass: the text is this model's, only sooner. Its own name takes a copy of its decoder in int8.
+
+    Returns
+    -------
+    WhisperAT
+        The model in evaluation mode.
+
+    Raises
+    ------
+    RuntimeError
+        If there is no such model, a file is damaged or cannot be downloaded, or a folder holds a model that
+        openai-whisper's cannot express (tokens added to its vocabulary, say).
+    ValueError
+        If the head does not fit the encoder, does not exist in a low-compute variant, names no classes and is not
+        AudioSet's, or is a second one for those; or `draft` has another vocabulary or size, or the device is no CPU.
+    FileNotFoundError
+        If `head` names neither a published head nor a file.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    on_cpu = torch.device(device).type == "cpu"
+    if compute_type == "auto":
+        compute_type = "int8" if on_cpu else "float16"
+    if compute_type == "float16" and on_cpu:
+        raise ValueError("compute_type='float16' needs a GPU; on a CPU choose float32, bfloat16 or int8")
+    if compute_type == "int8" and not on_cpu:
+        raise ValueError(f"compute_type='int8' is for CPUs; on {device} choose float16 or bfloat16")
+    if draft is not None and not on_cpu:
+        raise ValueError(f"draft={draft!r} is for CPUs; leave it out on {device}")
+    heads = [head] if head is None or isinstance(head, (str, Path)) else list(head)
+    if at_low_compute and "auto" not in heads:
+        raise ValueError(f"at_low_compute chooses among published heads; leave it out with head={head!r}")
+    if "auto" in heads:
+        checkpoints.head_name(name, at_low_compute)  # what cannot be had is refused before anything is fetched
+
+    draft_path = None if draft is None else checkpoints.find_whisper(draft, download_root)
+    path = checkpoints.find_whisper(name, download_root)
+    dims, state = checkpoints.open_whisper(path, in_memory)
+    with _NoInitialValues():
+        model = WhisperAT(ModelDimensions(**dims), compute_type=compute_type)
+    halves = _half_precision_names(model) if on_cpu or compute_type == "float16" else set()
+    for key in list(state):  # one after the other, so that there are never two whole models
+        half = key in halves and is_exact_in_half(state[key])
+        state[key] = state[key].to(torch.float16 if half else torch.float32, copy=True)
+    model.load_state_dict(state, assign=True)
+    if (dump := checkpoints.alignment_heads(name, path, dims)) is not None:
+        model.set_alignment_heads(dump)
+    if draft_path is not None:
+        model.draft = _open_draft(draft_path, draft, model, name)
+
+    for source in heads:
+        if source == "auto":
+            published = checkpoints.head_name(name, at_low_compute)
+            if published is None:
+                published = _head_of_encoder(model, at_low_compute, download_root)
+                name = name if published is None else published.removesuffix("_low")  # which it is, as heads go
+            if published is None:
+                model.head_missing = (
+                    f"no head is published for {name!r} or its encoder; train one, or give a file: "
+                    f"load_model({name!r}, head=FILE)"
+                )
+                if len(heads) > 1:  # a caller who asked for no other is told when tags are asked for
+                    warnings.warn(f"no tags of AudioSet's classes: {model.head_missing}", stacklevel=2)
+                continue
+            source = published
+        if source is not None:
+            found = load_head_or_classifier(source, model, download_root, name)
+            if isinstance(found, Head) and found.classes is None:
+                message = f"head {source} has {found.label_dim} outputs without names, not AudioSet's {N_CLASSES}"
+                raise ValueError(f"{message}; `whisper-at train` writes heads that name theirs")
+            if isinstance(found, Head) and found.classes == audioset_classes():
+                if model.head is not None:
+                    raise ValueError(f"head {source} is a second one for AudioSet's classes: a model has one")
+                model.head = found
+            else:
+                model.attach(Path(source).name.removesuffix(".safetensors").removesuffix(".head"), found)
+    return model.to(device)
+
+
+def _head_of_encoder(model: WhisperAT, low: bool, download_root: str | None) -> str | None:
+    """Return the head published for the Whisper that has this model's encoder, weight for weight, or None.
+
+    The encoder is compared with those of the embedded model and of official ones that are here already.
+    """
+    own: str | None = None
+    for name in checkpoints.available_heads():
+        if name == checkpoints.EMBEDDED:
+            tensors, metadata = checkpoints.open_head(checkpoints.find_head(name))
+            width, theirs = len(tensors["mlp_layer.0.weight"]), metadata.get("encoder_sha256")
+        else:
+            width, theirs = checkpoints.HEADS[name].width, None
+        if (width, N_MELS) != (model.dims.n_audio_state, model.dims.n_mels) or name.endswith("_low"):
+            continue  # what cannot be it is not read
+        theirs = theirs or checkpoints.published_encoder_sha256(name, download_root)
+        if theirs is not None:
+            own = own or checkpoints.encoder_sha256(model.state_dict())
+            if own == theirs:
+                return checkpoints.head_name(name, low)
+    return None
+
+
+def _open_draft(path: Path, source: str | None, model: WhisperAT, model_name: str) -> Draft:
+    """Return the decoder of a distilled model, checked against the model whose tokens it is to propose."""
+    dims, state = checkpoints.open_whisper(path)
+    draft = Draft(dims, state)
+    try:
+        draft.refuse_unlike(model.dims)
+    except ValueError as error:
+        raise ValueError(f"{source} cannot guess for {model_name}: {error}") from None
+    if checkpoints.encoder_sha256(state) != checkpoints.encoder_sha256(model.state_dict()):
+        message = f"{source} has another encoder than {model_name}: its guesses will rarely be right, and cost time"
+        warnings.warn(message, stacklevel=3)
+    return draft
+
+
+def _half_precision_names(model: WhisperAT) -> set[str]:
+    """Names of the matrices that may stay in half precision: a reduced model computes with copies of its own, and
+    a GPU in half precision anyway.
+    """
+    half = model.compute_type == "float16"
+    parts: list[nn.Module] = [model.decoder] if half or model.compute_type in ("bfloat16", "int8") else []
+    parts += [model.encoder] if half or (parts and has_bfloat16()) else []
+    names = {module: name for name, module in model.named_modules()}
+    modules = [module for part in parts for module in part.modules() if isinstance(module, (nn.Linear, nn.Embedding))]
+    return {f"{names[module]}.weight" for module in modules}
+
+
+class _NoInitialValues(TorchFunctionMode):
+    """New layers keep whatever lies in memory, for a model whose every weight is read from a file."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return (kwargs or {}).get("tensor", args[0] if args else None)
+        return func(*args, **(kwargs or {}))
