@@ -42,7 +42,7 @@ _DROPBOX_LINKS = {
 class PublishedHead(NamedTuple):
     """A head that Whisper-AT's authors published.
 
-    Parameters
+    Attributes
     ----------
     file : str
         Name of its file.
