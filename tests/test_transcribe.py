@@ -179,12 +179,10 @@ DIGITS, SOUNDS = sorted(DATA.glob("fsdd/*.wav")), sorted(DATA.glob("esc10/*/*.og
 decode_file = functools.cache(whisper_at.load_audio)
 
 
-def random_recording(rng: random.Random, seconds: float) -> np.ndarray:
-    """A cut of a sample or, where real recordings are, spoken digits with pauses, a sound, or both; then noise."""
+def random_recording(rng: random.Random, kind: str, seconds: float) -> np.ndarray:
+    """A cut of a sample, spoken digits with pauses, a real sound, or both; then noise."""
     n = round(seconds * SAMPLE_RATE)
     audio = np.zeros(n, np.float32)
-    kinds = ["sample"] + ["digits", "sound", "mixture"] * bool(DIGITS and SOUNDS)
-    kind = rng.choice(kinds)
     if kind == "sample":
         source = decode_file(str(rng.choice(SAMPLES)))
         start = rng.randrange(max(1, len(source) - n))
@@ -205,10 +203,16 @@ def random_recording(rng: random.Random, seconds: float) -> np.ndarray:
 
 @pytest.mark.parametrize("seed", range(200))
 def test_random_cases(seed, nano_pair):
-    """200 seeded cases on speech in noise, sounds and mixtures, with any options: equal tokens and times."""
+    """200 seeded cases on speech in noise, sounds and mixtures, with any options: equal tokens and times.
+
+    A seed means the same audio everywhere; those of real recordings are skipped where there are none.
+    """
+    kind = ("sample", "digits", "sample", "sound", "sample", "mixture")[seed % 6]
+    if kind != "sample" and not (DIGITS and SOUNDS):
+        pytest.skip("real recordings are not here; WHISPER_AT_DATA names their folder")
     rng = random.Random(seed)
     seconds = rng.choice([0.3, 1, 2, 4, 7]) if seed % 20 else rng.choice([31, 45])
-    audio = random_recording(rng, seconds)
+    audio = random_recording(rng, kind, seconds)
     at_time_res = rng.choice([0.4, 1.2, 2, 4.4, 10, 30, [0.4, 10]])
     upstream, model = nano_pair
     options = random_options(rng, seconds)
@@ -216,12 +220,10 @@ def test_random_cases(seed, nano_pair):
     try:
         both(upstream, model, audio, at_time_res=at_time_res, **options)
     except ZeroDivisionError:  # upstream cannot rank an empty text; what it refuses, we refuse alike
-        with pytest.raises(ZeroDivisionError):
+        for transcribe in (functools.partial(whisper.transcribe, upstream), model.transcribe):
             torch.manual_seed(0)
-            whisper.transcribe(upstream, audio, **options)
-        with pytest.raises(ZeroDivisionError):
-            torch.manual_seed(0)
-            model.transcribe(audio, **options)
+            with pytest.raises(ZeroDivisionError):
+                transcribe(audio, **options)
 
 
 # ---------------------------------------------------------------------------------------------- tags
@@ -406,22 +408,22 @@ FALLBACK = dict(temperature=(0.0, 0.4, 0.8), compression_ratio_threshold=0.01)
 
 
 @pytest.mark.parametrize(
-    ("options", "per_window"),
+    "options",
     [
-        (dict(temperature=0.0), 1),
-        (dict(temperature=0.0, beam_size=3), 1),
-        (FALLBACK, 1),
-        (dict(temperature=0.0, word_timestamps=True), 1),
-        (dict(word_timestamps=True, **FALLBACK), 1),
-        (dict(temperature=0.0, word_timestamps=True, strict_word_timing=False), 1),
-        (dict(word_timestamps=True, strict_word_timing=False, **FALLBACK), 1),
+        dict(temperature=0.0),
+        dict(temperature=0.0, beam_size=3),
+        FALLBACK,
+        dict(temperature=0.0, word_timestamps=True),
+        dict(word_timestamps=True, **FALLBACK),
+        dict(temperature=0.0, word_timestamps=True, strict_word_timing=False),
+        dict(word_timestamps=True, strict_word_timing=False, **FALLBACK),
     ],
 )
-def test_one_pass_per_window(model_en, options, per_window):
+def test_one_pass_per_window(model_en, options):
     """D16: 12 s with two temperatures and word timing took 13 encoder passes for 4 windows."""
     passes = count_passes(model_en)
     result = model_en.transcribe(noise(62), sample_len=8, at_time_res=[0.4, 10], no_speech_threshold=None, **options)
-    assert len(passes) == per_window * windows_heard(result)
+    assert len(passes) == windows_heard(result) > 1
 
 
 @pytest.mark.parametrize(("seconds", "clips", "extra"), [(12, "0", 1), (40, "0", 0), (40, "0,20", 1), (40, "2,40", 1)])
@@ -434,11 +436,16 @@ def test_language_detection_shares_a_full_first_window(model_multilingual, secon
     assert len(passes) == windows_heard(result) + extra
 
 
-def test_reused_features_time_words_alike(model_en, upstream_en):
+def test_reused_features_give_the_same_word_times(model_en, upstream_en):
+    """In float32 on a CPU one pass is exact enough for words: strict timing reuses its features, too."""
     options = dict(temperature=0.0, sample_len=12, word_timestamps=True)
     strict = both(upstream_en, model_en, noise(8), **options)
     quick = model_en.transcribe(noise(8), strict_word_timing=False, **options)
-    assert quick["text"] == strict["text"]
+    times = [
+        [(word["word"], word["start"], word["end"]) for segment in result["segments"] for word in segment["words"]]
+        for result in (strict, quick)
+    ]
+    assert times[0] == times[1] != []
 
 
 def test_clip_past_the_end_stops_there(model_en):

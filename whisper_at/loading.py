@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -183,8 +184,9 @@ def _open_draft(path: Path, source: str | None, model: WhisperAT, model_name: st
 
 
 def _half_precision_names(model: WhisperAT) -> set[str]:
-    """Names of the matrices that may stay in half precision: a reduced model computes with copies of its own, and
-    a GPU in half precision anyway.
+    """Return the names of the matrices that may stay in half precision.
+
+    A reduced model computes with copies of its own, and a GPU in half precision anyway.
     """
     half = model.compute_type == "float16"
     parts: list[nn.Module] = [model.decoder] if half or model.compute_type in ("bfloat16", "int8") else []
@@ -197,7 +199,9 @@ def _half_precision_names(model: WhisperAT) -> set[str]:
 class _NoInitialValues(TorchFunctionMode):
     """New layers keep whatever lies in memory, for a model whose every weight is read from a file."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         if getattr(func, "__module__", None) == "torch.nn.init":
             return (kwargs or {}).get("tensor", args[0] if args else None)
         return func(*args, **(kwargs or {}))

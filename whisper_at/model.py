@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,7 +36,7 @@ PRECISIONS = ("float32", "float16", "bfloat16", "int8")
 COMPUTE_TYPES = (*PRECISIONS, "auto")
 
 # as in openai-whisper, the package's `transcribe` is the function, although a module has the name too
-import_module(__package__).transcribe = transcribe_function
+sys.modules[__package__].transcribe = transcribe_function  # type: ignore[attr-defined]
 
 
 class WhisperAT(Whisper):
@@ -143,7 +143,7 @@ class WhisperAT(Whisper):
         """Undo `attach`; KeyError if nothing has that name."""
         del self.attached[name]
 
-    def _apply(self, fn: Callable, recurse: bool = True) -> WhisperAT:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WhisperAT:
         super()._apply(fn, recurse)
         if self.head is not None:
             self.head.to(self.device)  # follows the model, but keeps its precision: model.half() is D15

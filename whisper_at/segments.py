@@ -23,7 +23,7 @@ PUNCTUATION = "\"'“¿([{-\"'.。,，!！?？:：”)]}、"
 class Split(NamedTuple):
     """What a window's tokens say: its segments, where to go on, and whether speech ended before the window."""
 
-    segments: list[dict]
+    segments: list[dict[str, Any]]
     seek: int
     ends_in_silence: bool
 
@@ -57,7 +57,7 @@ def split_segments(result: DecodingResult, window: Window, tokenizer: Tokenizer,
     def position(token: torch.Tensor) -> int:
         return token.item() - tokenizer.timestamp_begin
 
-    def segment(start: float, end: float, tokens: torch.Tensor) -> dict:
+    def segment(start: float, end: float, tokens: torch.Tensor) -> dict[str, Any]:
         return {
             "seek": window.seek,
             "start": start,
@@ -160,11 +160,11 @@ def _window_end(window: Window) -> float:
     return float((window.seek + N_FRAMES) * HOP_LENGTH / SAMPLE_RATE)
 
 
-def _next_with_words(segments: list[dict]) -> dict | None:
+def _next_with_words(segments: list[dict[str, Any]]) -> dict[str, Any] | None:
     return next((s for s in segments if s["words"]), None)
 
 
-def _is_anomalous(segment: dict | None) -> bool:
+def _is_anomalous(segment: dict[str, Any] | None) -> bool:
     """Whether a segment's first words are too improbable, too short or too long to be speech."""
     if segment is None or not segment["words"]:
         return False
@@ -173,7 +173,7 @@ def _is_anomalous(segment: dict | None) -> bool:
     return score >= 3 or score + 0.01 >= len(words)
 
 
-def _anomaly(word: dict) -> float:
+def _anomaly(word: dict[str, Any]) -> float:
     duration = word["end"] - word["start"]
     score = 1.0 if word.get("probability", 0.0) < 0.15 else 0.0
     if duration < 0.133:

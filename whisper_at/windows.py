@@ -38,9 +38,19 @@ class Window(NamedTuple):
 
 
 def parse_clip_timestamps(clip_timestamps: str | Sequence[float], content_frames: int) -> list[tuple[int, int]]:
-    """The clips to listen to, as pairs of frames, in the order given and none past the end.
+    """Return the clips to transcribe, as pairs of frames, in the order given and none past the end.
 
-    Raises ValueError for a time before the beginning, where upstream hears nothing but padding.
+    Parameters
+    ----------
+    clip_timestamps : str or sequence of float
+        Starts and ends in seconds, ``"0,10,25,30"``; the last end may be left out.
+    content_frames : int
+        Length of the recording in mel frames.
+
+    Raises
+    ------
+    ValueError
+        For a time before the beginning, where upstream transcribes nothing but padding.
     """
     if isinstance(clip_timestamps, str):
         clip_timestamps = [float(seconds) for seconds in clip_timestamps.split(",") if clip_timestamps]
@@ -53,10 +63,10 @@ def parse_clip_timestamps(clip_timestamps: str | Sequence[float], content_frames
 
 
 def quiet_cuts(mel: LogMel, start: int, end: int) -> list[Window]:
-    """Cut the frames ``start`` to ``end`` into windows of at most 30 s, each ending where it is quietest.
+    """Cut the frames `start` to `end` into windows of at most 30 s, each ending where it is quietest.
 
-    The quietest 0.3 s of the last ten seconds are halved; of several that are equally quiet, the last. Windows follow
-    each other without gaps.
+    A window ends in the middle of the quietest 0.3 s of its last ten seconds; of several that are equally quiet, the
+    last. Windows follow each other without gaps.
     """
     windows = []
     while end - start > N_FRAMES:

@@ -183,7 +183,7 @@ class _RenamedWhenDone:
             self.folder.cleanup()
 
 
-class _AtomicWriter(ResultWriter):  # type: ignore[misc]  # openai-whisper has no types
+class _AtomicWriter(ResultWriter):
     """One of upstream's writers, whose files appear whole or not at all."""
 
     def __init__(self, upstream: ResultWriter, tag_options: TagOptions, sound_captions: bool) -> None:

@@ -7,7 +7,6 @@ when it is needed, so that ``--help`` comes at once.
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import os
 import re
@@ -192,7 +191,7 @@ def tag_lines(result: Mapping[str, Any], options: TagOptions | None = None) -> I
 # --- arguments ----------------------------------------------------------------------------------------------
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the parser of ``whisper-at``; defaults and choices of upstream's flags are upstream's."""
     parser = Parser(
         prog="whisper-at",

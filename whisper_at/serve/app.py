@@ -170,6 +170,7 @@ class MaxBodyMiddleware:
         self.app, self.max_bytes = app, max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and count the bytes of its body."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         header = dict(scope["headers"]).get(b"content-length", b"0")
@@ -187,7 +188,7 @@ class MaxBodyMiddleware:
 
 
 def _class_names(model: WhisperAT) -> dict[str, list[str]]:
-    """The classes of each head, by the name of the head in responses."""
+    """Return the classes of each head, by the name of the head in responses."""
     return {name: list(class_set(head).names) for name, head in model.heads.items()}
 
 

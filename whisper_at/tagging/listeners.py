@@ -76,6 +76,7 @@ class StateClassifier:
 
     @torch.no_grad()
     def __call__(self, states: Tensor) -> Tensor:
+        """Return logits ``(batch, classes)`` of pooled states ``(batch, layers + 1, steps, dim)``."""
         return self.classify(states)
 
 

@@ -41,7 +41,7 @@ def resolve_resolutions(
         at_time_res = AUTO_RESOLUTION if model.heads else None
     if at_time_res is None:
         return []
-    row_steps = resolutions(at_time_res)
+    row_steps = resolutions(at_time_res)  # type: ignore[arg-type]  # no other string is a resolution
     if not model.heads:
         raise ValueError(f"cannot tag sounds: {model.head_missing}")
     for head in model.heads.values():
@@ -142,7 +142,7 @@ class Tagger:
 
 
 def _without_final_norm(head: Classifier) -> Classifier:
-    """A head that reads the blocks alone, for states that hold those after the last norm too."""
+    """Return a head that reads the blocks alone, for states that hold those after the last norm too."""
     return lambda states: head(states[:, :-1])
 
 

@@ -193,9 +193,9 @@ class TagRows:
         starts, ends = self._cell_frames()
         first = self._next_cell
         last = int(np.searchsorted(ends, settled_before, side="right"))  # cells that end by then are settled
-        if last < len(starts) and starts[last] < settled_before and last >= first:
-            if any(w.seek <= starts[last] and ends[last] <= w.end for w, _, _ in self._held):
-                last += 1  # covered whole, and no later window can do the same
+        if first <= last < len(starts) and starts[last] < settled_before:
+            # one that is covered whole, and that no later window can cover, is settled too
+            last += any(w.seek <= starts[last] and ends[last] <= w.end for w, _, _ in self._held)
         if last <= first:
             return
         self._classify_cells(first, last)
