@@ -1,4 +1,4 @@
-"""Classifiers of clips: waveforms and their variations, fitting, resuming, saving, and what must not leak."""
+"""Classifiers of clips: waveforms and their augmentation, fitting, resuming, saving, and what must not leak."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from safetensors import safe_open
 from tiny_backbones import FAMILIES
 from torch.nn import functional as F
 
-from whisper_at.adapt import merge, shared_pass, trainer, waveforms
+from whisper_at.adapt import merge, sources, waveforms
 from whisper_at.adapt.backbones import load_backbone, random_backbone
 from whisper_at.adapt.classifier import AudioClassifier
-from whisper_at.adapt.trainer import ClassificationTask, KeptSource, Recipe, WaveSource, class_weights, kept_states
-from whisper_at.adapt.waveforms import Waves, add_noise, mask_spectrogram, mask_time, spec_augment
+from whisper_at.adapt.config import make_config
+from whisper_at.adapt.sources import StatesDataset
+from whisper_at.adapt.trainer import ClassificationTask, Recipe, _batch_sources, class_weights, recipe_settings
+from whisper_at.adapt.waveforms import WaveformDataset, add_noise, mask_spectrogram, mask_time, spec_augment
 from whisper_at.data.clips import Clip, Dataset
 
 RATE = 16000
@@ -26,7 +28,7 @@ CLASSES = ("high", "low")
 RECIPE = Recipe(epochs=4, batch_size=6, lr=5e-3, seed=1)
 
 
-def write(path: Path, samples: np.ndarray, rate: int = RATE) -> Path:
+def write_wav(path: Path, samples: np.ndarray, rate: int = RATE) -> Path:
     with wave.open(str(path), "wb") as file:
         file.setparams((1, 2, rate, len(samples), "NONE", ""))
         file.writeframes((samples * 32767).astype("<i2").tobytes())
@@ -42,7 +44,7 @@ def tones(tmp_path_factory) -> Dataset:
         high = i % 2 == 0
         t = np.arange(int(RATE * r.uniform(0.2, 0.5))) / RATE
         sound = 0.3 * np.sin(2 * np.pi * (r.uniform(2000, 3000) if high else r.uniform(150, 400)) * t)
-        path = write(folder / f"{i:02}.wav", sound + 0.01 * r.standard_normal(len(t)))
+        path = write_wav(folder / f"{i:02}.wav", sound + 0.01 * r.standard_normal(len(t)))
         clips.append(Clip(path, ("high" if high else "low",), ("train", "valid", "test")[min(i // 12, 1) + (i > 17)]))
     return Dataset(tuple(clips), CLASSES)
 
@@ -52,7 +54,7 @@ def cache(tmp_path_factory) -> Path:
     return tmp_path_factory.getbasetemp() / "cache"
 
 
-def made(name: str = "whisper-nano", methods=(), seed: int = 0, **options) -> AudioClassifier:
+def make_classifier(name: str = "whisper-nano", methods=(), seed: int = 0, **options) -> AudioClassifier:
     torch.manual_seed(7)
     return AudioClassifier(random_backbone(name), methods, CLASSES, seed=seed, **options)
 
@@ -66,44 +68,44 @@ CONFORMER = {"name": "adapter", "block": "conformer", "dim": 4, "kernel": 3}
 
 def test_audio_is_decoded_once_for_each_content(tmp_path, monkeypatch):
     r = np.random.default_rng(1)
-    one = write(tmp_path / "a.wav", r.uniform(-0.5, 0.5, 800))
-    copied = write(tmp_path / "b.wav", r.uniform(-0.5, 0.5, 800))
+    one = write_wav(tmp_path / "a.wav", r.uniform(-0.5, 0.5, 800))
+    copied = write_wav(tmp_path / "b.wav", r.uniform(-0.5, 0.5, 800))
     copied.write_bytes(one.read_bytes())
     calls = []
     real = waveforms.load_audio
     monkeypatch.setattr(waveforms, "load_audio", lambda path, sr: calls.append(path) or real(path, sr))
     clips = [Clip(one, ("high",)), Clip(copied, ("low",)), Clip(one, ("low",), start=0.01, end=0.03)]
-    first = Waves(clips[:1], RATE, tmp_path / "cache")
-    again = Waves(clips, RATE, tmp_path / "cache")
+    first = WaveformDataset(clips[:1], RATE, tmp_path / "cache")
+    again = WaveformDataset(clips, RATE, tmp_path / "cache")
     assert len(calls) == 1
     np.testing.assert_array_equal(first[0], real(one, RATE))
     np.testing.assert_array_equal(again[1], first[0])
     np.testing.assert_array_equal(again[2], first[0][160:480])
-    Waves(clips[:1], 8000, tmp_path / "cache")
-    write(one, r.uniform(-0.5, 0.5, 400))
-    changed = Waves(clips[:1], RATE, tmp_path / "cache")
+    WaveformDataset(clips[:1], 8000, tmp_path / "cache")
+    write_wav(one, r.uniform(-0.5, 0.5, 400))
+    changed = WaveformDataset(clips[:1], RATE, tmp_path / "cache")
     assert len(calls) == 3
     assert len(changed[0]) == 400
 
 
-def test_clips_are_cut_and_filled(tmp_path):
-    path = write(tmp_path / "a.wav", np.full(1000, 0.25))
-    assert len(Waves([Clip(path, ())], RATE, tmp_path, seconds=0.05)[0]) == 800
-    filled = Waves([Clip(path, ())], RATE, tmp_path, least=1200)[0]
+def test_clips_are_cut_and_padded(tmp_path):
+    path = write_wav(tmp_path / "a.wav", np.full(1000, 0.25))
+    assert len(WaveformDataset([Clip(path, ())], RATE, tmp_path, seconds=0.05)[0]) == 800
+    filled = WaveformDataset([Clip(path, ())], RATE, tmp_path, min_samples=1200)[0]
     assert len(filled) == 1200
     assert not filled[1000:].any()
-    batch, lengths = Waves([Clip(path, ()), Clip(path, (), end=0.01)], RATE, tmp_path).batch([1, 0])
+    batch, lengths = WaveformDataset([Clip(path, ()), Clip(path, (), end=0.01)], RATE, tmp_path).batch([1, 0])
     assert lengths.tolist() == [160, 1000]
     assert not batch[0, 160:].any()
     assert batch[1].all()
 
 
-def test_broken_files_are_told_before_any_work(tmp_path):
-    good = write(tmp_path / "good.wav", np.zeros(100))
+def test_broken_files_are_named_before_any_work(tmp_path):
+    good = write_wav(tmp_path / "good.wav", np.zeros(100))
     (tmp_path / "text.wav").write_text("no audio")
     clips = [Clip(tmp_path / name, ()) for name in (good.name, "text.wav", "none.wav")]
     with pytest.raises(RuntimeError, match=r"none\.wav.*2 of 3 files cannot be read"):
-        Waves(clips, RATE, tmp_path / "cache")
+        WaveformDataset(clips, RATE, tmp_path / "cache")
 
 
 def test_noise_has_the_ratio_that_was_drawn():
@@ -146,8 +148,8 @@ def test_spec_augment_masks_one_band_and_one_stretch():
 
 
 @pytest.mark.parametrize("name", ["whisper-nano", "ast-tiny"])
-def test_spec_augment_reaches_what_the_encoder_hears(name):
-    model = made(name).eval()
+def test_spec_augment_masks_the_input_of_the_encoder(name):
+    model = make_classifier(name).eval()
     sound = torch.randn(1, 8000) * 0.1
     with torch.no_grad():
         plain = model(sound)
@@ -156,16 +158,18 @@ def test_spec_augment_reaches_what_the_encoder_hears(name):
             masked = model(sound)
         assert not torch.allclose(plain, masked)
         assert torch.equal(plain, model(sound))
-    with pytest.raises(ValueError, match="this backbone reads samples"):
-        with spec_augment(made("wav2vec2-tiny").backbone.front, (24, 80)):
-            pass
+    with (
+        pytest.raises(ValueError, match="this backbone reads samples"),
+        spec_augment(make_classifier("wav2vec2-tiny").backbone.front, (24, 80)),
+    ):
+        pass
 
 
-# --- learning -------------------------------------------------------------------------------------------------------
+# --- fitting --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("methods", [(), LORA, [CONFORMER, {"name": "layer_norm", "sites": ["ffn", "final"]}]])
-def test_it_learns_tones(tones, cache, methods):
+def test_fitting_learns_tones(tones, cache, methods):
     model = AudioClassifier("nano.en", methods, CLASSES, device="cpu")
     recipe = replace(RECIPE, epochs=6, lr=1e-2, select="-valid_loss")
     fitted = model.fit(tones.split("train"), tones.split("valid"), recipe, cache=cache)
@@ -178,19 +182,19 @@ def test_it_learns_tones(tones, cache, methods):
     assert [CLASSES[i] for i in found.argmax(1)] == [clip.labels[0] for clip in tones.split("test").clips]
 
 
-def test_only_what_is_declared_changes(tones, cache):
-    model = made(methods=[CONFORMER, {"name": "layer_norm", "sites": ["final"]}])
+def test_only_declared_parameters_change(tones, cache):
+    model = make_classifier(methods=[CONFORMER, {"name": "layer_norm", "sites": ["final"]}])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.fit(tones.split("train"), tones.split("valid"), replace(RECIPE, epochs=1), cache=cache)
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved
     assert all(name.startswith(("head.", "backbone.norm.")) or ".patches." in name for name in moved)
     assert any("running_mean" in name for name in moved)
-    assert moved <= model.trained().keys()
+    assert moved <= model.trained_state_dict().keys()
 
 
 def test_s8_batches_and_single_clips_agree(tones, cache):
-    model = made(methods=LORA, head="conv", layers="weighted_conv")
+    model = make_classifier(methods=LORA, head="conv", layers="weighted_conv")
     torch.nn.init.normal_(model.backbone.blocks[0].ffn.lora["up"].B)
     together = model.evaluate(tones, 24, cache).logits
     alone = model.evaluate(tones, 1, cache).logits
@@ -198,8 +202,8 @@ def test_s8_batches_and_single_clips_agree(tones, cache):
 
 
 def test_w1_the_loss_is_of_logits(tones, cache):
-    model = made()
-    source = WaveSource(model, tones, cache)
+    model = make_classifier()
+    source = model.load_waveforms(tones.clips, cache)
     task = ClassificationTask(source, tones.targets(), RECIPE, source, tones.targets())
     waveforms, lengths, targets = batch = task.batch(0, 0)
     wanted = F.cross_entropy(model(waveforms, lengths), targets.argmax(1))
@@ -207,9 +211,9 @@ def test_w1_the_loss_is_of_logits(tones, cache):
     assert not torch.allclose(model(waveforms, lengths).sum(1), torch.ones(len(targets)))
 
 
-def test_p10_the_best_epoch_is_kept_and_the_test_is_never_seen(tones, cache):
+def test_p10_the_best_epoch_is_kept_and_the_test_part_is_never_used(tones, cache):
     """P10: the reference kept a live reference to its weights, so its "best" was the last epoch."""
-    model = made(methods=LORA)
+    model = make_classifier(methods=LORA)
     recipe = replace(RECIPE, epochs=6, lr=0.3, schedule="constant", select="-valid_loss")
     fitted = model.fit(tones.split("train"), tones.split("valid"), recipe, cache=cache)
     losses = [line["valid_loss"] for line in fitted.history]
@@ -222,41 +226,52 @@ def test_p10_the_best_epoch_is_kept_and_the_test_is_never_seen(tones, cache):
 
 
 def test_without_validation_a_part_of_training_is_held_out(tones, cache, monkeypatch):
-    seen = []
-    real = trainer.WaveSource
-    monkeypatch.setattr(trainer, "WaveSource", lambda m, d, *rest: seen.append(d) or real(m, d, *rest))
-    made().fit(replace(tones, clips=tones.clips * 2), None, replace(RECIPE, epochs=1), cache=cache)
-    train, valid = ({clip.key for clip in part.clips} for part in seen)
+    parts = []
+    real = AudioClassifier.load_waveforms
+
+    def load_waveforms(self, clips, *args, **options):
+        parts.append({clip.key for clip in clips})
+        return real(self, clips, *args, **options)
+
+    monkeypatch.setattr(AudioClassifier, "load_waveforms", load_waveforms)
+    make_classifier().fit(replace(tones, clips=tones.clips * 2), None, replace(RECIPE, epochs=1), cache=cache)
+    train, valid = parts
     assert valid
     assert not train & valid
     assert len(train | valid) == len(tones)
 
 
-def test_a_frozen_encoder_is_heard_once_and_gives_the_same(tones, cache, monkeypatch):
+def test_clips_are_encoded_once_for_a_frozen_encoder_with_the_same_result(tones, cache, monkeypatch):
     found = {}
-    for kept in (True, False):
-        if not kept:
-            monkeypatch.setattr(shared_pass, "KEPT_BYTES", 0)
-        model = made(head="tl_tr_1_4", windows=False)
-        heard = []
-        model.backbone.register_forward_hook(lambda *_, heard=heard: heard.append(1))
+    for cached in (True, False):
+        if not cached:
+            monkeypatch.setattr(sources, "MAX_CACHED_BYTES", 0)
+        model = make_classifier(head="tl_tr_1_4", windows=False)
+        passes = []
+        model.backbone.register_forward_hook(lambda *_, passes=passes: passes.append(1))
         model.fit(tones.split("train"), tones.split("valid"), RECIPE, cache=cache)
-        found[kept] = (len(heard), model.evaluate(tones.split("test"), cache=cache).logits)
+        found[cached] = (len(passes), model.evaluate(tones.split("test"), cache=cache).logits)
     assert found[True][0] == 3
     assert found[False][0] > 8
     np.testing.assert_allclose(found[True][1], found[False][1], atol=1e-3)
 
 
-def test_states_are_not_kept_where_the_encoder_learns(tones, cache):
-    frozen, learns = made(), made(methods=LORA)
-    assert isinstance(kept_states(frozen, WaveSource(frozen, tones, cache), 8), KeptSource)
-    assert isinstance(kept_states(learns, WaveSource(learns, tones, cache), 8), WaveSource)
+def test_states_are_cached_only_for_a_frozen_encoder_and_clips_as_they_are(tones, cache):
+    for methods, augment, kinds in (
+        ((), False, [StatesDataset, StatesDataset]),
+        ((), True, [WaveformDataset, StatesDataset]),
+        (LORA, False, [WaveformDataset, WaveformDataset]),
+    ):
+        model = make_classifier(methods=methods, windows=False)
+        train, valid = model.load_waveforms(tones.clips[:4], cache), model.load_waveforms(tones.clips[4:8], cache)
+        made = _batch_sources(model, train, valid, replace(RECIPE, augment=augment), progress=False)
+        assert [type(source) for source in made[:2]] == kinds
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(tones, cache, tmp_path):
-    recipe = replace(RECIPE, vary=True, spec_augment=(20, 10), schedule="constant")
+    recipe = replace(RECIPE, augment=True, spec_augment=(20, 10), schedule="constant")
     train, valid = tones.split("train"), tones.split("valid")
-    whole, parted = made(methods=CONFORMER), made(methods=CONFORMER)
+    whole, parted = make_classifier(methods=CONFORMER), make_classifier(methods=CONFORMER)
     whole.fit(train, valid, recipe, tmp_path / "whole", cache)
 
     def stop(*_):
@@ -267,12 +282,12 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tones, cache, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         parted.fit(train, valid, recipe, tmp_path / "parted", cache)
     handle.remove()
-    resumed = made(methods=CONFORMER)
+    resumed = make_classifier(methods=CONFORMER)
     resumed.fit(train, valid, recipe, tmp_path / "parted", cache)
-    for name, tensor in whole.trained().items():
-        assert torch.equal(tensor, resumed.trained()[name]), name
+    for name, tensor in whole.trained_state_dict().items():
+        assert torch.equal(tensor, resumed.trained_state_dict()[name]), name
     with pytest.raises(ValueError, match="holds a run with"):
-        made(methods=LORA).fit(train, valid, recipe, tmp_path / "parted", cache)
+        make_classifier(methods=LORA).fit(train, valid, recipe, tmp_path / "parted", cache)
 
 
 def test_class_weights_are_inverse_shares_of_sum_one():
@@ -280,15 +295,25 @@ def test_class_weights_are_inverse_shares_of_sum_one():
     np.testing.assert_allclose(class_weights(targets).numpy(), np.array([1 / 6, 1 / 3, 1]) / 1.5, rtol=1e-6)
 
 
+def test_vary_is_a_deprecated_name_of_augment():
+    with pytest.warns(DeprecationWarning, match="augment"):
+        recipe = Recipe(vary=True)
+    assert recipe == Recipe(augment=True)
+    assert replace(recipe, epochs=2).augment
+    assert recipe_settings(recipe) == recipe_settings(Recipe()) | {"vary": True}  # the name in files of runs
+    with pytest.warns(DeprecationWarning, match="augment"):
+        assert make_config({"recipe": {"vary": True}}).recipe == recipe
+
+
 def test_schedules_are_those_of_the_papers():
-    cosine = Recipe(epochs=10, schedule="cosine").scheduled(7)
+    cosine = Recipe(epochs=10, schedule="cosine").make_schedule(7)
     assert [cosine(e, []) for e in (0, 5, 10)] == pytest.approx([1, 0.5, 0])
-    linear = Recipe(epochs=10, schedule="linear", warm_up_steps=14).scheduled(7)  # up over two epochs, then down
+    linear = Recipe(epochs=10, schedule="linear", warm_up_steps=14).make_schedule(7)  # up over two epochs, then down
     assert [linear(e, []) for e in (0, 1, 2, 6, 10)] == pytest.approx([0, 0.5, 1, 0.5, 0])
-    plateau = Recipe(lr=5e-4, lr_min=5e-5, schedule="plateau").scheduled(7)
+    plateau = Recipe(lr=5e-4, lr_min=5e-5, schedule="plateau").make_schedule(7)
     flat = [{"valid_loss": 1.0}] * 60
     assert [plateau(n, flat[:n]) for n in (6, 7, 13, 60)] == pytest.approx([1, 0.5, 0.25, 0.1])
-    low = Recipe(lr=1e-5, lr_min=5e-5, schedule="plateau").scheduled(7)  # below its own floor: it never rises
+    low = Recipe(lr=1e-5, lr_min=5e-5, schedule="plateau").make_schedule(7)  # below its own floor: it never rises
     assert [low(n, flat[:n]) for n in (6, 7, 60)] == [1, 1, 1]
 
 
@@ -296,7 +321,7 @@ def test_several_labels_a_clip_are_decided_one_by_one(tones, cache):
     both = replace(
         tones, clips=tuple(replace(c, labels=CLASSES) if i % 5 == 0 else c for i, c in enumerate(tones.clips))
     )
-    model = made()
+    model = make_classifier()
     recipe = replace(RECIPE, epochs=2, select="mAP")
     fitted = model.fit(both.split("train"), both.split("valid"), recipe, cache=cache)
     assert {"mAP", "AUC", "d_prime", "valid_loss"} <= fitted.history[-1].keys()
@@ -312,12 +337,12 @@ def test_several_labels_a_clip_are_decided_one_by_one(tones, cache):
 
 
 @pytest.mark.parametrize(("select", "several"), [("accuracy", True), ("UAR", True), ("mAP", False), ("d_prime", False)])
-def test_a_score_that_the_data_do_not_have_chooses_no_epoch(tones, cache, select, several, monkeypatch):
-    monkeypatch.setattr(trainer, "WaveSource", None)  # it is told before anything is decoded
+def test_a_score_that_the_data_do_not_have_cannot_select_an_epoch(tones, cache, select, several, monkeypatch):
+    monkeypatch.setattr(AudioClassifier, "load_waveforms", None)  # it is refused before anything is decoded
     clips = tuple(replace(c, labels=CLASSES) if several and i == 0 else c for i, c in enumerate(tones.clips))
     data = replace(tones, clips=clips)
     with pytest.raises(ValueError, match=f"select = '{select}'"):
-        made().fit(data.split("train"), data.split("valid"), replace(RECIPE, select=select), cache=cache)
+        make_classifier().fit(data.split("train"), data.split("valid"), replace(RECIPE, select=select), cache=cache)
 
 
 # --- on disk -----------------------------------------------------------------------------------------------------
@@ -339,7 +364,7 @@ EVERY_METHOD = [
 @pytest.mark.parametrize("methods", EVERY_METHOD)
 def test_s2_all_that_was_trained_is_saved_and_nothing_frozen(methods, tmp_path):
     """S2: the reference saved names with ``lora_`` only; head, prompts, adapters and layer weights were lost."""
-    model = made(methods=methods, head="conv", layers="weighted")
+    model = make_classifier(methods=methods, head="conv", layers="weighted")
     for parameter in model.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.3)
@@ -347,7 +372,7 @@ def test_s2_all_that_was_trained_is_saved_and_nothing_frozen(methods, tmp_path):
         if name.endswith("running_mean"):
             buffer.fill_(0.2)
     model.save(tmp_path / "m.safetensors")
-    other = AudioClassifier.load(tmp_path / "m.safetensors", made().backbone)
+    other = AudioClassifier.load(tmp_path / "m.safetensors", make_classifier().backbone)
     sound = torch.randn(2, 5000) * 0.1
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(sound), other(sound))
@@ -358,9 +383,9 @@ def test_s2_all_that_was_trained_is_saved_and_nothing_frozen(methods, tmp_path):
     assert not names & {name for name, p in model.named_parameters() if not p.requires_grad}
 
 
-def test_a_checkpoint_says_what_it_belongs_to(tmp_path):
+def test_a_file_names_its_backbone_classes_and_methods(tmp_path):
     path = tmp_path / "m.safetensors"
-    made(methods=LORA).save(path)
+    make_classifier(methods=LORA).save(path)
     with safe_open(path, "pt") as file:
         known = json.loads(file.metadata()["configuration"])
     assert known["classes"] == list(CLASSES)
@@ -378,7 +403,7 @@ def test_a_checkpoint_says_what_it_belongs_to(tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "other"), [("wav2vec2-tiny", {"normalize": False}, {}), ("ast-tiny", {"frames": 96}, {})]
 )
-def test_what_the_front_end_was_told_is_saved(name, options, other, tmp_path):
+def test_options_of_the_front_end_are_saved(name, options, other, tmp_path):
     backbone = load_backbone(f"random:{name}", "cpu", **options)
     model = AudioClassifier(backbone, "bitfit", CLASSES).eval()
     model.save(tmp_path / "m.safetensors")
@@ -392,18 +417,18 @@ def test_what_the_front_end_was_told_is_saved(name, options, other, tmp_path):
 
 
 def test_merged_lora_is_saved_as_it_was_before(tmp_path, recwarn):
-    model = made(methods=[{"name": "last_k", "k": 1}, {"name": "lora", "rank": 2}]).eval()
+    model = make_classifier(methods=[{"name": "last_k", "k": 1}, {"name": "lora", "rank": 2}]).eval()
     for parameter in model.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.1)
-    names, sound = model.trained().keys(), torch.randn(1, 8000) * 0.1
+    names, sound = model.trained_state_dict().keys(), torch.randn(1, 8000) * 0.1
     merge(model.backbone)
     with torch.no_grad():
         wanted = model(sound)
     model.save(tmp_path / "m.safetensors")
     assert model.backbone.blocks[0].attn.lora["q"].merged
-    again = AudioClassifier.load(tmp_path / "m.safetensors", made().backbone)
-    assert again.trained().keys() == names
+    again = AudioClassifier.load(tmp_path / "m.safetensors", make_classifier().backbone)
+    assert again.trained_state_dict().keys() == names
     assert not [w for w in recwarn if "frozen weights" in str(w.message)]
     with torch.no_grad():
         torch.testing.assert_close(again(sound), wanted, rtol=1e-4, atol=1e-4)
@@ -418,51 +443,51 @@ def test_an_embedded_backbone_is_found_by_its_name(tmp_path):
     torch.testing.assert_close(found, model.eval()(sound).detach())
 
 
-# --- wrong wishes -----------------------------------------------------------------------------------------------------
+# --- wrong options ----------------------------------------------------------------------------------------------------
 
 
-def test_what_cannot_work_is_refused_before_any_work(tones, cache):
+def test_impossible_options_are_refused_before_any_work(tones, cache):
     with pytest.raises(ValueError, match="names of its classes"):
         AudioClassifier(random_backbone("whisper-nano"))
     with pytest.raises(ValueError, match="0 special tokens"):
-        made(pooling="cls")
+        make_classifier(pooling="cls")
     with pytest.raises(ValueError, match="no prompts"):
-        made(pooling="prompts", methods={"name": "prompt", "kind": "deep_append", "tokens": 2})
+        make_classifier(pooling="prompts", methods={"name": "prompt", "kind": "deep_append", "tokens": 2})
     for seconds in (0, -0.5):
         with pytest.raises(ValueError, match="seconds must be more than 0"):
-            made(seconds=seconds)
+            make_classifier(seconds=seconds)
     with pytest.raises(ValueError, match="must end in .safetensors"):
-        made().save(cache / "m.bin")
+        make_classifier().save(cache / "m.bin")
     with pytest.raises(ValueError, match="site of lora"):
-        made(methods={"name": "lora", "sites": ["query"]})
+        make_classifier(methods={"name": "lora", "sites": ["query"]})
     with pytest.raises(ValueError, match="frames in time"):
-        made("ast-tiny", head="tl_tr")
-    with pytest.raises(ValueError, match="up to what"):
-        made(pad=True)
+        make_classifier("ast-tiny", head="tl_tr")
+    with pytest.raises(ValueError, match="pad needs seconds"):
+        make_classifier(pad=True)
     with pytest.raises(ValueError, match="reads samples"):
-        made("wav2vec2-tiny").fit(tones, tones, replace(RECIPE, spec_augment=(24, 80)), cache=cache)
+        make_classifier("wav2vec2-tiny").fit(tones, tones, replace(RECIPE, spec_augment=(24, 80)), cache=cache)
     with pytest.raises(ValueError, match="the data have classes"):
-        made().fit(replace(tones, classes=("high", "low", "mid")), tones, RECIPE, cache=cache)
+        make_classifier().fit(replace(tones, classes=("high", "low", "mid")), tones, RECIPE, cache=cache)
     lacking = tones.filter(lambda clip: clip.labels == ("high",))
     with pytest.raises(ValueError, match="class 'low' has nothing to train on"):
-        made().fit(lacking, tones, RECIPE, cache=cache)
+        make_classifier().fit(lacking, tones, RECIPE, cache=cache)
     for wrong in ({"optimizer": "sgd"}, {"schedule": "cos"}, {"select": "acc"}, {"epochs": 0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Recipe(**wrong)
 
 
 def test_a_clip_that_is_too_long_for_whisper_is_named(tmp_path):
-    path = write(tmp_path / "long.wav", np.zeros(31 * RATE))
+    path = write_wav(tmp_path / "long.wav", np.zeros(31 * RATE))
     with pytest.raises(ValueError, match=r"long.wav lasts 31.0 s.*set seconds"):
-        made().predict([path], cache=tmp_path)
-    assert made(seconds=30.0).predict([path], cache=tmp_path).shape == (1, 2)
+        make_classifier().predict([path], cache=tmp_path)
+    assert make_classifier(seconds=30.0).predict([path], cache=tmp_path).shape == (1, 2)
 
 
 def test_no_files_have_no_probabilities():
-    assert made().predict([]).shape == (0, 2)
+    assert make_classifier().predict([]).shape == (0, 2)
 
 
-def test_settings_go_by_the_names_that_they_have():
+def test_options_are_keyword_arguments():
     model = AudioClassifier(
         random_backbone("ast-tiny"), method={"name": "lora", "rank": 2}, pooling="cls", head="linear", classes=CLASSES
     )
@@ -473,7 +498,7 @@ def test_settings_go_by_the_names_that_they_have():
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("options", [{}, {"head": "conv", "layers": "weighted_conv"}])
 def test_a_classifier_may_be_cast_as_a_whole(name, options):
-    model = made(name, LORA, **options).eval()
+    model = make_classifier(name, LORA, **options).eval()
     sound = torch.randn(2, 8000) * 0.1
     with torch.no_grad():
         wanted, found = model(sound), model.bfloat16()(sound)
@@ -483,8 +508,8 @@ def test_a_classifier_may_be_cast_as_a_whole(name, options):
 
 @pytest.mark.parametrize(("part", "message"), [((1.0, None), "from 1 s to its end"), ((0.0, 0.0), "from 0 s to 0 s")])
 def test_a_part_that_a_file_does_not_have_is_named(part, message, tmp_path):
-    path = write(tmp_path / "a.wav", np.full(1000, 0.25))
+    path = write_wav(tmp_path / "a.wav", np.full(1000, 0.25))
     with pytest.raises(ValueError, match=rf"a\.wav lasts 0\.06 s and has no part {message}"):
-        Waves([Clip(path, (), start=part[0], end=part[1])], RATE, tmp_path)
+        WaveformDataset([Clip(path, (), start=part[0], end=part[1])], RATE, tmp_path)
     with pytest.raises(ValueError, match="seconds must be more than 0"):
-        Waves([Clip(path, ())], RATE, tmp_path, seconds=0.0)
+        WaveformDataset([Clip(path, ())], RATE, tmp_path, seconds=0.0)

@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from whisper_at.adapt import adapt, count_parameters, random_backbone
-from whisper_at.adapt.config import sized_backbone
+from whisper_at.adapt.config import meta_backbone
 
 pytest.importorskip("transformers")
 
@@ -164,7 +164,7 @@ def test_norms_that_another_method_trains_are_of_that_method(other):
 @pytest.mark.parametrize(("name", "mels"), [("large-v2", 80), ("large", 128), ("large-v3", 128), ("turbo", 128)])
 def test_the_largest_whispers_count_without_weights(name, mels):
     """openai-whisper's encoder has 636.8 million parameters, and 635.0 million with 80 mel channels."""
-    backbone = sized_backbone(name)
+    backbone = meta_backbone(name)
     block = 12 * 1280**2 + (3 + 4 + 1) * 1280 + 4 * 1280  # keys have no bias
     front = 3 * mels * 1280 + 1280 + 3 * 1280**2 + 1280
     assert count_parameters(backbone)["frozen"] == 32 * block + front + 2 * 1280

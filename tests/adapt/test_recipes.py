@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from whisper_at.adapt.compare import read_comparison
-from whisper_at.adapt.config import Config, build, read_config
+from whisper_at.adapt.config import Config, build_classifier, read_config
 from whisper_at.adapt.pretrained import RELEASED_MODELS
 from whisper_at.cli import adapt
 
@@ -20,7 +20,7 @@ LAYER_WEIGHTS = {"tiny": 4, "base": 6, "small": 12, "wavlm-base-plus": 12}
 
 def trainable(path: str, classes: int, *changes: str) -> int:
     config = read_config(RECIPES / path, changes)
-    return build(config, [str(i) for i in range(classes)], count_only=True).count()["trainable"]
+    return build_classifier(config, [str(i) for i in range(classes)], without_weights=True).count()["trainable"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(RECIPES)) for path in FILES])
@@ -105,7 +105,7 @@ def of_variant(base: str, name: str, classes: int) -> tuple[Config, int]:
     """A variant over its method's file, and how much of it trains."""
     paths = [RECIPES / "petl_ast" / f"{base}.toml", RECIPES / "petl_ast" / "variants" / f"{name}.toml"]
     config = read_config(paths)
-    return config, build(config, [str(i) for i in range(classes)], count_only=True).count()["trainable"]
+    return config, build_classifier(config, [str(i) for i in range(classes)], without_weights=True).count()["trainable"]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -196,7 +196,7 @@ def test_every_method_goes_with_every_dataset(data):
         own = folder / "data" / data.name if data.stem != "few_shot" else data
         for path in sorted(folder.glob("*.toml")):
             config = read_config([path, own])
-            build(config, ["a", "b"], count_only=True)
+            build_classifier(config, ["a", "b"], without_weights=True)
             assert (config.frames is None) == (config.backbone == "wav2vec2")
 
 
@@ -206,4 +206,4 @@ def test_the_comparison_can_be_read():
     assert len({cell.method for cell in cells}) >= 10
     assert all(len(cell.config.seeds) >= 2 and cell.config.backbone == "nano.en" for cell in cells)
     for cell in cells[: len({cell.method for cell in cells})]:
-        assert build(cell.config, ["a", "b"], count_only=True).count()["trainable"] > 0
+        assert build_classifier(cell.config, ["a", "b"], without_weights=True).count()["trainable"] > 0

@@ -16,15 +16,15 @@ import pytest
 import torch
 
 from whisper_at.adapt import AudioClassifier
-from whisper_at.adapt.compare import compare, draw_trade, markdown, read_comparison
-from whisper_at.adapt.config import build, make_config, read_config
+from whisper_at.adapt.compare import markdown_table, plot_tradeoff, read_comparison, run_comparison
+from whisper_at.adapt.config import build_classifier, make_config, read_config
 from whisper_at.adapt.experiment import (
-    StepMemory,
+    ActivationMemory,
     folder_name,
-    prepare,
+    load_data,
     read_result,
-    run,
-    summary,
+    run_experiment,
+    summarize,
     training_megabytes,
     write_json,
 )
@@ -152,9 +152,9 @@ def test_count_needs_no_weights(capsys):
         ({"backbone": "ast", "pooling": "cls_dist", "method": {"name": "prompt"}}, "1 special tokens"),
     ],
 )
-def test_what_does_not_suit_a_backbone_is_refused_without_its_weights(settings, message):
+def test_options_that_do_not_suit_a_backbone_are_refused_without_its_weights(settings, message):
     with pytest.raises(ValueError, match=message):
-        build(make_config(settings), ["a", "b"], count_only=True)
+        build_classifier(make_config(settings), ["a", "b"], without_weights=True)
 
 
 def test_tokens_that_methods_add_can_be_pooled_without_weights():
@@ -163,7 +163,7 @@ def test_tokens_that_methods_add_can_be_pooled_without_weights():
         {"backbone": "base", "pooling": "prompts", "method": {"name": "prompt", "tokens": 2}},
         {"backbone": "ast", "pooling": "cls_dist"},
     ):
-        assert build(make_config(settings), ["a", "b"], count_only=True).count()["trainable"]
+        assert build_classifier(make_config(settings), ["a", "b"], without_weights=True).count()["trainable"]
 
 
 # --- runs -----------------------------------------------------------------------------------------------------------
@@ -197,13 +197,13 @@ def test_fit_evaluate_and_predict(settings, sounds, tmp_path, capsys):
     assert sum(map(float, line.split(",")[1:])) == pytest.approx(1, abs=1e-3)
 
 
-def test_what_is_finished_is_not_done_again(settings, monkeypatch):
+def test_finished_runs_are_not_run_again(settings, monkeypatch):
     config = make_config(settings)
-    first = run(config)
+    first = run_experiment(config)
     monkeypatch.setattr(AudioClassifier, "fit", None)
-    assert run(config) == first
+    assert run_experiment(config) == first
     with pytest.raises(ValueError, match="a run with other settings"):
-        run(make_config(settings | {"pooling": "all"}))
+        run_experiment(make_config(settings | {"pooling": "all"}))
 
 
 def copied(sounds: Path, to: Path) -> Path:
@@ -214,16 +214,16 @@ def copied(sounds: Path, to: Path) -> Path:
 def test_a_run_with_other_clips_to_test_is_another_run(settings, sounds, tmp_path):
     root = copied(sounds, tmp_path / "copied")
     config = make_config(settings | {"root": str(root), "recipe": settings["recipe"] | {"epochs": 1}})
-    run(config)
+    run_experiment(config)
     (root / "test" / "low" / "0.wav").rename(root / "test" / "high" / "9.wav")
     with pytest.raises(ValueError, match="a run with other settings"):
-        run(config)
+        run_experiment(config)
 
 
-def test_what_identifies_a_run(settings, sounds):
+def test_settings_that_identify_a_run(settings, sounds):
     config = make_config(settings | {"recipe": settings["recipe"] | {"epochs": 1}})
-    run(config)
-    dataset, (division,) = prepare(config)
+    run_experiment(config)
+    dataset, (division,) = load_data(config)
     lines = [f"{part} {dataset.clips[i].key}" for part in ("train", "valid", "test") for i in getattr(division, part)]
     known = json.loads((Path(settings["out"]) / "splits-seed0" / "result.json").read_text())["settings"]
     assert known["clips"] == hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -251,12 +251,12 @@ def test_several_labels_are_decided_by_the_whole_data(settings, tmp_path, sounds
     kinds = {AudioClassifier.load(path, device="cpu").kind for path in Path(settings["out"]).rglob("*.safetensors")}
     assert kinds == {"multi_label"}
     with pytest.raises(ValueError, match="select = 'accuracy': these clips have several labels"):
-        prepare(make_config(settings | {"recipe": {}}))
+        load_data(make_config(settings | {"recipe": {}}))
 
 
 def test_random_weights_are_the_same_again(settings, sounds, capsys):
     settings |= {"random": True, "backbone": "whisper-nano", "recipe": {"epochs": 1}}
-    run(make_config(settings))
+    run_experiment(make_config(settings))
     model = Path(settings["out"]) / "splits-seed0" / "classifier.safetensors"
     file = str(sounds / "test" / "low" / "0.wav")
     with warnings.catch_warnings():
@@ -276,7 +276,7 @@ def test_random_weights_are_the_same_again(settings, sounds, capsys):
         ({"dataset": ""}, "a dataset and its root are needed"),
         ({"root": "nowhere"}, "no such data: nowhere"),
         ({"protocol": "leave_group_out"}, "have no speaker"),
-        ({"only": [1]}, "divisions 0 to 0"),
+        ({"only": [1]}, "splits 0 to 0"),
         ({"method": "lorra"}, "no method is called 'lorra'"),
         ({"method": {"name": "lora", "sites": ["value"]}}, "site of lora must be one of"),
         ({"method": {"name": "lora", "ranks": 3}}, "lora has no setting 'ranks'"),
@@ -287,9 +287,9 @@ def test_random_weights_are_the_same_again(settings, sounds, capsys):
         ({"reader": {"folds": "x"}}, "has no option 'folds': did you mean 'fold'"),
     ],
 )
-def test_wrong_wishes_are_refused_before_any_work(settings, changes, message):
+def test_wrong_settings_are_refused_before_any_work(settings, changes, message):
     with pytest.raises((ValueError, FileNotFoundError, RuntimeError), match=message):
-        run(make_config(settings | changes))
+        run_experiment(make_config(settings | changes))
     assert not Path(settings["out"]).exists()
 
 
@@ -298,24 +298,24 @@ def test_broken_data_are_refused_before_any_work(settings, sounds, tmp_path):
     config = make_config(settings | {"root": str(root)})
     (root / "test" / "low" / "0.wav").write_text("no audio")
     with pytest.raises(RuntimeError, match=r"0\.wav"):
-        run(config)
+        run_experiment(config)
     assert not Path(settings["out"]).exists()
     shutil.rmtree(root / "test" / "low")
     with pytest.warns(UserWarning, match="splits: class 'low' is not in the test"):
-        prepare(config)
+        load_data(config)
     shutil.move(root / "valid" / "low", tmp_path / "low")
     with pytest.warns(UserWarning, match="splits: class 'low' is not in validation or in the test"):
-        prepare(config)
+        load_data(config)
     shutil.move(tmp_path / "low", root / "valid" / "low")
     shutil.rmtree(root / "train" / "low")
     with pytest.raises(ValueError, match="class 'low' is in validation, but not in training"):
-        prepare(config)
+        load_data(config)
 
 
 # --- comparisons ------------------------------------------------------------------------------------------------------
 
 
-def comparison(tmp_path: Path, settings: dict) -> str:
+def write_comparison(tmp_path: Path, settings: dict) -> str:
     path = tmp_path / "compare.toml"
     path.write_text(
         f"""
@@ -346,8 +346,9 @@ recipe = {{ lr = 0.01, epochs = 1 }}
 
 
 def test_compare(settings, tmp_path, capsys, monkeypatch):
-    path = comparison(tmp_path, settings)
-    cells = read_comparison(path)
+    path = write_comparison(tmp_path, settings)
+    comparison = read_comparison(path)
+    cells = comparison.cells
     assert [(c.dataset, c.method, c.score) for c in cells] == [("tones", "head only", "UAR"), ("tones", "LoRA", "UAR")]
     assert [(c.config.recipe.epochs, c.config.recipe.lr) for c in cells] == [(2, 0.02), (1, 0.01)]
     assert adapt.main(["compare", "--quiet", "--config", path]) == 0
@@ -359,10 +360,10 @@ def test_compare(settings, tmp_path, capsys, monkeypatch):
     assert (out / "table.md").read_text() in capsys.readouterr().out
     assert (out / "table.png").read_bytes().startswith(b"\x89PNG")
     monkeypatch.setattr(AudioClassifier, "fit", None)  # nothing is left to do
-    assert len(compare(cells, out)) == 2
+    assert len(run_comparison(comparison)) == 2
 
 
-def test_an_infinite_d_prime_leaves_json_that_everybody_reads(tmp_path):
+def test_an_infinite_d_prime_is_written_as_valid_json(tmp_path):
     """Of a perfect ranking."""
 
     def strange(constant):
@@ -375,7 +376,7 @@ def test_an_infinite_d_prime_leaves_json_that_everybody_reads(tmp_path):
     assert row.keys() == {"seed", "AUC", "d_prime"}
     assert math.isnan(row["d_prime"])
     assert settings == {"lr": 1.0}
-    write_json(tmp_path / "summary.json", summary([row, row]))
+    write_json(tmp_path / "summary.json", summarize([row, row]))
     found = json.loads((tmp_path / "summary.json").read_text(), parse_constant=strange)
     assert found == {"AUC": {"mean": 1.0, "std": 0.0}, "d_prime": {"mean": None, "std": None}}
 
@@ -396,30 +397,32 @@ def test_table_of_a_comparison():
             "memory_mb": 9,
         },
     ]
-    assert markdown(rows) == [
+    assert markdown_table(rows) == [
         "| method | patch | trainable | a, UAR % | b, UAR % | s a run | MB |",
         "|---|--:|--:|--:|--:|--:|--:|",
         "| x | 0 | 10 | 50.0 ± 1.0 |  | 3.0 | 1 |",
         "| y | 5 | 15–2,015 | **60.0 ± 1.0** | **70.0 ± 1.0** | 4.0 | 9 |",
     ]
-    assert len(draw_trade(rows).axes) == 2
+    assert len(plot_tradeoff(rows).axes) == 2
 
 
 def test_memory_of_training_is_counted():
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Sigmoid())
-    with StepMemory(model) as memory:
+    with ActivationMemory(model) as memory:
         for batch in (5, 1000, 7):
             model(torch.randn(batch, 4)).sum().backward()
         with torch.no_grad():
             model(torch.randn(5000, 4))
-    assert memory.bytes == 1000 * (4 + 8) * 4  # what came in and what the sigmoid gave; the weights are not counted
+    assert (
+        memory.peak_bytes == 1000 * (4 + 8) * 4
+    )  # what came in and what the sigmoid gave; the weights are not counted
     large = torch.nn.Linear(1000, 1000, bias=False)
     assert training_megabytes(large, 10**6) == 4 * 4.0 + 1.0
     assert training_megabytes(large.requires_grad_(False), 10**6) == 4.0 + 1.0
 
 
 def test_wrong_comparisons_are_refused(settings, tmp_path):
-    path = Path(comparison(tmp_path, settings))
+    path = Path(write_comparison(tmp_path, settings))
     text = path.read_text()
     for changed, message in (
         (text.replace('score = "UAR"', 'score = "uar"'), "score 'uar' of tones"),

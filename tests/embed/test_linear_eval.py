@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import noise
 
-from whisper_at.adapt.waveforms import Waves
+from whisper_at.adapt.waveforms import WaveformDataset
 from whisper_at.cli import lineareval
 from whisper_at.data.clips import Clip, Dataset
 from whisper_at.data.readers import read_folders
@@ -73,7 +73,7 @@ def test_layers_and_fusions_of_folds(tones, model, tmp_path):
 
 
 def test_embeddings_are_cached_until_something_changes(tones, model, tmp_path, monkeypatch):
-    waves = Waves(read_folders(tones).clips, cache=tmp_path / "a")
+    waves = WaveformDataset(read_folders(tones).clips, cache=tmp_path / "a")
     first = embed_clips(model, waves, 0.5, tmp_path / "c", batch=5)
     assert [first.layers[i].shape for i in model.layers] == [(24, 32)] * 3
     direct = model.encode_layers([torch.from_numpy(waves[3])])

@@ -1,4 +1,4 @@
-"""A classifier of recordings: a frozen backbone, what methods add to it, and a head; fitted, saved and loaded."""
+"""A classifier of recordings: a frozen backbone, the methods that adapt it, and a head; fitted, saved and loaded."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ from ..tagging.classes import KINDS, ClassSet
 from ..tagging.listeners import StateClassifier
 from ..train.fit import FitResult
 from .backbones import Backbone, Hidden, load_backbone
+from .evaluation import Evaluation, check_classes, classification_scores, predict_logits
 from .methods import adapt, count_parameters, unmerged
 from .pooling import HeadInput, LinearHead, concat_inputs, make_adapt_head, token_mask
-from .shared_pass import can_read, read, reader_of, window_states
-from .trainer import Evaluation, Recipe, WaveSource, all_logits, evaluate_classifier, fit_classifier
+from .shared_pass import can_share_pass, has_weights_of, reduce_steps, state_classifier, window_states
+from .trainer import Recipe, fit_classifier
+from .waveforms import WaveformDataset
 
 if TYPE_CHECKING:
     from ..model import WhisperAT
@@ -34,25 +36,39 @@ Method = str | Mapping[str, Any]
 
 
 class AudioClassifier(nn.Module):
-    """From waveforms to logits of classes. A `WaveformClassifier`: ``model.attach("emotion", classifier)`` lets it hear along.
+    """From waveforms to logits of classes.
+
+    ``model.attach("emotion", classifier)`` adds its results to those of a transcription (it is a `WaveformClassifier`).
 
     Parameters
     ----------
-    backbone : a `Backbone`, which is adapted in place (or is already), or a name for `load_backbone`
-    method : name of a method, a table ``{"name": …, option: value}``, or several; none for a head on the plain encoder
-    classes : their names, in the order of the outputs
-    head : ``linear``, ``conv`` (PEFT-SER's), ``tl_tr`` (Whisper-AT's)
-    layers : what a head hears: ``last``, ``weighted`` (blocks) or ``weighted_conv`` (and what goes into the first)
-    pooling : of tokens, for ``linear``; see `whisper_at.adapt.pooling.token_mask`
-    seconds : cut longer clips to this, or None
-    pad : fill shorter clips with silence, up to ``seconds``, that counts as a part of them
-    windows : hear clips as transcription does, in windows of 30 s, so that the classifier can do with the pass of a
-        model that it is attached to: for a plain Whisper encoder with a head of means. None: where that is so, unless
-        ``seconds`` are given. Else clips are heard by themselves, and spans of a recording in a pass of its own.
-    frames, normalize, device : as of `load_backbone`; a `Backbone` has them already
-    seed : of the random numbers that new parameters begin with
-    kind : ``single_label`` (one class is right: softmax) or ``multi_label`` (sigmoid); fitting on clips with several
-        labels, or none, makes it the latter
+    backbone : Backbone or str
+        A backbone, which is adapted in place (or is already), or a name for `load_backbone`.
+    method : str, mapping, or sequence of these
+        Name of a method, a table ``{"name": …, option: value}``, or several; none for a head on the plain encoder.
+    classes : sequence of str
+        Names, in the order of the outputs.
+    head : str
+        ``linear``, ``conv`` (PEFT-SER's) or ``tl_tr`` (Whisper-AT's).
+    layers : str
+        Input of the head: ``last``, ``weighted`` (all blocks) or ``weighted_conv`` (and the input of the first block).
+    pooling : str
+        Tokens that a linear head averages; see `whisper_at.adapt.pooling.token_mask`.
+    seconds : float, optional
+        Length to which longer clips are cut.
+    pad : bool
+        Pad shorter clips with silence to ``seconds``; it counts as a part of the clip.
+    windows : bool, optional
+        Encode clips as transcription does, in windows of 30 s, so that the classifier can share the encoder pass of a
+        model that it is attached to. It takes a plain Whisper encoder and a head of means, and is then the default
+        unless ``seconds`` are given. Otherwise clips are encoded as they are, and recordings in a separate pass.
+    frames, normalize, device
+        As of `load_backbone`; a `Backbone` has them already.
+    seed : int
+        Seed of the initial values of new parameters.
+    kind : str
+        ``single_label`` (one class is right: softmax) or ``multi_label`` (sigmoid). Fitting on clips with several
+        labels, or none, makes it the latter.
 
     Raises
     ------
@@ -82,87 +98,94 @@ class AudioClassifier(nn.Module):
         if not classes:
             raise ValueError("a classifier needs the names of its classes")
         if pad and seconds is None:
-            raise ValueError("pad says that shorter clips are filled up, and seconds, up to what: give it, too")
+            raise ValueError("pad needs seconds, the length that shorter clips are padded to")
         if seconds is not None and not seconds > 0:
             raise ValueError(f"seconds must be more than 0, not {seconds!r}; None leaves clips as long as they are")
         if kind not in KINDS:
             raise ValueError(f"kind must be {' or '.join(KINDS)}, not {kind!r}")
         if not isinstance(backbone, Backbone):
             backbone = load_backbone(backbone, device, frames=frames, normalize=normalize)
-        heard = {name: getattr(backbone.front, name, None) for name in ("frames", "normalize")}
+        front = {name: getattr(backbone.front, name, None) for name in ("frames", "normalize")}
         for name, wanted in (("frames", frames), ("normalize", normalize)):
-            if wanted is not None and wanted != heard[name]:
-                raise ValueError(
-                    f"{backbone.name} has {name} = {heard[name]}: load it with {name}={wanted}, as is wanted"
-                )
+            if wanted is not None and wanted != front[name]:
+                raise ValueError(f"{backbone.name} has {name} = {front[name]}: load it with {name}={wanted}")
         self.classes, self.kind, self.seconds, self.pad = tuple(classes), kind, seconds, pad
-        self._options: dict[str, Any] = {"head": head, "layers": layers, "pooling": pooling, **heard}
+        self._options: dict[str, Any] = {"head": head, "layers": layers, "pooling": pooling, **front}
         sizes = {"width": backbone.width, "depth": backbone.layers, "classes": len(self.classes)}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             new = make_adapt_head(head, layers=layers, pooling=pooling, frame_rate=backbone.frame_rate, **sizes)
             self.head = new.to(next(backbone.parameters()).device)
             if method or not backbone.methods:
-                adapt(backbone, _method_tables(method))
+                adapt(backbone, method_tables(method))
         self.backbone = backbone
-        readable = can_read(backbone, self.head) and not pad
-        if windows and not readable:
+        shareable = can_share_pass(backbone, self.head) and not pad
+        if windows and not shareable:
             raise ValueError(
                 "windows is for a plain Whisper encoder, without methods and pad, and a head on means of its frames: "
                 "tl_tr, or linear with layers 'last' or 'weighted'"
             )
-        self.windows = readable and seconds is None if windows is None else windows
-        self._try_out()
+        self.windows = shareable and seconds is None if windows is None else windows
+        self._check_forward()
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """Device of the parameters."""
         return next(self.parameters()).device
 
     @property
     def sample_rate(self) -> int:
-        """Of the waveforms that it hears, in Hz."""
+        """Sample rate of the waveforms, in Hz."""
         return self.backbone.sample_rate
 
     def forward(self, first: Tensor, second: Tensor | None = None) -> Tensor:
-        """Logits ``(batch, classes)``.
+        """Compute logits.
 
         Parameters
         ----------
-        first : waveforms float32 ``(batch, samples)`` at `backbone.sample_rate`, or what the head keeps of them,
-            ``(batch, layers, tokens, dim)``
-        second : int ``(batch,)`` samples of each waveform (None: all are full), or the mask of what was kept
+        first : Tensor
+            Waveforms float32 ``(batch, samples)`` at `sample_rate`, or values of `reduce` ``(batch, layers, tokens,
+            dim)``.
+        second : Tensor, optional
+            Samples of each waveform, int ``(batch,)``, by default all; or the mask of `reduce`.
+
+        Returns
+        -------
+        Tensor, shape (batch, classes)
         """
         if first.dim() == 2:
             first, second = self.reduce(first, second)
         return self.head(first, second)
 
     def reduce(self, waveforms: Tensor, lengths: Tensor | None = None) -> HeadInput:
-        """What the head keeps of the hidden states of waveforms."""
+        """Encode waveforms, and return what the head keeps of their hidden states."""
         if self.windows:
             sizes = [waveforms.shape[1]] * len(waveforms) if lengths is None else lengths.tolist()
             clips = [clip[:size].float().cpu().numpy() for clip, size in zip(waveforms, sizes)]
             states = window_states(self.backbone, clips)
-            return concat_inputs([read(self.head, one[None].to(self.device)) for one in states])
+            return concat_inputs([reduce_steps(self.head, one[None].to(self.device)) for one in states])
         return self.head.reduce(self.backbone(waveforms, lengths))
 
     def logits(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
-        """Logits ``(batch, classes)`` for `tagging.listeners.WaveformClassifier`: of clips of any length, without gradients.
+        """Compute logits ``(batch, classes)`` of clips of any length, without gradients.
 
-        Longer ones than `seconds` are cut, and shorter ones filled up, as in training.
+        Clips longer than `seconds` are cut and, with `pad`, shorter ones padded, as in training. Arguments are those of
+        `whisper_at.tagging.listeners.WaveformClassifier.logits`.
         """
-        least = self.backbone.front.min_samples
+        shortest = self.backbone.front.min_samples
         if self.seconds is not None:
             wanted = round(self.seconds * self.sample_rate)
             waveforms, lengths = waveforms[:, :wanted], lengths.clamp(max=wanted)
-            least = max(least, wanted) if self.pad else least
-        waveforms = nn.functional.pad(waveforms, (0, max(0, least - waveforms.shape[1])))
+            shortest = max(shortest, wanted) if self.pad else shortest
+        waveforms = nn.functional.pad(waveforms, (0, max(0, shortest - waveforms.shape[1])))
         with torch.no_grad():
-            return self.eval()(waveforms.to(self.device), lengths.clamp(min=least).to(self.device))
+            return self.eval()(waveforms.to(self.device), lengths.clamp(min=shortest).to(self.device))
 
     def on_states(self, model: WhisperAT) -> StateClassifier | None:
-        """Itself as a reader of a model's own encoder pass, where that holds all that it needs, else None."""
-        return reader_of(self, model)
+        """Return a classifier of the states of a model's own encoder pass, or None if they do not suffice."""
+        if not self.windows or not has_weights_of(self.backbone, model.encoder):
+            return None
+        return state_classifier(self.head, ClassSet(self.classes, self.kind))
 
     def fit(
         self,
@@ -173,7 +196,39 @@ class AudioClassifier(nn.Module):
         cache: str | os.PathLike[str] | None = None,
         progress: bool = False,
     ) -> FitResult:
-        """Train; see `whisper_at.adapt.trainer.fit_classifier`."""
+        """Train in place, and take the weights of the epoch that validation chooses.
+
+        With `windows`, it is trained on every clip in isolation and in the context of others, and validated on all of
+        these. With ``augment`` or ``spec_augment``, which change single clips, `windows` becomes False.
+
+        Parameters
+        ----------
+        train : Dataset
+            Clips to train on.
+        valid : Dataset, optional
+            Clips to choose the epoch by; by default a tenth of ``train`` is held out.
+        recipe : Recipe, optional
+            How to fit.
+        out : path, optional
+            Folder for the state of the fit, from which a later call resumes; see `whisper_at.train.fit.fit`.
+        cache : path, optional
+            Folder of decoded audio; see `WaveformDataset`.
+        progress : bool
+            Show progress bars.
+
+        Returns
+        -------
+        FitResult
+            Scores by epoch, and the chosen epoch.
+
+        Raises
+        ------
+        ValueError
+            If the data's classes are not the model's, a class has no clip to train on, ``select`` is no score of such
+            data, or SpecAugment is wanted for a backbone without a spectrogram; all before any work.
+        RuntimeError
+            If a file cannot be decoded.
+        """
         return fit_classifier(self, train, valid, recipe or Recipe(), out, cache, progress)
 
     def evaluate(
@@ -183,8 +238,20 @@ class AudioClassifier(nn.Module):
         cache: str | os.PathLike[str] | None = None,
         progress: bool = False,
     ) -> Evaluation:
-        """Scores, logits and confusions on labelled clips."""
-        return evaluate_classifier(self, dataset, batch_size, cache, progress)
+        """Compute scores, logits and the confusion matrix; they do not depend on ``batch_size`` (S8).
+
+        Raises
+        ------
+        ValueError
+            If there is no clip, or the classes are not the model's.
+        """
+        if not len(dataset):
+            raise ValueError("there are no clips to evaluate on")
+        check_classes(dataset.classes, self.classes)
+        waveforms = self.load_waveforms(dataset.clips, cache, progress)
+        logits, targets = predict_logits(self, waveforms, batch_size, progress), dataset.targets()
+        multi_label = self.kind == "multi_label" or dataset.multi_label
+        return Evaluation(classification_scores(logits, targets, multi_label), logits, targets)
 
     def predict(
         self,
@@ -193,36 +260,55 @@ class AudioClassifier(nn.Module):
         cache: str | os.PathLike[str] | None = None,
         progress: bool = False,
     ) -> np.ndarray:
-        """Probabilities ``(files, classes)`` of recordings; softmax or sigmoid is taken here and only here (W1)."""
+        """Return probabilities ``(files, classes)``; softmax or sigmoid is taken here and nowhere else (W1)."""
         if not len(files):
             return np.zeros((0, len(self.classes)), np.float32)
-        source = WaveSource(self, Dataset(tuple(Clip(Path(f), ()) for f in files), self.classes), cache, progress)
-        logits = torch.from_numpy(all_logits(self, source, batch_size, progress))
+        waveforms = self.load_waveforms([Clip(Path(file), ()) for file in files], cache, progress)
+        logits = torch.from_numpy(predict_logits(self, waveforms, batch_size, progress))
         return ClassSet(self.classes, self.kind).probabilities(logits).numpy()
 
+    def load_waveforms(
+        self,
+        clips: Sequence[Clip],
+        cache: str | os.PathLike[str] | None = None,
+        progress: bool = False,
+        augment: bool = False,
+    ) -> WaveformDataset:
+        """Return clips as the backbone takes them; ValueError if one is too long for it and is not cut."""
+        front, rate = self.backbone.front, self.sample_rate
+        shortest = round(self.seconds * rate) if self.pad and self.seconds else front.min_samples
+        waveforms = WaveformDataset(clips, rate, cache, self.seconds, shortest, progress, augment)
+        if front.max_samples is not None and (longest := max(waveforms.lengths, default=0)) > front.max_samples:
+            name = waveforms.clips[waveforms.lengths.index(longest)].path
+            raise ValueError(
+                f"{name} lasts {longest / rate:.1f} s, but {self.backbone.name} takes at most "
+                f"{(front.max_samples + 1) / rate:g} s: set seconds, so that longer clips are cut"
+            )
+        return waveforms
+
     def count(self) -> dict[str, int]:
-        """Parameters of the patch, of it and its norms, all that train, and the frozen ones (`count_parameters`)."""
+        """Count the parameters that are trained and those that are frozen, as `count_parameters` does."""
         return count_parameters(self.backbone, self.head)
 
     # --- on disk --------------------------------------------------------------------------------------------------
 
     def configuration(self) -> dict[str, Any]:
-        """What `load` builds it from."""
+        """Return what `load` needs to build the classifier, as JSON values."""
         known = {"backbone": self.backbone.name, "methods": self.backbone.methods, "classes": list(self.classes)}
-        hearing = {"seconds": self.seconds, "pad": self.pad, "windows": self.windows}
-        return known | self._options | hearing | {"kind": self.kind}
+        inputs = {"seconds": self.seconds, "pad": self.pad, "windows": self.windows}
+        return known | self._options | inputs | {"kind": self.kind}
 
-    def trained(self) -> dict[str, Tensor]:
-        """What training changes and nothing frozen: parameters, and buffers of modules with such parameters (S2)."""
+    def trained_state_dict(self) -> dict[str, Tensor]:
+        """Return all that training changes: parameters, and buffers of modules with such parameters (S2)."""
         names = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        learning = {name.rpartition(".")[0] for name in names}
-        names |= {name for name, _ in self.named_buffers() if name.rpartition(".")[0] in learning}
+        modules = {name.rpartition(".")[0] for name in names}
+        names |= {name for name, _ in self.named_buffers() if name.rpartition(".")[0] in modules}
         return {name: tensor for name, tensor in self.state_dict().items() if name in names}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one ``.safetensors``: what was trained, and the configuration as metadata (S2).
+        """Write a ``.safetensors`` of what was trained, with the configuration as metadata (S2).
 
-        Merged LoRA is saved as it was before. ValueError for a name that `load` would not take.
+        Merged LoRA is saved unmerged. ValueError for another suffix, which `load` would not take.
         """
         if Path(path).suffix != ".safetensors":
             raise ValueError(f"{path}: the name of a classifier's file must end in .safetensors")
@@ -233,7 +319,7 @@ class AudioClassifier(nn.Module):
                 "configuration": json.dumps(self.configuration()),
                 "frozen_sha256": self._frozen_sha256(),
             }
-            save_safetensors(self.trained(), path, metadata)
+            save_safetensors(self.trained_state_dict(), path, metadata)
 
     @classmethod
     def load(
@@ -243,42 +329,56 @@ class AudioClassifier(nn.Module):
         device: str | torch.device | None = None,
         download_root: str | None = None,
     ) -> AudioClassifier:
-        """Open what `save` wrote; ``backbone`` stands for the one it names (of another place, say), which is else
-        looked for as `load_backbone` does it.
+        """Open a file that `save` wrote.
+
+        Parameters
+        ----------
+        path : path
+            The file.
+        backbone : Backbone or str, optional
+            Stands for the backbone that the file names; by default that one is loaded by `load_backbone`.
+        device, download_root
+            As of `load_backbone`.
 
         Raises
         ------
         RuntimeError
             If the file is damaged, or no such classifier.
         ValueError
-            If its parameters are not those of the model that its configuration describes, or a given `Backbone` hears
-            with other ``frames`` or ``normalize``.
+            If its parameters are not those of the model that its configuration describes, or a given `Backbone` has
+            other ``frames`` or ``normalize``.
 
-        Warns if the frozen weights are not those that it was trained on.
+        Warns
+        -----
+        UserWarning
+            If the frozen weights are not those that it was trained on.
         """
         tensors, metadata = read_tensors(Path(path))
         if metadata.get("kind") != FORMAT:
             raise RuntimeError(f"{path} is no classifier of whisper_at.adapt; `whisper-at adapt fit` writes such files")
         known = json.loads(metadata["configuration"])
         name = known.pop("backbone")
-        known.setdefault("windows", False)  # as before there was the choice
+        known.setdefault("windows", False)  # older files do not have it
         if backbone is None:
-            hearing = {option: known.get(option) for option in ("frames", "normalize")}
-            backbone = load_backbone(name, device, **hearing, download_root=download_root)
+            front = {option: known.get(option) for option in ("frames", "normalize")}
+            backbone = load_backbone(name, device, **front, download_root=download_root)
         model = cls(backbone, known.pop("methods"), device=device, **known)
-        model.load_trained(tensors, path)
+        model.load_trained_state_dict(tensors, path)
         if metadata.get("frozen_sha256") != model._frozen_sha256():
-            message = f"{path} was trained on other frozen weights than those of {model.backbone.name}: expect nonsense"
-            warnings.warn(message, stacklevel=2)
+            warnings.warn(
+                f"{path} was trained on other frozen weights than those of {model.backbone.name}; its results will be "
+                "meaningless",
+                stacklevel=2,
+            )
         return model.eval()
 
-    def load_trained(self, tensors: Mapping[str, Tensor], source: object) -> None:
-        """Take over what was trained; ValueError if names or shapes differ."""
-        check_shapes(tensors, self.trained(), f"{source} does not fit {self.backbone.name}")
+    def load_trained_state_dict(self, tensors: Mapping[str, Tensor], source: object) -> None:
+        """Load the result of `trained_state_dict`; ValueError, which names ``source``, if names or shapes differ."""
+        check_shapes(tensors, self.trained_state_dict(), f"{source} does not fit {self.backbone.name}")
         self.load_state_dict(dict(tensors), strict=False)
 
     def _frozen_sha256(self) -> str:
-        """SHA-256 of the frozen parameters' values rounded to float16, in the order of their names."""
+        """Return the SHA-256 of the frozen parameters' values rounded to float16, in the order of their names."""
         digest = hashlib.sha256()
         for name, parameter in sorted(self.named_parameters()):
             if not parameter.requires_grad and parameter.device.type != "meta":
@@ -286,27 +386,33 @@ class AudioClassifier(nn.Module):
                 digest.update(parameter.detach().to("cpu", torch.float16).contiguous().numpy().data)
         return digest.hexdigest()
 
-    def _try_out(self) -> None:
-        """Hear the shortest possible clip, so that a pooling or a method that cannot work is refused now.
+    def _check_forward(self) -> None:
+        """Run the shortest possible clip, so that a pooling or a method that does not fit is refused now.
 
-        Without weights, it only looks for the tokens that are to be pooled.
+        Without weights, only the tokens that are to be pooled are checked.
         """
+        front = self.backbone.front
         if self.device.type == "meta":
             if isinstance(self.head, LinearHead):
-                empty = torch.empty(1, self.backbone.front.special + 1, self.backbone.width, device="meta")
+                empty = torch.empty(1, front.special + 1, self.backbone.width, device="meta")
                 tokens = self.backbone.prepare_tokens(
                     empty, torch.ones(empty.shape[:2], dtype=torch.bool, device="meta")
                 )
                 token_mask(self.head.pooling, Hidden((), *tokens[1:]))
             return
-        was = self.training
+        training = self.training
         self.eval()
         with torch.no_grad():
-            hidden = self.backbone(torch.zeros(1, max(self.backbone.front.min_samples, 1600), device=self.device))
+            hidden = self.backbone(torch.zeros(1, max(front.min_samples, 1600), device=self.device))
             self.head(*self.head.reduce(hidden))
-        self.train(was)
+        self.train(training)
 
 
-def _method_tables(method: Method | Sequence[Method]) -> list[dict[str, Any]]:
-    given = [method] if isinstance(method, (str, Mapping)) else method
-    return [{"name": one} if isinstance(one, str) else dict(one) for one in given]
+def method_tables(method: Any) -> list[dict[str, Any]]:
+    """Return one or several methods as tables with a ``name``; ValueError if one is neither a name nor a table."""
+    several = method if isinstance(method, Sequence) and not isinstance(method, str) else [method]
+    tables = [{"name": one} if isinstance(one, str) else one for one in several]
+    for table in tables:
+        if not isinstance(table, Mapping) or not isinstance(table.get("name"), str):
+            raise ValueError(f'a method is a name or a table with one, {{name = "lora", rank = 8}}; not {table!r}')
+    return [dict(table) for table in tables]

@@ -1,8 +1,8 @@
 """One experiment as a TOML file: what is adapted how, on which data, divided and fitted how.
 
 A file is a flat table of the fields of `Config`, with ``method`` (a name, a table ``{name = …, option = …}`` or
-several such), ``recipe`` (the fields of `whisper_at.adapt.trainer.Recipe`), ``reader`` (options of the dataset's
-reader) and ``reported`` (figures of a paper, which nothing reads but people) as tables.
+several of these), ``recipe`` (the fields of `whisper_at.adapt.trainer.Recipe`), ``reader`` (options of the dataset's
+reader) and ``reported`` (figures of a paper, which the program does not use) as tables.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ..data.validation import coerce, unknown_name
 from .backbones import Backbone, load_backbone, random_backbone
 from .backbones.configs import CONFIG_NAMES
 from .backbones.loading import RANDOM_PREFIX
-from .classifier import AudioClassifier
+from .classifier import AudioClassifier, method_tables
 from .pooling import LAYERS, POOLINGS
 from .trainer import Recipe
-from .waveforms import first_convolution
+from .waveforms import spectrogram_conv
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,31 @@ class Config:
 
     Attributes
     ----------
-    backbone, frames, normalize, method, head, layers, pooling, seconds, pad, windows : as of `AudioClassifier`
-    random : take random weights of the backbone's sizes, always the same, to try things out; ``whisper-nano``,
-        ``ast-tiny`` …
-    classes : their number, for counting without data
-    dataset, root, reader : as of `whisper_at.data.read_public_dataset`; root is relative to where the command runs
-    protocol, parts, only : how to divide it (`whisper_at.data.protocols`), into how many parts where the protocol
-        leaves that open, and which of the divisions to run (from 0; all if None)
-    few_shot, few_shot_first : train on so many clips of each class, drawn with the seed or the first ones
-    recipe : how to fit
-    seeds : one run for each; it stands for the recipe's
-    out : folder for everything that is written
-    cache : folder of decoded audio; see `whisper_at.adapt.waveforms.Waves`
-    device : where to compute; CUDA if there is any, else the CPU
-    reported : what a paper reports, for people to compare with
+    backbone, frames, normalize, method, head, layers, pooling, seconds, pad, windows
+        As of `AudioClassifier`.
+    random : bool
+        Take random weights in the backbone's sizes, always the same, to try things out.
+    classes : int, optional
+        Number of classes, for counting parameters without data.
+    dataset, root, reader : str, str, dict
+        As of `whisper_at.data.read_public_dataset`; ``root`` is relative to the working directory.
+    protocol, parts, only : str, int, tuple of int
+        How to divide the data (`whisper_at.data.protocols`), into how many parts if the protocol leaves that open, and
+        which of the splits to run (from 0; all by default).
+    few_shot, few_shot_first : int, bool
+        Train on so many clips of each class, drawn by the seed, or the first ones.
+    recipe : Recipe
+        How to fit.
+    seeds : tuple of int
+        One run for each; stands for the recipe's seed.
+    out : str
+        Folder for all results.
+    cache : str, optional
+        Folder of decoded audio; see `whisper_at.adapt.waveforms.WaveformDataset`.
+    device : str, optional
+        Where to compute; CUDA if there is any, else the CPU.
+    reported : dict
+        Figures of a paper, for people to compare with.
     """
 
     backbone: str = "nano.en"
@@ -78,9 +89,9 @@ class Config:
 
 
 def read_config(paths: str | os.PathLike[str] | Sequence[str] | None, changes: Iterable[str] = ()) -> Config:
-    """A `Config` of TOML files and ``key=value`` changes to it; ``recipe.lr=1e-3`` reaches into a table.
+    """Read a `Config` from TOML files and ``key=value`` changes; ``recipe.lr=1e-3`` reaches into a table.
 
-    Of several files, a later one stands above an earlier one, key by key also in ``recipe`` and ``reader``: one may say
+    Of several files, a later one overrides an earlier one, key by key also in ``recipe`` and ``reader``: one may say
     what is adapted how, the next on which data.
 
     Raises
@@ -97,11 +108,11 @@ def read_config(paths: str | os.PathLike[str] | Sequence[str] | None, changes: I
             if name in ("recipe", "reader") and isinstance(value, dict) and isinstance(before, dict):
                 value = {**before, **value}
             table[name] = value
-    return make_config(changed(table, changes))
+    return make_config(apply_changes(table, changes))
 
 
-def changed(table: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]:
-    """The table after changes ``key=value``; values are TOML's, or text where they are none."""
+def apply_changes(table: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]:
+    """Return the table after changes ``key=value``; values are TOML, or text if they are not."""
     table = {name: dict(value) if isinstance(value, dict) else value for name, value in table.items()}
     for change in changes:
         name, value = parse_assignment(change, "key=value")
@@ -118,14 +129,20 @@ def changed(table: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]:
 
 
 def make_config(table: Mapping[str, Any]) -> Config:
-    """A `Config` of what a TOML file holds; ValueError names a wrong key, the nearest right one, or a wrong value."""
-    values = _checked(Config, table, "")
+    """Return the `Config` of a table; ValueError names a wrong value, or a wrong key and the nearest right one.
+
+    Examples
+    --------
+    >>> make_config({"method": "lora", "recipe": {"epochs": 3}}).recipe.epochs
+    3
+    """
+    values = _check_fields(Config, table, "")
     if "method" in values:
-        values["method"] = _methods(values["method"])
+        values["method"] = tuple(method_tables(values["method"]))
     if not isinstance(values.get("recipe", {}), Mapping):
         raise ValueError(f"recipe = {values['recipe']!r} is not a table; recipe.epochs = 30 sets a part of it")
     if "recipe" in values:
-        values["recipe"] = Recipe(**_checked(Recipe, values["recipe"], "recipe."))
+        values["recipe"] = Recipe(**_check_fields(Recipe, values["recipe"], "recipe."))
     config = Config(**values)
     for name, known in (("layers", LAYERS), ("pooling", POOLINGS), ("protocol", tuple(PROTOCOLS))):
         if getattr(config, name) not in known:
@@ -140,19 +157,35 @@ def make_config(table: Mapping[str, Any]) -> Config:
     return config
 
 
-def build(config: Config, classes: Sequence[str], seed: int = 0, count_only: bool = False) -> AudioClassifier:
-    """The classifier of a configuration; with ``count_only`` it has sizes, but no weights, and needs no files.
+def build_classifier(
+    config: Config, classes: Sequence[str], seed: int = 0, without_weights: bool = False
+) -> AudioClassifier:
+    """Build the classifier of a configuration.
 
-    ValueError if a method, the pooling, ``frames``, ``normalize`` or SpecAugment does not suit the backbone.
+    Parameters
+    ----------
+    config : Config
+        The configuration.
+    classes : sequence of str
+        Names of the classes.
+    seed : int
+        Seed of the initial values of new parameters.
+    without_weights : bool
+        Build it on the ``meta`` device, where it has sizes but no weights, and needs no files.
+
+    Raises
+    ------
+    ValueError
+        If a method, the pooling, ``frames``, ``normalize`` or SpecAugment does not suit the backbone.
     """
     backbone: Backbone
-    if count_only:
-        backbone = sized_backbone(config.backbone, config.frames, config.normalize)
+    if without_weights:
+        backbone = meta_backbone(config.backbone, config.frames, config.normalize)
     else:
         name = f"{RANDOM_PREFIX}{config.backbone}" if config.random else config.backbone
         backbone = load_backbone(name, config.device, frames=config.frames, normalize=config.normalize)
     if config.recipe.spec_augment is not None:
-        first_convolution(backbone.front)
+        spectrogram_conv(backbone.front)
     return AudioClassifier(
         backbone,
         config.method,
@@ -167,8 +200,18 @@ def build(config: Config, classes: Sequence[str], seed: int = 0, count_only: boo
     )
 
 
-def sized_backbone(name: str, frames: int | None = None, normalize: bool | None = None) -> Backbone:
-    """A backbone of the sizes of a published one, without weights where the sizes are known, else loaded."""
+def parameter_counts(config: Config) -> dict[str, int]:
+    """Count the parameters of a configuration, without weights and data; ValueError if ``classes`` is not given."""
+    if (n_classes := config.classes) is None:
+        raise ValueError("how many classes? --set classes=N")
+    if not hasattr(meta_backbone(config.backbone).front, "frames"):
+        config = dataclasses.replace(config, frames=None)  # they change the count of AST only
+    names = [str(i) for i in range(n_classes)]
+    return build_classifier(config, names, without_weights=True).count()
+
+
+def meta_backbone(name: str, frames: int | None = None, normalize: bool | None = None) -> Backbone:
+    """Return a backbone on the ``meta`` device, without weights, if its sizes are known; else load it."""
     alias = {"wavlm-base": "wavlm-base-plus"}.get(name, name)
     known = next((n for n in (alias, f"whisper-{alias.removesuffix('.en')}") if n in CONFIG_NAMES), None)
     if known is None or name == "nano.en":
@@ -176,20 +219,8 @@ def sized_backbone(name: str, frames: int | None = None, normalize: bool | None 
     return random_backbone(known, frames=frames, normalize=normalize, device="meta")
 
 
-# --- checks -----------------------------------------------------------------------------------------------------
-
-
-def _methods(given: Any) -> tuple[dict[str, Any], ...]:
-    several = given if isinstance(given, (list, tuple)) else [given]
-    tables = [{"name": one} if isinstance(one, str) else one for one in several]
-    for table in tables:
-        if not isinstance(table, Mapping) or not isinstance(table.get("name"), str):
-            raise ValueError(f'a method is a name or a table with one, {{name = "lora", rank = 8}}; not {table!r}')
-    return tuple(dict(table) for table in tables)
-
-
-def _checked(kind: type, table: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The table's values in the types of a dataclass' fields; ValueError for a wrong key or type."""
+def _check_fields(kind: type, table: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Return the values of a table in the types of a dataclass's fields; ValueError for a wrong key or type."""
     fields = {f.name for f in dataclasses.fields(kind)}
     hints = typing.get_type_hints(kind)
     out = {}

@@ -146,7 +146,7 @@ def make_classifier(
     # loralib's default alpha is 1, so that its scale is 1 / rank.
     method = {"name": "lora", "sites": ["up", "down"], "rank": rank, "alpha": 1.0}
     model = AudioClassifier(backbone, method, FOUR_EMOTIONS, head="conv", layers="weighted_conv", seconds=MAX_SECONDS)
-    model.load_trained({**head, **lora}, name)
+    model.load_trained_state_dict({**head, **lora}, name)
     return model.eval()
 
 

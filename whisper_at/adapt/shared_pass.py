@@ -1,7 +1,8 @@
-"""Classifiers that need no pass of their own: those on the plain encoder of the Whisper that they are attached to.
+"""Classifiers that share the encoder pass of the Whisper they are attached to.
 
-They hear sounds where transcription does, in windows of 30 s that hold other things as well, and so they are trained:
-on every clip in a window by itself, and in recordings that are made of clips (`whisper_at.train.concat_clips`).
+A head on the plain encoder of a Whisper can read the states that transcription computes anyway, in windows of 30 s.
+Such windows hold other sounds as well, so these classifiers are trained on every clip in isolation and in the context
+of other clips (`whisper_at.train.concat_clips`).
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 from whisper.audio import N_FRAMES
+from whisper.model import AudioEncoder
 
 from ..data.clips import Clip
 from ..tagging.classes import ClassSet
@@ -26,25 +28,21 @@ from ..train.encode import encode_recordings, mel_windows, num_steps
 from ..windows import Window
 from .backbones import Backbone, whisper_backbone
 from .backbones.frontends import WhisperFrontEnd
-from .pooling import AdaptHead, HeadInput, LinearHead, TLTRHead, concat_inputs
+from .pooling import AdaptHead, HeadInput, LinearHead, TLTRHead
+from .sources import MultiViewDataset, fits_in_memory
+from .waveforms import WaveformDataset
 
-if TYPE_CHECKING:
-    from ..model import WhisperAT
-    from .classifier import AudioClassifier
-    from .waveforms import Waves
-
-MEANS = ("all", "frames", "speech", "prompts_speech")
-"""Poolings that, without special tokens and prompts, are the mean of all frames: then means of steps do as well."""
-KEPT_BYTES = 4 << 30
-"""Hidden states of a frozen encoder are kept in memory if they take no more than this."""
+MEAN_POOLINGS = ("all", "frames", "speech", "prompts_speech")
+"""Poolings that equal the mean of all frames where there are no special tokens and prompts."""
 
 
-def can_read(backbone: Backbone, head: nn.Module) -> bool:
-    """Whether a head may do with what a Whisper leaves of a window: no method has changed the encoder, and the head
-    takes no more of the states than their means over steps of 0.4 s, as TL-TR, or a linear head on means of frames of
-    blocks.
+def can_share_pass(backbone: Backbone, head: nn.Module) -> bool:
+    """Return whether a head can read the pooled states of a transcription.
+
+    The encoder must be a Whisper's without methods, and the head must need no more than means over steps of 0.4 s:
+    TL-TR, or a linear head on the mean of frames of blocks.
     """
-    linear = isinstance(head, LinearHead) and head.layers in ("last", "weighted") and head.pooling in MEANS
+    linear = isinstance(head, LinearHead) and head.layers in ("last", "weighted") and head.pooling in MEAN_POOLINGS
     if (
         not (linear or isinstance(head, TLTRHead))
         or backbone.methods
@@ -54,55 +52,48 @@ def can_read(backbone: Backbone, head: nn.Module) -> bool:
     return len(backbone.front.positional_embedding) == N_FRAMES // POSITION_FRAMES
 
 
-def reader_of(classifier: AudioClassifier, model: WhisperAT) -> StateClassifier | None:
-    """The classifier as a reader of a model's states, or None if it needs a pass of its own.
-
-    It can read them if it was trained to hear in windows, and the model's encoder has the same weights as its own.
-    """
-    head = classifier.head
-    if not classifier.windows or not is_plain(classifier.backbone, model):
-        return None
-
-    def classify(states: Tensor) -> Tensor:
-        values = torch.cat([states[:, :-2], states[:, -1:]], dim=1)  # the last state is that after the norm
-        logits: Tensor = head(*read(head, values.to(next(head.parameters()))))
-        return logits.to(states.device)
-
-    return StateClassifier(ClassSet(tuple(classifier.classes), classifier.kind), classify)
-
-
-def is_plain(backbone: Backbone, model: WhisperAT) -> bool:
-    """Whether a backbone is a model's own encoder, weight for weight."""
+def has_weights_of(backbone: Backbone, encoder: AudioEncoder) -> bool:
+    """Return whether a backbone is this encoder, weight for weight."""
     if backbone.family != "whisper":
         return False
-    own, theirs = backbone.state_dict(), whisper_backbone(model.encoder).state_dict()
-    return own.keys() == theirs.keys() and all(
-        tensor.shape == theirs[name].shape and torch.equal(tensor.to(theirs[name]), theirs[name])
+    own, other = backbone.state_dict(), whisper_backbone(encoder).state_dict()
+    return own.keys() == other.keys() and all(
+        tensor.shape == other[name].shape and torch.equal(tensor.to(other[name]), other[name])
         for name, tensor in own.items()
     )
 
 
-def read(head: AdaptHead, states: Tensor) -> HeadInput:
-    """What a head keeps of pooled states ``(batch, layers, steps, dim)`` of the blocks, the last after the norm."""
+def state_classifier(head: AdaptHead, classes: ClassSet) -> StateClassifier:
+    """Return a head as a classifier of the states that a model's own encoder pass leaves."""
+
+    def classify(states: Tensor) -> Tensor:
+        values = torch.cat([states[:, :-2], states[:, -1:]], dim=1)  # the last state is the one after the norm
+        logits: Tensor = head(*reduce_steps(head, values.to(next(head.parameters()))))
+        return logits.to(states.device)
+
+    return StateClassifier(classes, classify)
+
+
+def reduce_steps(head: AdaptHead, states: Tensor) -> HeadInput:
+    """Return what a head keeps of pooled states ``(batch, layers, steps, dim)`` of the blocks, the last after the norm.
+
+    It is what `AdaptHead.reduce` keeps of hidden states, up to rounding.
+    """
     if isinstance(head, LinearHead):
         states = states.mean(2, keepdim=True)
         states = states[:, -1:] if head.layers == "last" else states
     return HeadInput(states, torch.ones(len(states), states.shape[2], dtype=torch.bool, device=states.device))
 
 
-def window_states(backbone: Backbone, recordings: Sequence[np.ndarray], batch: int = 8) -> list[Tensor]:
-    """Pooled states ``(layers, steps, dim)`` of recordings, heard in windows as transcription hears them."""
+def window_states(backbone: Backbone, recordings: Sequence[np.ndarray], batch_size: int = 8) -> list[Tensor]:
+    """Return pooled states ``(layers, steps, dim)`` of recordings, encoded in windows as in transcription."""
     front: Any = backbone.front
     windows = [mel_windows(audio, front.conv1.in_channels) for audio in recordings]
-    return encode_recordings(windows, partial(_hear, backbone), batch)
-
-
-def _recording_states(backbone: Backbone, batch: int, audio: np.ndarray) -> Tensor:
-    return window_states(backbone, [audio], batch)[0]
+    return encode_recordings(windows, partial(_encode_windows, backbone), batch_size)
 
 
 @torch.no_grad()
-def _hear(backbone: Backbone, mels: Sequence[np.ndarray], windows: Sequence[Window]) -> list[Tensor]:
+def _encode_windows(backbone: Backbone, mels: Sequence[np.ndarray], windows: Sequence[Window]) -> list[Tensor]:
     front: Any = backbone.front
     mel = torch.from_numpy(np.stack(mels)).to(front.conv1.weight.device)
     tokens = front.tokens(mel, torch.zeros_like(mel[:, :1], dtype=torch.bool))
@@ -111,51 +102,51 @@ def _hear(backbone: Backbone, mels: Sequence[np.ndarray], windows: Sequence[Wind
     return [item[:, : num_steps(window)].to(tokens.dtype) for item, window in zip(states, windows)]
 
 
-class HeardSource:
-    """Batches of what a head keeps of clips that were heard by themselves and in company.
+def precompute_views(
+    backbone: Backbone, head: AdaptHead, waveforms: WaveformDataset, batch_size: int, progress: bool = False
+) -> MultiViewDataset | None:
+    """Encode all clips once in every view: in isolation, and in recordings made of clips in several random orders.
 
-    Attributes
+    Parameters
     ----------
-    hearings : what was kept, of every hearing and clip; the first is that by itself
+    backbone, head : Backbone, AdaptHead
+        Those of a classifier for which `can_share_pass` holds.
+    waveforms : WaveformDataset
+        The clips; one that occurs twice is encoded once.
+    batch_size : int
+        Clips that are encoded together.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    MultiViewDataset or None
+        The states; None, after a warning, if they do not fit into memory.
     """
-
-    def __init__(self, hearings: list[list[HeadInput]]) -> None:
-        self.hearings = hearings
-        self.lengths = [one.values.shape[2] for one in hearings[0]]
-
-    def batch(self, indices: Sequence[int], random: np.random.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """The clips at ``indices``, each by itself; with a generator, then all again, in any of their companies."""
-        wanted = [(0, int(i)) for i in indices]
-        if random is not None:
-            which = random.integers(1, len(self.hearings), len(indices)).tolist()
-            wanted += [(hearing, int(i)) for hearing, i in zip(which, indices)]
-        return concat_inputs([self.hearings[hearing][i] for hearing, i in wanted])
-
-
-def heard(model: AudioClassifier, waves: Waves, batch: int, progress: bool = False) -> HeardSource | None:
-    """Clips in all their hearings, computed once; None, with a warning, where memory does not suffice."""
-    place = {clip: i for i, clip in enumerate(waves.clips)}
-    ordered = shuffle_clips(waves.clips)
-    kept: list[dict[Clip, HeadInput]] = [{} for _ in range(1 + NUM_ORDERS)]
-    used = 0
+    index = {clip: i for i, clip in enumerate(waveforms.clips)}
+    ordered = shuffle_clips(waveforms.clips)
+    views: list[dict[Clip, HeadInput]] = [{} for _ in range(1 + NUM_ORDERS)]
+    n_bytes = 0
     with tqdm(total=len(ordered), desc="encoding", disable=not progress, leave=False) as bar:
-        for recording in group_into_recordings((clip, waves[place[clip]]) for clip in ordered):
+        for recording in group_into_recordings((clip, waveforms[index[clip]]) for clip in ordered):
             sounds = [audio for _, audio in recording]
-            parts = [sounds[first : first + batch] for first in range(0, len(sounds), batch)]
-            alone = [states for part in parts for states in window_states(model.backbone, part, batch)]
-            hear = partial(_recording_states, model.backbone, batch)
-            company = states_in_context(sounds, hear, NUM_ORDERS, alone)
-            for found, states in zip(kept, [alone, *company]):
-                for (clip, _), own, by_itself in zip(recording, states, alone):
-                    values, mask = read(model.head, own[None, :, : by_itself.shape[1]])
-                    found[clip] = HeadInput(values.cpu(), mask.cpu())
-                    used += values.nbytes
+            parts = [sounds[first : first + batch_size] for first in range(0, len(sounds), batch_size)]
+            isolated = [states for part in parts for states in window_states(backbone, part, batch_size)]
+            in_context = states_in_context(
+                sounds, lambda audio: window_states(backbone, [audio], batch_size)[0], NUM_ORDERS, isolated
+            )
+            for view, states_of in zip(views, [isolated, *in_context]):
+                for (clip, _), states, alone in zip(recording, states_of, isolated):
+                    values, mask = reduce_steps(head, states[None, :, : alone.shape[1]])
+                    view[clip] = HeadInput(values.cpu(), mask.cpu())
+                    n_bytes += values.nbytes
             bar.update(len(recording))
-            if used / len(kept[0]) * len(ordered) > KEPT_BYTES:
+            if not fits_in_memory(n_bytes, len(views[0]), len(ordered)):
                 warnings.warn(
-                    "the states of all clips in windows do not fit into memory: this classifier is trained on clips by "
-                    "themselves, and will hear in a pass of its own; `whisper-at train` keeps states on disk",
-                    stacklevel=4,
+                    "the states of all clips in windows do not fit into memory: this classifier is trained on clips in "
+                    "isolation, and will encode recordings in a pass of its own; `whisper-at train` keeps states on "
+                    "disk",
+                    stacklevel=5,
                 )
                 return None
-    return HeardSource([[found[clip] for clip in waves.clips] for found in kept])
+    return MultiViewDataset([[view[clip] for clip in waveforms.clips] for view in views])

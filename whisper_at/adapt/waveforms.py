@@ -1,4 +1,4 @@
-"""Waveforms of labelled clips: decoded once, kept by content, gathered in batches, and varied for training."""
+"""Waveforms of labelled clips: decoded once, cached by content, batched with padding, and augmented for training."""
 
 from __future__ import annotations
 
@@ -21,126 +21,155 @@ from ..data.clips import Clip
 FADE_SECONDS = 0.01
 
 
-def default_cache() -> Path:
-    """``$XDG_CACHE_HOME/whisper-at/audio``, by default below ``~/.cache``."""
+def default_cache_dir() -> Path:
+    """Return ``$XDG_CACHE_HOME/whisper-at/audio``, by default below ``~/.cache``."""
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return Path(root, "whisper-at", "audio")
 
 
-class Waves:
-    """The waveforms of clips, at one rate, decoded and resampled once.
+class WaveformDataset:
+    """Waveforms of clips at one sample rate, each file decoded and resampled once.
 
-    They are kept as 16-bit ``.npy`` in a folder, under the hash of the file's bytes and the rate: a file that has
-    changed is decoded anew, one that was moved is not.
+    Decoded files are cached as 16-bit ``.npy``, named by the hash of the file's bytes and the rate: a file that has
+    changed is decoded again, a file that was moved is not.
 
     Parameters
     ----------
-    clips : what to read
-    rate : samples per second
-    cache : folder to keep them in; `default_cache` if None
-    seconds : cut longer clips to this, from their start
-    least : shorter clips are filled with zeros up to so many samples
+    clips : sequence of Clip
+        Files, or parts of files.
+    sample_rate : int
+        Samples per second.
+    cache : path, optional
+        Cache folder; `default_cache_dir` by default.
+    seconds : float, optional
+        Longer clips are cut to their first ``seconds``.
+    min_samples : int
+        Shorter clips are padded with zeros to this length.
+    progress : bool
+        Show a progress bar while decoding.
+    augment : bool
+        Add noise and mask time in training batches, see `batch`.
+
+    Attributes
+    ----------
+    lengths : list of int
+        Samples of each clip.
 
     Raises
     ------
     RuntimeError
-        If files cannot be decoded or hold no samples; all are tried first, and one message names the first and
+        If files cannot be decoded or hold no samples; all are tried first, and the message names the first one and
         their number.
     ValueError
-        If ``seconds`` is not above 0, or a clip begins behind its file's end or its own.
+        If ``seconds`` is not above 0, or a clip starts after the end of its file or after its own end.
     """
 
     def __init__(
         self,
         clips: Sequence[Clip],
-        rate: int = 16000,
+        sample_rate: int = 16000,
         cache: str | os.PathLike[str] | None = None,
         seconds: float | None = None,
-        least: int = 1,
+        min_samples: int = 1,
         progress: bool = False,
+        augment: bool = False,
     ) -> None:
         if seconds is not None and not seconds > 0:
             raise ValueError(f"seconds must be more than 0, not {seconds!r}")
-        self.clips, self.rate, self.least = tuple(clips), rate, least
-        self.most = None if seconds is None else round(seconds * rate)
-        self.cache = Path(cache).expanduser() if cache is not None else default_cache()
+        self.clips, self.sample_rate, self.min_samples, self.augment = tuple(clips), sample_rate, min_samples, augment
+        self.cache = Path(cache).expanduser() if cache is not None else default_cache_dir()
         self.cache.mkdir(parents=True, exist_ok=True)
         paths = sorted({clip.path for clip in self.clips})
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            bar = tqdm(pool.map(self._kept, paths), "decoding", len(paths), disable=not progress, leave=False)
-            kept = dict(zip(paths, bar))
-        if failed := [found for found in kept.values() if isinstance(found, Exception)]:
+            bar = tqdm(pool.map(self._decode, paths), "decoding", len(paths), disable=not progress, leave=False)
+            decoded = dict(zip(paths, bar))
+        if failed := [result for result in decoded.values() if isinstance(result, Exception)]:
             more = f" ({len(failed)} of {len(paths)} files cannot be read)" if len(failed) > 1 else ""
             raise RuntimeError(f"{failed[0]}{more}")
-        self._files = {path: found for path, found in kept.items() if isinstance(found, Path)}
-        parts = [clip for clip in self.clips if clip.start or clip.end is not None]
-        seconds_of = {path: len(np.load(self._files[path], mmap_mode="r")) / rate for path in {c.path for c in parts}}
-        for clip in parts:
-            length = seconds_of[clip.path]
-            end = length if clip.end is None else min(clip.end, length)
-            if not 0 <= round(clip.start * rate) < round(end * rate):
-                until = "its end" if clip.end is None else f"{clip.end:g} s"
-                raise ValueError(
-                    f"{clip.path} lasts {length:.2f} s and has no part from {clip.start:g} s to {until}; mend the table"
-                )
+        self._files = {path: result for path, result in decoded.items() if isinstance(result, Path)}
+        n_samples = {path: len(np.load(file, mmap_mode="r")) for path, file in self._files.items()}
+        max_samples = None if seconds is None else round(seconds * sample_rate)
+        self._ranges = [self._sample_range(clip, n_samples[clip.path], max_samples) for clip in self.clips]
+        self.lengths = [max(end - start, min_samples) for start, end in self._ranges]
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def __getitem__(self, i: int) -> np.ndarray:
-        """Float32 ``(samples,)`` between -1 and 1."""
-        clip = self.clips[i]
-        samples = np.load(self._files[clip.path])
-        end = None if clip.end is None else round(clip.end * self.rate)
-        samples = samples[round(clip.start * self.rate) : end][: self.most].astype(np.float32) / 32768
-        return np.pad(samples, (0, max(0, self.least - len(samples))))
+        """Return a clip, float32 ``(samples,)`` between -1 and 1."""
+        start, end = self._ranges[i]
+        samples = np.load(self._files[self.clips[i].path])[start:end].astype(np.float32) / 32768
+        return np.pad(samples, (0, max(0, self.min_samples - len(samples))))
 
-    def batch(self, indices: Sequence[int], random: np.random.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Waveforms ``(batch, samples)``, padded with zeros, and lengths; varied if a generator is given."""
+    def batch(self, indices: Sequence[int], rng: np.random.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Return some clips, padded with zeros.
+
+        Parameters
+        ----------
+        indices : sequence of int
+            Which clips.
+        rng : numpy Generator, optional
+            Given for training batches: augments them if the data set was made with ``augment``.
+
+        Returns
+        -------
+        waveforms : Tensor, shape (batch, samples)
+        lengths : Tensor, shape (batch,)
+        """
         clips = [self[int(i)] for i in indices]
-        if random is not None:
-            clips = [mask_time(add_noise(clip, random), random, self.rate) for clip in clips]
+        if self.augment and rng is not None:
+            clips = [mask_time(add_noise(clip, rng), rng, self.sample_rate) for clip in clips]
         lengths = torch.tensor([len(clip) for clip in clips])
         waveforms = torch.zeros(len(clips), int(lengths.max()))
         for row, clip in zip(waveforms, clips):
             row[: len(clip)] = torch.from_numpy(clip)
         return waveforms, lengths
 
-    def _kept(self, path: Path) -> Path | Exception:
-        """Where a file's samples are kept, after decoding it if need be; an error is returned, not raised."""
+    def _decode(self, path: Path) -> Path | Exception:
+        """Return the cached samples of a file, decoding it if necessary; errors are returned, not raised."""
         try:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            kept = self.cache / f"{digest}-{self.rate}.npy"
-            if not kept.is_file():
-                samples = (load_audio(path, self.rate) * 32768).astype(np.int16)
+            cached = self.cache / f"{digest}-{self.sample_rate}.npy"
+            if not cached.is_file():
+                samples = (load_audio(path, self.sample_rate) * 32768).astype(np.int16)
                 if not len(samples):
                     return RuntimeError(f"{path} holds no samples")
-                with atomic_write(kept) as temporary, open(temporary, "wb") as file:
+                with atomic_write(cached) as temporary, open(temporary, "wb") as file:
                     np.save(file, samples)
-            return kept
+            return cached
         except (OSError, RuntimeError) as error:
             return error
 
+    def _sample_range(self, clip: Clip, n_samples: int, max_samples: int | None) -> tuple[int, int]:
+        """Return first and last sample (exclusive) of a clip in a file of ``n_samples``."""
+        start = round(clip.start * self.sample_rate)
+        end = n_samples if clip.end is None else min(round(clip.end * self.sample_rate), n_samples)
+        if not 0 <= start < end:
+            until = "its end" if clip.end is None else f"{clip.end:g} s"
+            raise ValueError(
+                f"{clip.path} lasts {n_samples / self.sample_rate:.2f} s and has no part from {clip.start:g} s to "
+                f"{until}; correct the table"
+            )
+        return start, end if max_samples is None else min(end, start + max_samples)
 
-# --- variations -------------------------------------------------------------------------------------------------
+
+# --- augmentation -------------------------------------------------------------------------------------------------
 
 
-def add_noise(
-    samples: np.ndarray, random: np.random.Generator, decibels: tuple[float, float] = (10.0, 30.0)
-) -> np.ndarray:
-    """White noise at a signal-to-noise ratio drawn between these (PEFT-SER, spec section 2.4)."""
-    ratio = 10 ** (random.uniform(*decibels) / 20)
-    power = np.sqrt(np.mean(samples.astype(np.float64) ** 2))
-    return samples + (random.standard_normal(len(samples)) * power / ratio).astype(np.float32)
+def add_noise(samples: np.ndarray, rng: np.random.Generator, snr_db: tuple[float, float] = (10.0, 30.0)) -> np.ndarray:
+    """Add white noise at a signal-to-noise ratio drawn from a range in dB (PEFT-SER, spec section 2.4)."""
+    ratio = 10 ** (rng.uniform(*snr_db) / 20)
+    rms = np.sqrt(np.mean(samples.astype(np.float64) ** 2))
+    return samples + (rng.standard_normal(len(samples)) * rms / ratio).astype(np.float32)
 
 
 def mask_time(
-    samples: np.ndarray, random: np.random.Generator, rate: int = 16000, share: tuple[float, float] = (0.1, 0.15)
+    samples: np.ndarray, rng: np.random.Generator, sample_rate: int = 16000, fraction: tuple[float, float] = (0.1, 0.15)
 ) -> np.ndarray:
-    """Silence over a share of the samples drawn between these, with fades of 10 ms (PEFT-SER, spec section 2.4)."""
-    width = int(len(samples) * random.uniform(*share))
-    start = int(random.integers(0, len(samples) - width + 1))
-    fade = min(round(FADE_SECONDS * rate), width // 2)
+    """Silence one stretch, with fades of 10 ms; its share of the clip is drawn from a range (PEFT-SER, section 2.4)."""
+    width = int(len(samples) * rng.uniform(*fraction))
+    start = int(rng.integers(0, len(samples) - width + 1))
+    fade = min(round(FADE_SECONDS * sample_rate), width // 2)
     gain = np.zeros(width, np.float32)
     gain[:fade] = np.linspace(1, 0, fade, endpoint=False)
     gain[width - fade :] = np.linspace(0, 1, fade + 1)[1:]
@@ -149,18 +178,30 @@ def mask_time(
     return out
 
 
-def mask_spectrogram(mel: Tensor, frequency: int, time: int) -> Tensor:
-    """SpecAugment: of each ``(batch, …, mels, frames)`` one band of channels and one of frames become 0.
+def mask_spectrogram(mel: Tensor, max_channels: int, max_frames: int) -> Tensor:
+    """Set one band of channels and one of frames to 0 in each item (SpecAugment).
 
-    Widths are uniform from 0 up to ``frequency`` and ``time`` (without these), as `torchaudio.transforms` draws them.
+    Widths are uniform from 0 up to the limits, exclusive, as `torchaudio.transforms` draws them.
+
+    Parameters
+    ----------
+    mel : Tensor, shape (batch, …, mels, frames)
+        Spectrograms.
+    max_channels, max_frames : int
+        Limits of the widths.
+
+    Returns
+    -------
+    Tensor
+        Masked copy of ``mel``.
     """
     mel = mel.clone()
-    for dim, most in ((-2, frequency), (-1, time)):
+    for dim, max_width in ((-2, max_channels), (-1, max_frames)):
         size = mel.shape[dim]
-        width = torch.rand(len(mel)) * min(most, size)
+        width = torch.rand(len(mel)) * min(max_width, size)
         start = torch.rand(len(mel)) * (size - width)
-        place = torch.arange(size)
-        masked = (place >= start[:, None].floor()) & (place < (start[:, None].floor() + width[:, None].floor()))
+        position = torch.arange(size)
+        masked = (position >= start[:, None].floor()) & (position < (start[:, None].floor() + width[:, None].floor()))
         shape = [len(mel)] + [1] * (mel.dim() - 1)
         shape[dim] = size
         mel = mel.masked_fill(masked.view(shape).to(mel.device), 0.0)
@@ -169,9 +210,14 @@ def mask_spectrogram(mel: Tensor, frequency: int, time: int) -> Tensor:
 
 @contextmanager
 def spec_augment(front: nn.Module, widths: tuple[int, int] | None) -> Iterator[None]:
-    """Mask what the first convolution of a spectrogram's front end reads, as long as this lasts.
+    """Mask the spectrogram that a front end reads, within a ``with`` block.
 
-    ``widths`` are those of `mask_spectrogram`; None for nothing.
+    Parameters
+    ----------
+    front : nn.Module
+        Front end of a backbone.
+    widths : pair of int, optional
+        Limits for `mask_spectrogram`; None masks nothing.
 
     Raises
     ------
@@ -181,17 +227,17 @@ def spec_augment(front: nn.Module, widths: tuple[int, int] | None) -> Iterator[N
     if widths is None:
         yield
         return
-    first = first_convolution(front)
-    handle = first.register_forward_pre_hook(lambda _module, inputs: (mask_spectrogram(inputs[0], *widths),))
+    conv = spectrogram_conv(front)
+    handle = conv.register_forward_pre_hook(lambda _module, inputs: (mask_spectrogram(inputs[0], *widths),))
     try:
         yield
     finally:
         handle.remove()
 
 
-def first_convolution(front: nn.Module) -> nn.Module:
-    """The module of a front end that reads its spectrogram; ValueError where there is none."""
+def spectrogram_conv(front: nn.Module) -> nn.Module:
+    """Return the convolution of a front end that reads its spectrogram; ValueError if there is none."""
     for name in ("conv1", "projection"):
-        if isinstance(found := getattr(front, name, None), (nn.Conv1d, nn.Conv2d)):
-            return found
+        if isinstance(module := getattr(front, name, None), (nn.Conv1d, nn.Conv2d)):
+            return module
     raise ValueError("SpecAugment masks spectrograms, and this backbone reads samples; leave spec_augment out")

@@ -11,12 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..adapt.classifier import AudioClassifier
-from ..adapt.compare import compare, markdown, read_comparison
-from ..adapt.config import build, read_config, sized_backbone
-from ..adapt.experiment import SHARES, run, summary, write_json
+from ..adapt.compare import markdown_table, read_comparison, run_comparison
+from ..adapt.config import parameter_counts, read_config
+from ..adapt.experiment import PERCENT_SCORES, evaluate_file, run_experiment, summarize
 from ..checkpoints.files import to_jsonable
-from ..data.datasets import read_public_dataset
-from ..train.plots import draw_confusion, save_figure
 
 EXAMPLES = """\
 examples:
@@ -38,45 +36,46 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of ``whisper-at adapt``."""
+    """Return the parser of ``whisper-at adapt``."""
     parser = argparse.ArgumentParser(
         prog="whisper-at adapt",
         description="Adapt a frozen audio encoder to classes of your own: heads, LoRA, adapters, prompts …",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verbs = parser.add_subparsers(metavar="fit|evaluate|predict|compare|count", required=True)
+    commands = parser.add_subparsers(metavar="fit|evaluate|predict|compare|count", required=True)
 
-    def verb(name: str, command: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
-        added = verbs.add_parser(name, help=help, description=help)
-        added.set_defaults(command=command)
-        return added
+    def add_command(name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help, description=help)
+        command.set_defaults(command=run)
+        return command
 
-    for name, command, help in (
-        ("fit", fit_command, "fit and test every division and seed of a configuration"),
-        ("count", count_command, "print how many parameters a configuration trains; needs no weights and no data"),
-        ("compare", compare_command, "run a table of methods, datasets and seeds"),
-    ):
-        added = verb(name, command, help)
-        if name == "compare":
-            added.add_argument("--config", metavar="FILE.toml", required=True, help="what to compare on what")
-        else:
-            _add_config(added)
-        _add_set(added)
-        if name != "count":
-            added.add_argument("--quiet", action="store_true", help="without progress bars")
+    fit = add_command("fit", fit_command, "fit and test every division and seed of a configuration")
+    _add_config(fit)
+    _add_set(fit)
+    _add_quiet(fit)
 
-    added = verb("evaluate", evaluate_command, "score a saved classifier on labelled recordings")
-    _add_model(added)
-    _add_config(added)
-    added.add_argument("--split", choices=["train", "valid", "test"], help="only this part of the data")
-    added.add_argument("--out", metavar="FOLDER", help="write scores.json and confusion.png there")
-    _add_set(added)
+    evaluate = add_command("evaluate", evaluate_command, "score a saved classifier on labelled recordings")
+    _add_model(evaluate)
+    _add_config(evaluate)
+    evaluate.add_argument("--split", choices=["train", "valid", "test"], help="only this part of the data")
+    evaluate.add_argument("--out", metavar="FOLDER", help="write scores.json and confusion.png there")
+    _add_set(evaluate)
 
-    added = verb("predict", predict_command, "print the class of recordings as CSV")
-    _add_model(added)
-    added.add_argument("--all", action="store_true", help="the probability of every class, not the best one's")
-    added.add_argument("files", nargs="+", metavar="AUDIO", help="recordings")
+    predict = add_command("predict", predict_command, "print the class of recordings as CSV")
+    _add_model(predict)
+    predict.add_argument("--all", action="store_true", help="the probability of every class, not the best one's")
+    predict.add_argument("files", nargs="+", metavar="AUDIO", help="recordings")
+
+    compare = add_command("compare", compare_command, "run a table of methods, datasets and seeds")
+    compare.add_argument("--config", metavar="FILE.toml", required=True, help="what to compare on what")
+    _add_set(compare)
+    _add_quiet(compare)
+
+    help = "print how many parameters a configuration trains; needs no weights and no data"
+    count = add_command("count", count_command, help)
+    _add_config(count)
+    _add_set(count)
     return parser
 
 
@@ -87,7 +86,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
-    help = "what to do; of several, later ones stand above earlier ones: a method's file, then its data's"
+    help = "what to do; of several, later ones override earlier ones: a method's file, then its data's"
     parser.add_argument("--config", metavar="FILE.toml", action="append", help=help)
 
 
@@ -96,70 +95,56 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help=help)
 
 
+def _add_quiet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="without progress bars")
+
+
 def fit_command(args: argparse.Namespace) -> int:
-    """``fit``: scores of every run as lines, and their mean and spread."""
+    """Run ``fit``: print the scores of every run, and their mean and spread."""
     config = read_config(args.config, args.set)
-    rows = run(config, progress=not args.quiet)
+    rows = run_experiment(config, progress=not args.quiet)
     for row in rows:
-        scores = "  ".join(f"{name} {100 * row[name]:.1f}" for name in summary([row]) if name in SHARES)
+        scores = "  ".join(f"{name} {100 * row[name]:.1f}" for name in PERCENT_SCORES if name in row)
         print(f"{row['division']}, seed {row['seed']}: {scores}  (epoch {row['epoch']})")
-    for name, value in summary(rows).items():
-        factor, unit = (100, " %") if name in SHARES else (1, "")
+    for name, value in summarize(rows).items():
+        factor, unit = (100, " %") if name in PERCENT_SCORES else (1, "")
         print(f"{name}: {factor * value['mean']:.2f} ± {factor * value['std']:.2f}{unit}")
     print(f"Written to {config.out}")
     return 0
 
 
 def count_command(args: argparse.Namespace) -> int:
-    """``count``: one JSON object."""
-    config = read_config(args.config, args.set)
-    if (count := config.classes) is None:
-        raise ValueError("how many classes? --set classes=N")
-    if not hasattr(sized_backbone(config.backbone).front, "frames"):
-        config = replace(config, frames=None)  # they change AST's count alone, and nothing is heard here
-    model = build(config, [str(i) for i in range(count)], count_only=True)
-    print(json.dumps(model.count()))
+    """Run ``count``: print one JSON object."""
+    print(json.dumps(parameter_counts(read_config(args.config, args.set))))
     return 0
 
 
 def compare_command(args: argparse.Namespace) -> int:
-    """``compare``: the table as Markdown."""
-    cells = read_comparison(args.config, args.set)
-    out = Path(cells[0].config.out).parents[2]
-    rows = compare(cells, out, progress=not args.quiet)
-    print("\n".join(markdown(rows)))
-    print(f"Written to {out}: table.csv, table.md, table.png")
+    """Run ``compare``: print the table as Markdown."""
+    comparison = read_comparison(args.config, args.set)
+    rows = run_comparison(comparison, progress=not args.quiet)
+    print("\n".join(markdown_table(rows)))
+    print(f"Written to {comparison.out}: table.csv, table.md, table.png")
     return 0
 
 
 def evaluate_command(args: argparse.Namespace) -> int:
-    """``evaluate``: scores as one JSON object."""
+    """Run ``evaluate``: print the scores as one JSON object."""
     config = read_config(args.config, args.set)
-    if not config.dataset or not config.root:
-        raise ValueError("which recordings? --set dataset=NAME --set root=FOLDER")
-    dataset = read_public_dataset(config.dataset, config.root, **config.reader)
-    if args.split:
-        dataset = dataset.split(args.split)
-        if not len(dataset):
-            raise ValueError(f"these data have no part {args.split!r}")
-    model = AudioClassifier.load(args.model, args.backbone, args.device or config.device)
-    evaluation = model.evaluate(dataset, config.recipe.batch_size, config.cache, progress=True)
-    if args.out:
-        out = Path(args.out)
-        write_json(out / "scores.json", evaluation.scores | {"clips": len(dataset)})
-        if not dataset.multi_label:
-            save_figure(draw_confusion(evaluation.confusion, model.classes), out / "confusion.png")
+    config = replace(config, device=args.device or config.device)
+    out = Path(args.out) if args.out else None
+    evaluation = evaluate_file(args.model, config, args.split, args.backbone, out, progress=True)
     print(json.dumps(to_jsonable(evaluation.scores)))
     return 0
 
 
 def predict_command(args: argparse.Namespace) -> int:
-    """``predict``: a line for each file."""
+    """Run ``predict``: print a line for each file."""
     model = AudioClassifier.load(args.model, args.backbone, args.device)
-    found = model.predict(args.files)
+    probabilities = model.predict(args.files)
     writer = csv.writer(sys.stdout)
     writer.writerow(["file", *(model.classes if args.all else ("label", "probability"))])
-    for name, row in zip(args.files, found):
+    for name, row in zip(args.files, probabilities):
         best = int(row.argmax())
         values = [f"{p:.4f}" for p in row] if args.all else [model.classes[best], f"{row[best]:.4f}"]
         writer.writerow([name, *values])

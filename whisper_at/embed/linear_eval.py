@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..adapt.waveforms import Waves
+from ..adapt.waveforms import WaveformDataset
 from ..checkpoints.files import read_tensors, save_safetensors
 from ..data.clips import Clip, Dataset
 from ..data.protocols import Split
@@ -105,7 +105,7 @@ def evaluate_layers(
     cache : str or path
         Folder of cached embeddings.
     audio_cache : str or path, optional
-        Folder of decoded audio; see `Waves`.
+        Folder of decoded audio; see `WaveformDataset`.
     progress : bool
         Show progress bars.
 
@@ -130,7 +130,7 @@ def evaluate_layers(
     if unknown := [i for layers in layer_sets for i in layers if i not in model.layers]:
         raise ValueError(f"a fusion names layer {unknown[0]}, but only {model.layers} are embedded")
     splits = {seed: split_dataset(dataset, seed, n_folds) for seed in seeds}
-    waves = Waves(dataset.clips, model.sample_rate, audio_cache, progress=progress)
+    waves = WaveformDataset(dataset.clips, model.sample_rate, audio_cache, progress=progress)
     from_start = embed_clips(model, waves, seconds, cache, progress=progress)
     targets, multi_label = dataset.targets(), dataset.multi_label
     length = round(seconds * model.sample_rate)
@@ -229,7 +229,7 @@ def _hold_out_validation(dataset: Dataset, split: Split, seed: int) -> Split:
 
 def embed_clips(
     model: Fusion,
-    waves: Waves,
+    waves: WaveformDataset,
     seconds: float,
     cache: str | os.PathLike[str],
     seed: int | None = None,
@@ -242,7 +242,7 @@ def embed_clips(
     ----------
     model : Fusion
         Network and layers.
-    waves : Waves
+    waves : WaveformDataset
         Waveforms of the clips.
     seconds : float
         Length to which clips are cut or padded with silence.
