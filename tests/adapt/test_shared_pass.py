@@ -31,11 +31,11 @@ RECIPE = Recipe(epochs=2, batch_size=4, lr=1e-2, select="-valid_loss")
 def sounds(tmp_path_factory) -> Dataset:
     folder = tmp_path_factory.mktemp("sounds")
     clips = []
-    for i in range(12):
+    for i in range(9):
         t = np.arange(round((1.0 + 0.35 * i) * 16000)) / 16000
         wave = [noise(len(t) / 16000, i)[: len(t)], np.sin(300 * t), np.sign(np.sin(9000 * t))][i % 3] * 0.2
         soundfile.write(folder / f"{i}.wav", wave, 16000)
-        clips.append(Clip(folder / f"{i}.wav", (CLASSES[i % 3],), "train" if i < 9 else "valid"))
+        clips.append(Clip(folder / f"{i}.wav", (CLASSES[i % 3],), "train" if i < 6 else "valid"))
     return Dataset(tuple(clips), CLASSES)
 
 
@@ -58,9 +58,9 @@ def test_clips_are_encoded_as_for_heads(model_en, sounds, cache, tmp_path):
     metadata = describe_features("random", model_en, "30+", dtype="float32")
     assert not extract_features(sounds.clips, tmp_path / "f", model_en, metadata)
     features = Features.open(tmp_path / "f")
-    numbers = features.hearings(features.find(sounds.clips))
-    for hearing, view in zip(numbers, source.views):
-        for number, (values, mask) in zip(hearing.tolist(), view):
+    numbers = features.view_indices(features.find(sounds.clips))
+    for rows, view in zip(numbers, source.views):
+        for number, (values, mask) in zip(rows.tolist(), view):
             wanted = torch.from_numpy(features.states(number).copy())
             assert mask.all()
             assert values[0].shape == wanted.shape
@@ -84,8 +84,8 @@ def test_evaluate_and_transcribe_agree(model_en, sounds, cache, options):
     model.fit(sounds.split("train"), sounds.split("valid"), RECIPE, cache=cache)
     assert model.windows
     found = model.evaluate(sounds, cache=cache).logits
-    batched = model.evaluate(sounds, batch_size=1, cache=cache).logits
-    np.testing.assert_allclose(found, batched, atol=1e-4)
+    single = model.evaluate(sounds.select([0, 8]), batch_size=1, cache=cache).logits
+    np.testing.assert_allclose(found[[0, 8]], single, atol=1e-4)
     model_en.attached.clear()
     model_en.attach("sounds", model)
     assert isinstance(model_en.attached["sounds"], StateClassifier)
@@ -108,8 +108,8 @@ def test_training_takes_two_views_of_a_clip_and_validation_all(model_en, sounds,
     real = Recipe.make_schedule
     monkeypatch.setattr(Recipe, "make_schedule", lambda self, steps: scored.append(steps) or real(self, steps))
     fitted = model.fit(sounds.split("train"), sounds.split("valid"), RECIPE, cache=cache)
-    assert drawn == [True] * 6
-    assert scored == [3]
+    assert drawn == [True] * 4
+    assert scored == [2]
     views = precompute_views(
         model.backbone, model.head, WaveformDataset(sounds.split("valid").clips, cache=cache), 4
     ).views

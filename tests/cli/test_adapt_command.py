@@ -213,7 +213,8 @@ def copied(sounds: Path, to: Path) -> Path:
 
 def test_a_run_with_other_clips_to_test_is_another_run(settings, sounds, tmp_path):
     root = copied(sounds, tmp_path / "copied")
-    config = make_config(settings | {"root": str(root), "recipe": settings["recipe"] | {"epochs": 1}})
+    settings |= {"root": str(root), "windows": False, "recipe": settings["recipe"] | {"epochs": 1}}
+    config = make_config(settings)
     run_experiment(config)
     (root / "test" / "low" / "0.wav").rename(root / "test" / "high" / "9.wav")
     with pytest.raises(ValueError, match="a run with other settings"):
@@ -221,10 +222,10 @@ def test_a_run_with_other_clips_to_test_is_another_run(settings, sounds, tmp_pat
 
 
 def test_settings_that_identify_a_run(settings, sounds):
-    config = make_config(settings | {"recipe": settings["recipe"] | {"epochs": 1}})
+    config = make_config(settings | {"windows": False, "recipe": settings["recipe"] | {"epochs": 1}})
     run_experiment(config)
-    dataset, (division,) = load_data(config)
-    lines = [f"{part} {dataset.clips[i].key}" for part in ("train", "valid", "test") for i in getattr(division, part)]
+    dataset, (split,) = load_data(config)
+    lines = [f"{part} {dataset.clips[i].key}" for part in ("train", "valid", "test") for i in getattr(split, part)]
     known = json.loads((Path(settings["out"]) / "splits-seed0" / "result.json").read_text())["settings"]
     assert known["clips"] == hashlib.sha256("\n".join(lines).encode()).hexdigest()
     assert known.keys() == {"config", "seed", "division", "clips"}
@@ -245,7 +246,8 @@ def test_several_labels_are_decided_by_the_whole_data(settings, tmp_path, sounds
         rows.append(f"{path},{'high;low' if i in (0, 6) else path.parent.name},{i % 3 + 1}")
     table = tmp_path / "table.csv"
     table.write_text("\n".join(rows) + "\n")
-    settings |= {"root": str(table), "protocol": "folds", "recipe": {"epochs": 1, "select": "mAP"}}
+    settings |= {"root": str(table), "protocol": "folds", "windows": False}
+    settings["recipe"] = {"epochs": 1, "select": "mAP"}
     assert adapt.main(["fit", "--quiet", *flags(settings)]) == 0
     assert "mAP: " in capsys.readouterr().out
     kinds = {AudioClassifier.load(path, device="cpu").kind for path in Path(settings["out"]).rglob("*.safetensors")}
@@ -279,7 +281,7 @@ def test_random_weights_are_the_same_again(settings, sounds, capsys):
         ({"only": [1]}, "splits 0 to 0"),
         ({"method": "lorra"}, "no method is called 'lorra'"),
         ({"method": {"name": "lora", "sites": ["value"]}}, "site of lora must be one of"),
-        ({"method": {"name": "lora", "ranks": 3}}, "lora has no setting 'ranks'"),
+        ({"method": {"name": "lora", "ranks": 3}}, "lora has no option 'ranks'"),
         ({"pooling": "cls_dist"}, "0 special tokens"),
         ({"head": "mlp"}, "head must be one of"),
         ({"frames": 400}, "frames is for AST"),
