@@ -1,1 +1,1 @@
-"""Recipe of nano.en, the miniature Whisper inside the package: see README.md."""
+"""Training recipe of nano.en, the miniature Whisper inside the package; see README.md."""

@@ -243,7 +243,7 @@ def test_real_fsdd(data):
     assert len(make_splits(speakers, "folds")) == 5
 
 
-def test_what_is_not_there_is_said(tmp_path):
+def test_missing_data_are_reported(tmp_path):
     with pytest.raises(ValueError, match="did you mean 'esc50'"):
         read_public_dataset("esc5", tmp_path)
     with pytest.raises(FileNotFoundError, match="no such folder"):
@@ -271,7 +271,7 @@ def test_what_is_not_there_is_said(tmp_path):
         ("esc50", {"root": "x"}, "has no option 'root'"),
     ],
 )
-def test_options_that_a_reader_does_not_have_are_named(tmp_path, name, options, message):
+def test_unknown_options_are_named(tmp_path, name, options, message):
     with pytest.raises(ValueError, match=message):
         read_public_dataset(name, tmp_path, **options)
 
@@ -285,6 +285,6 @@ def test_options_of_a_table_reach_its_reader(tmp_path):
     )
 
 
-def test_collections_go_by_the_names_of_their_papers():
+def test_datasets_go_by_the_names_of_their_papers():
     for name, key in (("Fluent Speech Commands", "fsc"), ("BirdCLEF", "birdclef2022"), ("Speech Commands V2", "gsc")):
         assert datasets.canonical_name(name) == key

@@ -18,7 +18,7 @@ def test_s4_one_order_of_emotions_in_every_corpus(tmp_path):
         assert set(emotion.FOUR_EMOTIONS) < set(codes.values()) <= set(emotion.EMOTIONS)
 
 
-def test_iemocap_knows_who_speaks(tmp_path):
+def test_groups_of_iemocap_are_speakers(tmp_path):
     iemocap(tmp_path)
     dataset = read_public_dataset("IEMOCAP", tmp_path)
     assert [clip.group for clip in dataset.clips[:5]] == ["Ses01F", "Ses01F", "Ses01F", "Ses01M", "Ses01M"]

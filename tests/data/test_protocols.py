@@ -38,7 +38,7 @@ def test_p10_every_protocol_tests_all_and_mixes_nothing(tmp_path):
         assert sorted(tested.tolist()) == list(everything), protocol
 
 
-def test_folds_turn_as_in_petl_ast():
+def test_folds_rotate_as_in_petl_ast():
     esc = make(fold=list("12345"))
     found = [tuple(folds_of(esc, part) for part in division[1:]) for division in make_splits(esc, "folds")]
     assert found[:3] == [("1 2 3", "4", "5"), ("2 3 4", "5", "1"), ("3 4 5", "1", "2")]
@@ -48,7 +48,7 @@ def test_folds_turn_as_in_petl_ast():
     assert len(first.valid) == 1  # P10: one of the nine training folds chooses the epoch, not the test
 
 
-def test_iemocap_divisions_of_both_papers(tmp_path):
+def test_splits_of_iemocap_in_both_papers(tmp_path):
     iemocap(tmp_path)
     dataset = read_public_dataset("iemocap", tmp_path)
     found = [tuple(folds_of(dataset, part) for part in division[1:]) for division in make_splits(dataset, "sessions")]
@@ -90,7 +90,7 @@ def test_few_shot_takes_from_training_only():
         protocols.few_shot_split(dataset, whole, 0, 1)
 
 
-def test_wrong_divisions_are_refused():
+def test_invalid_protocols_are_rejected():
     with pytest.raises(ValueError, match="did you mean 'folds'"):
         make_splits(make(fold=list("123")), "fold")
     with pytest.raises(ValueError, match="have no speaker"):

@@ -48,7 +48,7 @@ def test_a_train_is_also_a_sound(tmp_path):
     assert read_dataset(tmp_path).classes == ("bird", "dog", "train")
 
 
-def test_what_this_program_wrote_is_no_class(tmp_path):
+def test_output_folders_are_not_classes(tmp_path):
     touch(
         tmp_path,
         f"f/{METADATA_FILE}",
@@ -110,7 +110,7 @@ def test_tables(tmp_path):
         ("path,label,split\na.wav,dog,half\n", "line 2: split is 'half'; it may be train,"),
     ],
 )
-def test_wrong_tables_are_told_by_line(tmp_path, text, message):
+def test_errors_in_tables_name_the_line(tmp_path, text, message):
     (tmp_path / "table.csv").write_text(text)
     with pytest.raises(ValueError, match=f"table.csv.*{message}"):
         read_dataset(tmp_path / "table.csv")
@@ -145,7 +145,7 @@ def test_json_of_earlier_recipes(tmp_path):
         read_dataset(path, labels)
 
 
-def test_what_is_no_data(tmp_path):
+def test_paths_without_a_dataset_are_rejected(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such data"):
         read_dataset(tmp_path / "absent")
     with pytest.raises(ValueError, match="one folder per class"):

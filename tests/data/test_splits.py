@@ -19,7 +19,7 @@ def make_dataset(*rows: tuple[str, str], **fields: list[str]) -> Dataset:
     return Dataset(tuple(clips), tuple(sorted({label for clip in clips for label in clip.labels})))
 
 
-def test_the_datas_own_folds():
+def test_folds_of_the_dataset():
     found = folds(make_dataset(("a", "x"), ("b", "y"), ("c", "x"), fold=["2", "1", "2"]))
     assert [(train.tolist(), test.tolist()) for train, test in found] == [([0, 2], [1]), ([1], [0, 2])]
 
@@ -61,7 +61,7 @@ def test_every_class_stays_in_training(seed):
     assert set(dataset.classes) == {label for i in kept for label in dataset.clips[i].labels}
 
 
-def test_few_shot_takes_as_many_of_each():
+def test_few_shot_takes_k_clips_of_each_class():
     dataset = make_dataset(*[(f"{i}", "xyz"[i % 3]) for i in range(30)], ("last", "w"))
     chosen = few_shot(dataset, 4, seed=1)
     assert dataset.select(chosen).targets().sum(0).tolist() == [1, 4, 4, 4]

@@ -4,20 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.io import wavfile
+from study_data import RATE, tone, write_wav
 
 from whisper_at.data.utterances import read_digit_strings, read_librispeech
-
-RATE = 16000
-
-
-def tone(seconds: float, frequency: float = 440.0, level: float = 0.5) -> np.ndarray:
-    return (level * np.sin(2 * np.pi * frequency * np.arange(round(seconds * RATE)) / RATE)).astype(np.float32)
-
-
-def write_wav(path, audio: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    wavfile.write(path, RATE, (audio * 32767).astype(np.int16))
 
 
 def test_librispeech_is_read_in_the_order_of_its_names(tmp_path):

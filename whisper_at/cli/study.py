@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..study.config import StudyConfig, read_study
-from ..study.noises import clips_by_class
-from ..study.probes import (
+from ..study.layer_probes import (
     Probe,
     average_folds,
     encode_clips,
@@ -20,6 +19,7 @@ from ..study.probes import (
     read_probes,
     write_probes,
 )
+from ..study.noises import clips_by_class
 from ..study.recognisers import load_recogniser
 from ..study.results import NOISE_CSV, PROBE_CSV, write_results
 from ..study.transcriptions import error_table, errors_by_snr, transcribe_noisy

@@ -12,9 +12,9 @@ from ..data import Dataset
 from ..data.toml import read_toml
 from ..data.utterances import Utterance, read_digit_strings, read_librispeech
 from ..data.validation import coerce, unknown_name
+from .layer_probes import CLASSIFIERS
 from .mixing import SNRS
 from .noises import read_noises
-from .probes import CLASSIFIERS
 from .recognisers import parse_recogniser
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..train.plots import COLOURS, GREY, STYLES, new_figure
-from .probes import AVERAGE, INPUT, layer_values
+from .layer_probes import AVERAGE, INPUT, layer_values
 from .robustness import Correlation, bootstrap_line
 from .wer import WordErrors
 
@@ -56,7 +56,7 @@ def draw_layers(accuracy: Mapping[str, Mapping[str, float]], chance: float | Non
     Parameters
     ----------
     accuracy : mapping
-        Accuracy by backbone and layer (`probes.average_folds`). The input and the average are open marks.
+        Accuracy by backbone and layer (`layer_probes.average_folds`). The input and the average are open marks.
     chance : float, optional
         Accuracy of guessing, drawn as a dashed line.
     """

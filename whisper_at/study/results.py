@@ -11,7 +11,7 @@ from ..checkpoints.files import write_text
 from ..train.plots import save_figure
 from . import figures
 from .config import RobustnessConfig, StudyConfig
-from .probes import AVERAGE, INPUT, average_folds, layer_values, read_probes
+from .layer_probes import AVERAGE, INPUT, average_folds, layer_values, read_probes
 from .robustness import Correlation, best_layers, correlate, word_error_increase
 from .transcriptions import CLEAN, Transcription, error_table, errors_by_snr, read_transcriptions
 from .wer import WordErrors

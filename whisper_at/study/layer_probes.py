@@ -15,8 +15,7 @@ from safetensors.numpy import load_file
 from tqdm import tqdm
 
 from ..checkpoints.files import atomic_write, save_safetensors
-from ..data.clips import Clip, Dataset
-from ..data.splits import folds
+from ..data import Clip, Dataset, folds
 from ..train.encode import load_clip
 from ..train.feature_files import size_and_mtime
 
