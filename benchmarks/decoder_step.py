@@ -6,7 +6,7 @@
 
 A step gives every row (a beam, or a sample) of one window its next token. Weights are random (see weights.py); figures
 are medians of steps from the fifth token on. The columns: whisper_at's compiled kernels; whisper_at by PyTorch, which
-it uses for more rows than `cpu_kernels.MOST_TOKENS`; openai-whisper. Three precisions: "half" is float32 with weights
+it uses for more rows than `MAX_KERNEL_TOKENS`; openai-whisper. Three precisions: "half" is float32 with weights
 that are exact in half precision, as those of official checkpoints are, and stored so; "float32" is with weights that
 are not; "int8". On a GPU there are no kernels, and all compute in half precision: PyTorch against openai-whisper.
 
@@ -104,11 +104,11 @@ def make_decoder(model: Any, precision: str) -> Any:
 
 
 def start_whisper_at(decoder: Any, features: torch.Tensor, rows: int) -> Step:
-    from whisper_at.engine.decoder import Rows
+    from whisper_at.engine.kv_cache import DecoderState
 
-    sequences = Rows(decoder, decoder.hear(features), rows)
-    sequences.start(torch.tensor([PROMPT_TOKENS], device=features.device))
-    return sequences.step
+    state = DecoderState(decoder, decoder.precompute_cross_kv(features), rows)
+    state.prefill(torch.tensor([PROMPT_TOKENS], device=features.device))
+    return state.step
 
 
 def start_openai(model: Any, features: torch.Tensor, rows: int) -> Step:
@@ -150,26 +150,24 @@ def measure(model: Any, precision: str, rows_tried: list[int], steps: int, repea
     decoder, dims, device = make_decoder(model, precision), model.dims, model.device.type
     features = torch.randn(1, dims.n_audio_ctx, dims.n_audio_state, generator=torch.Generator().manual_seed(0))
     features = features.to(device, decoder.dtype)
-    limit = cpu_kernels.MOST_TOKENS
+    limit = cpu_kernels.MAX_KERNEL_TOKENS
     for rows in rows_tried:
         times: dict[str, list[float]] = {"kernels": [], "torch": [], "openai": []}
         for _ in range(repeat):
             for name, max_tokens in (("kernels", NO_LIMIT), ("torch", 0))[device == "cuda" :]:
-                cpu_kernels.MOST_TOKENS = max_tokens
+                cpu_kernels.MAX_KERNEL_TOKENS = max_tokens
                 times[name] += time_steps(start_whisper_at(decoder, features, rows), rows, steps, device)
             if precision != "int8":
                 times["openai"] += time_steps(start_openai(model, features, rows), rows, steps, device)
-        cpu_kernels.MOST_TOKENS = limit
+        cpu_kernels.MAX_KERNEL_TOKENS = limit
         yield Result(rows, *(statistics.median(s) if s else None for s in times.values()))  # type: ignore[arg-type]
 
 
 def bytes_read(model: Any, precision: str) -> tuple[int, int]:
     """Return the bytes that a step reads: of the decoder's weights, and of the cross-attention's keys and values."""
-    from whisper_at.engine.speculative import bytes_read as weights_read
-
     decoder, dims = make_decoder(model, precision), model.dims
-    cross = 2 * dims.n_text_layer * dims.n_audio_ctx * dims.n_text_state * decoder.heard.itemsize
-    return weights_read(decoder), cross
+    cross = 2 * dims.n_text_layer * dims.n_audio_ctx * dims.n_text_state * decoder.cross_kv_dtype.itemsize
+    return decoder.weight_bytes(), cross
 
 
 def crossing(results: list[Result]) -> str:

@@ -26,7 +26,7 @@ from common import machine_info, write_results
 from weights import SIZES, dimensions
 from whisper.model import ModelDimensions, Whisper
 
-from whisper_at.engine.encoder_bf16 import Encoder
+from whisper_at.engine.encoder_bf16 import EncoderBF16
 from whisper_at.model import WhisperAT
 
 
@@ -52,8 +52,8 @@ def main() -> None:
             "float32, openai-whisper": upstream,
             "bfloat16, openai-whisper": lambda mel, upstream=upstream: upstream(mel.bfloat16()).float(),
         }
-        if Encoder.fits(model.encoder):  # else there are no kernels for this processor
-            encoders["bfloat16, whisper_at"] = Encoder(model.encoder)
+        if EncoderBF16.fits(model.encoder):  # else there are no kernels for this processor
+            encoders["bfloat16, whisper_at"] = EncoderBF16(model.encoder)
         with torch.no_grad():
             exact = upstream(mel)
             differences = {  # a warm-up as well: kernels are compiled

@@ -24,7 +24,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's whisper_at, installed or not
 
 import whisper_at
-from whisper_at.engine.decoder import Rows
+from whisper_at.engine.kv_cache import DecoderState
 from whisper_at.study.wer import word_errors
 
 SAMPLES = [Path(__file__).parents[1] / "sample" / name for name in ("speech.flac", "street.ogg", "sounds.ogg")]
@@ -35,8 +35,9 @@ MAX_TOKENS = 224  # after which logits are compared; a window has no more
 def decoder_logits(model: whisper_at.WhisperAT, mel: Tensor, tokens: Tensor) -> Tensor:
     """Return decoding's logits, float32, shape (n, vocabulary), after each of the tokens (1, n) of a window."""
     half = model.compute_type == "float16"
-    rows = Rows(model.fast_decoder(torch.float16 if half else torch.float32), model.hear(model.embed_audio(mel)))
-    return rows.start(tokens, at=range(tokens.shape[1]))[0].cpu()
+    decoder = model.fast_decoder(torch.float16 if half else torch.float32)
+    state = DecoderState(decoder, model.precompute_cross_kv(model.embed_audio(mel)))
+    return state.prefill(tokens, logits_at=range(tokens.shape[1]))[0].cpu()
 
 
 def read_windows(model: whisper_at.WhisperAT, path: Path, result: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:

@@ -35,7 +35,7 @@ def make_model(size: str, copy: bool) -> Any:
     """Make a random WhisperAT and its draft: its first two decoder layers, the others silenced; or a copy of it."""
     from whisper.model import ModelDimensions
 
-    from whisper_at.engine.speculative import Draft
+    from whisper_at.engine.speculative import DraftModel
     from whisper_at.model import WhisperAT
 
     dims = {**weights.dimensions(size), "n_audio_layer": 1}  # the encoder is not used
@@ -49,16 +49,16 @@ def make_model(size: str, copy: bool) -> Any:
             tensor.zero_()
     model = WhisperAT(ModelDimensions(**dims)).eval()
     model.load_state_dict(state)
-    model.draft = Draft(dims if copy else {**dims, "n_text_layer": DRAFT_LAYERS}, draft_state)
+    model.draft = DraftModel(dims if copy else {**dims, "n_text_layer": DRAFT_LAYERS}, draft_state)
     return model
 
 
 @contextmanager
 def corrupt_guesses(share_right: float) -> Iterator[None]:
     """Keep every guess with this probability, and else replace it by another token."""
-    from whisper_at.engine.speculative import Drafted
+    from whisper_at.engine.speculative import SpeculativeDecoder
 
-    guess, random = Drafted._guess, np.random.default_rng(0)
+    guess, random = SpeculativeDecoder._draft, np.random.default_rng(0)
 
     def corrupted(self: Any, most: int) -> Any:
         guesses = guess(self, most)
@@ -66,11 +66,11 @@ def corrupt_guesses(share_right: float) -> Iterator[None]:
             guesses[0, i] = guesses[0, i] if random.random() < share_right else (guesses[0, i] + 1) % weights.EOT
         return guesses
 
-    Drafted._guess = corrupted  # type: ignore[method-assign]
+    SpeculativeDecoder._draft = corrupted  # type: ignore[method-assign]
     try:
         yield
     finally:
-        Drafted._guess = guess  # type: ignore[method-assign]
+        SpeculativeDecoder._draft = guess  # type: ignore[method-assign]
 
 
 def measure(size: str, tokens: int, repeat: int, copy: bool) -> list[dict[str, Any]]:
@@ -87,7 +87,7 @@ def measure(size: str, tokens: int, repeat: int, copy: bool) -> list[dict[str, A
 
     def run(with_draft: bool) -> tuple[float, list[int]]:
         model.draft = draft if with_draft else None
-        heard = model.hear(features)
+        heard = model.precompute_cross_kv(features)
         start = time.perf_counter()
         decoded = model.decode(heard, options)[0].tokens
         return time.perf_counter() - start, decoded
@@ -96,7 +96,7 @@ def measure(size: str, tokens: int, repeat: int, copy: bool) -> list[dict[str, A
     rows = []
     for share in SHARES_RIGHT[:1] if copy else SHARES_RIGHT:
         with corrupt_guesses(share):
-            draft.trust, draft.alone = 0.8, 0
+            draft.acceptance_rate, draft.steps_without_draft = 0.8, 0
             run(with_draft=True)  # so that the acceptance rate is known
             rounds = [(run(with_draft=False), run(with_draft=True)) for _ in range(repeat)]
         equal = all(plain[1] == drafted[1] for plain, drafted in rounds)

@@ -82,18 +82,18 @@ def tagging_calls() -> list[TimedCall]:
 def all_calls() -> list[TimedCall]:
     """Return the calls that make up a transcription, by stage in the order of a run."""
     from whisper_at import decoding, mel
-    from whisper_at.engine import decoder
+    from whisper_at.engine import decoder, kv_cache
     from whisper_at.model import WhisperAT
 
     return [
         TimedCall("mel", mel.LogMel, "__init__"),
         TimedCall("mel", mel.LogMel, "window"),
         TimedCall("encoder", WhisperAT, "_embed"),
-        TimedCall("cross keys, values", decoder.Decoder, "hear"),
-        TimedCall("decoder: prompt", decoder.Rows, "start"),
-        TimedCall("decoder: steps", decoder.Rows, "step"),
+        TimedCall("cross keys, values", decoder.Decoder, "precompute_cross_kv"),
+        TimedCall("decoder: prompt", kv_cache.DecoderState, "prefill"),
+        TimedCall("decoder: steps", kv_cache.DecoderState, "step"),
         TimedCall("decoder: logits", decoder.Decoder, "logits"),
-        TimedCall("rules, choice", decoding._Rules, "apply"),
+        TimedCall("rules, choice", decoding._LogitRules, "apply"),
         TimedCall("rules, choice", decoding._Greedy, "update"),
         TimedCall("rules, choice", decoding._upstream.GreedyDecoder, "update"),
         TimedCall("rules, choice", decoding._BeamSearch, "update"),

@@ -166,7 +166,7 @@ def test_a_directory_is_not_audio(in_tmp):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a script stands in for ffmpeg")
-def test_many_complaints_do_not_block_and_only_the_last_is_told(in_tmp, monkeypatch):
+def test_many_errors_do_not_block_and_only_the_last_is_reported(in_tmp, monkeypatch):
     """More on stderr than a pipe holds, before any sample: a reader of one pipe at a time would hang here."""
     script = in_tmp / "ffmpeg"
     script.write_text(
@@ -206,12 +206,12 @@ def test_a_stream_that_is_dropped_ends_its_ffmpeg(in_tmp, monkeypatch):
     processes = []
     popen = subprocess.Popen
 
-    def remember(*args, **kwargs):
+    def record(*args, **kwargs):
         processes.append(popen(*args, **kwargs))
         return processes[-1]
 
     soundfile.write("long.wav", np.zeros(16000 * 120, np.int16), 16000)
-    monkeypatch.setattr(audio.subprocess, "Popen", remember)
+    monkeypatch.setattr(audio.subprocess, "Popen", record)
     blocks = audio.stream_audio("long.wav", seconds=0.1)
     next(blocks)
     blocks.close()

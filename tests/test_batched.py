@@ -221,7 +221,7 @@ def test_nothing_of_a_batch_that_was_too_much_is_kept(model_en, monkeypatch):
         encoded = real(model, features)
         refs.append(weakref.ref(encoded.keys))
         if len(features) > 1:
-            model._decoder.steps.append("a step of this shape")
+            model._decoder.cached_steps.append("a step of this shape")
             raise torch.OutOfMemoryError("as a GPU says it")
         return encoded
 
@@ -230,7 +230,7 @@ def test_nothing_of_a_batch_that_was_too_much_is_kept(model_en, monkeypatch):
         model_en.transcribe(noise(70), batch_size=4, **OPTIONS)
     assert len(alive) >= 5
     assert set(alive) == {0}
-    assert not model_en._decoder.steps
+    assert not model_en._decoder.cached_steps
 
 
 def test_too_much_even_alone_is_reported(model_en, monkeypatch):

@@ -1,4 +1,4 @@
-"""The mel in pieces: upstream's numbers at every length, and memory that does not grow with the recording."""
+"""The mel in blocks: upstream's numbers at every length, and memory that does not grow with the recording."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ BLOCK = 100  # frames; small, so that a few seconds make many blocks
 EDGE = BLOCK * 160
 
 
-def whole(samples: np.ndarray | torch.Tensor, n_mels: int = 80) -> torch.Tensor:
-    """What the installed openai-whisper's `transcribe` makes of the samples."""
+def upstream_mel(samples: np.ndarray | torch.Tensor, n_mels: int = 80) -> torch.Tensor:
+    """Compute what the installed openai-whisper's `transcribe` decodes from."""
     return whisper.log_mel_spectrogram(samples, n_mels, padding=SILENCE)
 
 
-def everything(spectrogram: LogMel) -> torch.Tensor:
+def all_frames(spectrogram: LogMel) -> torch.Tensor:
     return spectrogram.window(0, spectrogram.n_frames)
 
 
@@ -40,11 +40,11 @@ def everything(spectrogram: LogMel) -> torch.Tensor:
 def test_up_to_one_block_it_is_upstreams_to_the_last_bit(samples, n_mels):
     sound = noise(30, 1)[:samples]
     sound = sound + np.float32(0.01)  # the first samples count
-    expected = whole(sound, n_mels)
+    expected = upstream_mel(sound, n_mels)
     with LogMel(sound, n_mels) as spectrogram:
         assert spectrogram.n_frames == expected.shape[1]
         assert spectrogram.content_frames == expected.shape[1] - 3000
-        assert torch.equal(everything(spectrogram), expected)
+        assert torch.equal(all_frames(spectrogram), expected)
 
 
 LENGTHS = [blocks * EDGE + extra for blocks in (1, 2, 5) for extra in (-401, -201, -200, -1, 0, 1, 160, 200, 201, 400)]
@@ -54,18 +54,18 @@ LENGTHS = [blocks * EDGE + extra for blocks in (1, 2, 5) for extra in (-401, -20
 @pytest.mark.parametrize("as_tensor", [False, True])
 def test_many_blocks_are_upstreams(samples, as_tensor):
     sound = noise(6, 2)[:samples]
-    expected = whole(sound)
+    expected = upstream_mel(sound)
     with LogMel(torch.from_numpy(sound) if as_tensor else sound, block_frames=BLOCK) as spectrogram:
         assert spectrogram.n_frames == expected.shape[1]
         # products of fewer columns may be summed in another order: the last bit of a number near 1
-        torch.testing.assert_close(everything(spectrogram), expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(all_frames(spectrogram), expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("block_frames", [3, 4, 7, 50])
 def test_blocks_may_be_as_short_as_a_window(block_frames):
     sound = noise(2, 3)
     with LogMel(sound, block_frames=block_frames) as spectrogram:
-        torch.testing.assert_close(everything(spectrogram), whole(sound), atol=1e-6, rtol=0)
+        torch.testing.assert_close(all_frames(spectrogram), upstream_mel(sound), atol=1e-6, rtol=0)
     with pytest.raises(ValueError, match="block_frames must be at least 3"):
         LogMel(sound, block_frames=2)
 
@@ -73,15 +73,15 @@ def test_blocks_may_be_as_short_as_a_window(block_frames):
 def test_several_blocks_of_the_usual_size():
     sound = noise(95.3, 4)
     with LogMel(sound) as spectrogram:
-        torch.testing.assert_close(everything(spectrogram), whole(sound), atol=1e-6, rtol=0)
+        torch.testing.assert_close(all_frames(spectrogram), upstream_mel(sound), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("loud_at", [0.0, 2.5, 4.95, 4.99999])
 def test_the_loudest_moment_decides_wherever_it_is(loud_at):
-    """Also in the last samples, which only frames of the silence behind hear whole."""
+    """Also in the last samples, which lie in the middle of frames of the silence only."""
     sound = noise(5) * np.float32(1e-4)
     sound[round(loud_at * 16000) :][:400] = 0.9
-    expected = whole(sound)
+    expected = upstream_mel(sound)
     with LogMel(sound, block_frames=BLOCK) as spectrogram:
         torch.testing.assert_close(spectrogram.window(100, 200), expected[:, 100:200], atol=1e-6, rtol=0)
     assert (expected == expected.min()).float().mean() > 0.9  # nearly all is cut off at 8 below the loudest
@@ -91,8 +91,8 @@ def test_a_sample_that_is_not_a_number_spoils_all_as_upstream():
     sound = noise(3)
     sound[20000] = np.nan
     with LogMel(sound, block_frames=BLOCK) as spectrogram:
-        assert everything(spectrogram).isnan().all()
-        assert whole(sound).isnan().all()
+        assert all_frames(spectrogram).isnan().all()
+        assert upstream_mel(sound).isnan().all()
 
 
 @pytest.mark.parametrize(
@@ -106,22 +106,22 @@ def test_a_window_is_a_slice(start, end, in_memory):
         first = spectrogram.window(start, end)
         assert first.dtype == torch.float32
         assert first.is_contiguous()
-        assert torch.equal(first, whole(sound)[:, start:end])
+        assert torch.equal(first, upstream_mel(sound)[:, start:end])
         first.zero_()
-        assert torch.equal(spectrogram.window(start, end), whole(sound)[:, start:end])
+        assert torch.equal(spectrogram.window(start, end), upstream_mel(sound)[:, start:end])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_samples_of_half_precision(dtype):
     sound = torch.from_numpy(noise(3)).to(dtype)
     with LogMel(sound, block_frames=BLOCK) as spectrogram:
-        torch.testing.assert_close(everything(spectrogram), whole(sound), atol=1e-6, rtol=0)
+        torch.testing.assert_close(all_frames(spectrogram), upstream_mel(sound), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.int16])
 def test_samples_of_another_type_are_refused_as_upstream_does(dtype):
     with pytest.raises(RuntimeError):
-        whole(noise(1).astype(dtype))
+        upstream_mel(noise(1).astype(dtype))
     with pytest.raises(RuntimeError, match=f"^audio must be float32 between -1 and 1, not {dtype.__name__}; "):
         LogMel(noise(1).astype(dtype))
 
@@ -136,13 +136,13 @@ def test_several_channels_are_refused():
 @pytest.mark.parametrize("seconds", [0.5, 3.0, 3.17])
 def test_a_path_is_what_load_audio_reads(tmp_path, seconds):
     soundfile.write(tmp_path / "a.wav", noise(seconds), 16000)
-    expected = whole(audio.load_audio(tmp_path / "a.wav"))
+    expected = upstream_mel(audio.load_audio(tmp_path / "a.wav"))
     for path in (tmp_path / "a.wav", str(tmp_path / "a.wav")):
         with LogMel(path, block_frames=BLOCK) as spectrogram:
-            torch.testing.assert_close(everything(spectrogram), expected, atol=1e-6, rtol=0)
-    with LogMel(audio.load_audio(tmp_path / "a.wav"), block_frames=BLOCK) as from_array:
-        with LogMel(tmp_path / "a.wav", block_frames=BLOCK) as from_path:
-            assert torch.equal(everything(from_path), everything(from_array))
+            torch.testing.assert_close(all_frames(spectrogram), expected, atol=1e-6, rtol=0)
+    array = LogMel(audio.load_audio(tmp_path / "a.wav"), block_frames=BLOCK)
+    with array, LogMel(tmp_path / "a.wav", block_frames=BLOCK) as from_path:
+        assert torch.equal(all_frames(from_path), all_frames(array))
 
 
 # ------------------------------------------------------------------------------------------ the temporary file
@@ -150,15 +150,15 @@ def test_a_path_is_what_load_audio_reads(tmp_path, seconds):
 
 @pytest.fixture
 def files(monkeypatch: pytest.MonkeyPatch) -> list:
-    """The temporary files made, in order."""
+    """Return the temporary files that are made, in order."""
     made: list = []
     spooled = mel.tempfile.SpooledTemporaryFile
 
-    def remember(*args, **kwargs):
+    def record(*args, **kwargs):
         made.append(spooled(*args, **kwargs))
         return made[-1]
 
-    monkeypatch.setattr(mel.tempfile, "SpooledTemporaryFile", remember)
+    monkeypatch.setattr(mel.tempfile, "SpooledTemporaryFile", record)
     return made
 
 
@@ -211,7 +211,7 @@ def test_a_full_disk_is_one_clear_error(files, monkeypatch, tmp_path, room):
     processes = []
     popen = subprocess.Popen
 
-    def remember(*args, **kwargs):
+    def record(*args, **kwargs):
         processes.append(popen(*args, **kwargs))
         return processes[-1]
 
@@ -235,7 +235,7 @@ def test_a_full_disk_is_one_clear_error(files, monkeypatch, tmp_path, room):
 
     soundfile.write(tmp_path / "a.wav", noise(60), 16000)
     audio.ffmpeg_binary()  # finding it may start one
-    monkeypatch.setattr(audio.subprocess, "Popen", remember)
+    monkeypatch.setattr(audio.subprocess, "Popen", record)
     monkeypatch.setattr(mel.tempfile, "SpooledTemporaryFile", lambda **_: files.append(FullDisk()) or files[-1])
     with pytest.raises(RuntimeError) as caught:
         LogMel(tmp_path / "a.wav", block_frames=BLOCK)
@@ -249,7 +249,7 @@ def test_a_full_disk_is_one_clear_error(files, monkeypatch, tmp_path, room):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_disk_for_real(monkeypatch):
-    monkeypatch.setattr(mel.tempfile, "SpooledTemporaryFile", lambda **_: open("/dev/full", "r+b"))
+    monkeypatch.setattr(mel.tempfile, "SpooledTemporaryFile", lambda **_: open("/dev/full", "r+b"))  # noqa: SIM115
     with pytest.raises(RuntimeError, match="cannot store the mel spectrogram on disk: No space left on device"):
         LogMel(noise(1))
 
@@ -280,20 +280,21 @@ def test_memory_does_not_grow_with_length():
     command = [sys.executable, str(ROOT / "benchmarks" / "memory.py"), "--mel-only", "--in-memory", "4"]
     done = subprocess.run([*command, "0.05", "0.5"], capture_output=True, text=True, check=True)
     peaks = [float(line.split()[1]) for line in done.stdout.splitlines()[1:]]
-    assert len(peaks) == 2 and peaks[1] - peaks[0] < 25, done.stdout
+    assert len(peaks) == 2, done.stdout
+    assert peaks[1] - peaks[0] < 25
 
 
 def test_blocks_are_made_one_at_a_time(monkeypatch):
-    """No piece of audio is asked for before the mel of the one before is stored."""
+    """No block of audio is read before the mel of the one before is stored."""
     order: list[str] = []
 
-    def pieces(*_, **__):
+    def blocks(*_, **__):
         for _ in range(4):
             order.append("audio")
             yield noise(1)
 
     append = LogMel._append
-    monkeypatch.setattr(mel, "stream_audio", pieces)
+    monkeypatch.setattr(mel, "stream_audio", blocks)
     monkeypatch.setattr(LogMel, "_append", lambda self, block: (order.append("mel"), append(self, block))[1])
     with LogMel("a.wav", block_frames=BLOCK) as spectrogram:
         assert spectrogram.content_frames == 400

@@ -11,7 +11,7 @@ from conftest import noise, random_whisper
 
 import whisper_at
 from whisper_at.checkpoints import save_safetensors
-from whisper_at.engine.decoder import Rows
+from whisper_at.engine.kv_cache import DecoderState
 from whisper_at.loading import _half_precision_names
 from whisper_at.model import WhisperAT
 from whisper_at.tagging.heads import make_head
@@ -167,8 +167,8 @@ def test_impossible_precision(checkpoint, option):
 def test_the_fastest_precision(checkpoint):
     model = whisper_at.load_model(str(checkpoint), device="cpu", compute_type="auto")
     assert model.compute_type == "int8"
-    assert model.hear(torch.randn(1, 1500, 64)).keys.dtype == torch.float16
-    assert model.fast_decoder(torch.float32).weights.embedding.dtype == "int8"
+    assert model.precompute_cross_kv(torch.randn(1, 1500, 64)).keys.dtype == torch.float16
+    assert model.fast_decoder(torch.float32).packed.embedding.weight.dtype == "int8"
     with pytest.raises(ValueError, match="int8.*on cuda choose float16"):
         whisper_at.load_model(str(checkpoint), device="cuda", compute_type="int8")
 
@@ -228,8 +228,8 @@ def test_matrices_in_half_precision_compute_the_same(half_checkpoint, compute_ty
     plain.compute_type = compute_type  # the same from matrices in float32
     found = []
     for model in (plain, reduced):
-        rows = Rows(model.fast_decoder(torch.float32), model.hear(model.embed_audio(mel)))
-        found.append(torch.cat([rows.start(tokens)[:, 0], rows.step(tokens[:, 0])]))
+        state = DecoderState(model.fast_decoder(torch.float32), model.precompute_cross_kv(model.embed_audio(mel)))
+        found.append(torch.cat([state.prefill(tokens)[:, 0], state.step(tokens[:, 0])]))
     assert torch.equal(*found)
 
 

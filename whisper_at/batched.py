@@ -23,8 +23,8 @@ from whisper.decoding import DecodingResult
 from whisper.tokenizer import Tokenizer, get_tokenizer
 from whisper.utils import get_end
 
-from .engine.alignment import add_word_timestamps, timing_model
-from .engine.decoder import Heard
+from .engine.alignment import add_word_timestamps, alignment_model
+from .engine.kv_cache import EncodedAudio
 from .fallback import decode_with_fallback, decoder_inputs, detect_spoken_language, select_windows, use_half
 from .mel import LogMel
 from .options import SEQUENTIAL_OPTIONS, TranscribeOptions
@@ -149,7 +149,7 @@ class _DecodedBatch(NamedTuple):
     """States for heads, what the decoder was given, and texts, of the windows of a batch."""
 
     states: Tensor
-    decoder_inputs: Heard | Tensor
+    decoder_inputs: EncodedAudio | Tensor
     results: list[DecodingResult]
 
 
@@ -281,7 +281,7 @@ class _Batches:
         return _DecodedBatch(states, inputs, results)
 
     def _add_segments(
-        self, job: _Job, states: Tensor, result: DecodingResult, inputs: Heard | Tensor | None
+        self, job: _Job, states: Tensor, result: DecodingResult, inputs: EncodedAudio | Tensor | None
     ) -> _Job | None:
         """Add a window's segments to its recording; return what is left of it, if its last segment was cut.
 
@@ -295,9 +295,9 @@ class _Batches:
         if inputs is not None:
             add_word_timestamps(
                 segments=split.segments,
-                model=timing_model(self.model, inputs),
+                model=alignment_model(self.model, inputs),
                 tokenizer=recording.tokenizer,
-                mel=inputs.features[0] if isinstance(inputs, Heard) else inputs[0],
+                mel=inputs.features[0] if isinstance(inputs, EncodedAudio) else inputs[0],
                 num_frames=window.size,
                 last_speech_timestamp=last_speech,
                 **self.options.punctuation,
@@ -318,5 +318,5 @@ class _Batches:
         """Forget what is kept for the next batch, which will have another shape."""
         gc.collect()  # decoding leaves cycles
         if self.model._decoder is not None:
-            self.model._decoder.steps.clear()
+            self.model._decoder.cached_steps.clear()
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Decoding of windows under openai-whisper's rules, by the inference of `inference`.
+"""Decoding of windows under openai-whisper's rules, by the inference of `engine.decoder`.
 
 Options, rules, ranking and results are those of the installed `whisper.decoding`: what is here computes the same
 choices with less work. A model whose decoder is not openai-whisper's as installed (hooks, replaced layers) is decoded
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,183 +20,219 @@ from whisper.decoding import BeamSearchDecoder, DecodingOptions, DecodingResult,
 from whisper.model import Whisper
 from whisper.tokenizer import Tokenizer, get_tokenizer
 
-from .engine.decoder import Heard, Rows
-from .engine.speculative import Drafted
+from .engine.kv_cache import DecoderState, EncodedAudio
+from .engine.speculative import SpeculativeDecoder
 
 if TYPE_CHECKING:
     from .model import WhisperAT
 
 
 DEFAULTS = DecodingOptions()
-ASKED_EVERY = 8
+SYNC_INTERVAL = 8
 """Steps after which a GPU is asked whether all texts have ended."""
 
 
 def decode(
-    model: Whisper, mel: Tensor | Heard, options: DecodingOptions = DEFAULTS, **kwargs
+    model: Whisper, mel: Tensor | EncodedAudio, options: DecodingOptions = DEFAULTS, **kwargs: Any
 ) -> DecodingResult | list[DecodingResult]:
     """Decode windows as ``whisper.decode`` does, to the same tokens.
 
-    ``mel`` is ``(n_mels, 3000)`` or a batch of such, features of the encoder ``(1500, width)`` or a batch of such, or
-    what `WhisperAT.hear` made of a batch: then nothing of it is computed again. Returns one result, or a list for a
-    batch.
+    Parameters
+    ----------
+    model : Whisper
+    mel : Tensor, shape (n_mels, 3000) or (batch, n_mels, 3000), or EncodedAudio
+        Log-mel spectrograms, or the encoder's features of them, shape (1500, dim) or (batch, 1500, dim). What
+        `WhisperAT.precompute_cross_kv` returns of a batch of features may be decoded several times.
+    options : DecodingOptions
+    **kwargs
+        Fields of ``options`` to replace.
+
+    Returns
+    -------
+    DecodingResult or list of DecodingResult
+        A list for a batch.
     """
     options = replace(options, **kwargs) if kwargs else options
-    if isinstance(mel, Heard):
+    if isinstance(mel, EncodedAudio):
         return FastDecodingTask(cast("WhisperAT", model), options, mel).run(mel.features)
     single = mel.ndim == 2
     mel = mel[None] if single else mel
-    task = FastDecodingTask if getattr(model, "is_stock", False) else _upstream.DecodingTask
+    task = FastDecodingTask if getattr(model, "is_unmodified", False) else _upstream.DecodingTask
     results = task(model, options).run(mel)
     return results[0] if single else results
 
 
 @torch.no_grad()
 def detect_language(
-    model: Whisper, mel: Tensor | Heard, tokenizer: Tokenizer | None = None
+    model: Whisper, mel: Tensor | EncodedAudio, tokenizer: Tokenizer | None = None
 ) -> tuple[Tensor, list[dict[str, float]] | dict[str, float]]:
-    """Language tokens and probabilities as ``whisper.detect_language`` gives them; ``mel`` as of `decode`."""
-    if not isinstance(mel, Heard):
-        if not getattr(model, "is_stock", False):
+    """Detect languages as ``whisper.detect_language`` does.
+
+    Parameters
+    ----------
+    model : Whisper
+    mel : Tensor or EncodedAudio
+        As of `decode`.
+    tokenizer : Tokenizer, optional
+        The model's by default.
+
+    Returns
+    -------
+    language_tokens : Tensor, shape () or (batch,)
+    probabilities : dict or list of dict
+        By language code.
+
+    Raises
+    ------
+    ValueError
+        If the model knows no languages but English.
+    """
+    if not isinstance(mel, EncodedAudio):
+        if not getattr(model, "is_unmodified", False):
             return _upstream.detect_language(model, mel, tokenizer)
         single = mel.ndim == 2
-        heard = cast("WhisperAT", model).hear(_features(cast("WhisperAT", model), mel[None] if single else mel))
-        tokens, probabilities = detect_language(model, heard, tokenizer)
-        return (tokens[0], cast(list, probabilities)[0]) if single else (tokens, probabilities)
+        ours = cast("WhisperAT", model)
+        audio = ours.precompute_cross_kv(_encoded(ours, mel[None] if single else mel))
+        tokens, probabilities = detect_language(model, audio, tokenizer)
+        return (tokens[0], cast("list[dict[str, float]]", probabilities)[0]) if single else (tokens, probabilities)
     if tokenizer is None:
         tokenizer = get_tokenizer(model.is_multilingual, num_languages=model.num_languages)
     if tokenizer.language is None or tokenizer.language_token not in tokenizer.sot_sequence:
         raise ValueError("This model doesn't have language tokens so it can't perform lang id")
-    rows = Rows(cast("WhisperAT", model).fast_decoder(mel.features.dtype), mel, steps=False)
-    logits = rows.start(torch.full((len(mel.features), 1), tokenizer.sot))[:, 0]
+    state = DecoderState(cast("WhisperAT", model).fast_decoder(mel.features.dtype), mel, use_graphs=False)
+    logits = state.prefill(torch.full((len(mel.features), 1), tokenizer.sot))[:, 0]
     languages = torch.tensor(tokenizer.all_language_tokens, device=logits.device)
     probabilities = logits[:, languages].softmax(-1).tolist()
     codes = tokenizer.all_language_codes
     return languages[logits[:, languages].argmax(-1)], [dict(zip(codes, row)) for row in probabilities]
 
 
-def _features(model: WhisperAT, mel: Tensor) -> Tensor:
+def _encoded(model: WhisperAT, mel: Tensor) -> Tensor:
+    """Return features, of a mel or as they were given."""
     return mel if model.is_encoded(mel) else model.embed_audio(mel)
 
 
 class FastDecodingTask(_upstream.DecodingTask):
     """openai-whisper's task of decoding a batch of windows with one set of options, on fast inference."""
 
-    def __init__(self, model: WhisperAT, options: DecodingOptions, heard: Heard | None = None) -> None:
+    def __init__(self, model: WhisperAT, options: DecodingOptions, audio: EncodedAudio | None = None) -> None:
         super().__init__(model, options)
-        self.heard = heard
-        self.inference = _Reorder()
-        self.rules = _Rules(self)
-        self.asked_every = 1 if model.device.type == "cpu" else ASKED_EVERY
+        self.audio = audio
+        self.inference = _StateInference()
+        self.rules = _LogitRules(self)
+        self.sync_interval = 1 if model.device.type == "cpu" else SYNC_INTERVAL
         if options.beam_size is not None:
             self.decoder = _BeamSearch(options.beam_size, self.tokenizer.eot, self.inference, options.patience)
         elif options.temperature == 0:
             self.decoder = _Greedy(options.temperature, self.tokenizer.eot)
 
     def _get_audio_features(self, mel: Tensor) -> Tensor:
-        if self.heard is None:
+        if self.audio is None:
             model = cast("WhisperAT", self.model)
             if model.compute_type is not None:
                 mel = mel.to(torch.float16 if model.compute_type == "float16" else torch.float32)
-                features = _features(model, mel)
+                features = _encoded(model, mel)
             elif isinstance(features := super()._get_audio_features(mel), TypeError):
                 raise features  # upstream returns it
-            self.heard = model.hear(features)
+            self.audio = model.precompute_cross_kv(features)
         # `run` takes every n_group-th of what it is given, which goes well only for batches of one
-        features = self.heard.features
+        features = self.audio.features
         several = len(features) > 1 and self.options.task != "lang_id"
         return features.repeat_interleave(self.n_group, 0) if several else features
 
-    def _detect_language(self, audio_features: Tensor, tokens: Tensor):
+    def _detect_language(
+        self, audio_features: Tensor, tokens: Tensor
+    ) -> tuple[list[str | None], list[dict[str, float]] | None]:
         languages, probabilities = [self.options.language] * len(tokens), None
         if self.options.language is None or self.options.task == "lang_id":
-            found, probabilities = detect_language(self.model, cast(Heard, self.heard), self.tokenizer)
-            languages = [max(row, key=row.__getitem__) for row in cast(list[dict[str, float]], probabilities)]
+            found, by_code = detect_language(self.model, cast(EncodedAudio, self.audio), self.tokenizer)
+            probabilities = cast("list[dict[str, float]]", by_code)
+            languages = [max(row, key=row.__getitem__) for row in probabilities]
             if self.options.language is None:
                 tokens[:, self.sot_index + 1] = found
         return languages, probabilities
 
-    def _main_loop(self, audio_features: Tensor, tokens: Tensor):
-        heard = cast(Heard, self.heard)
-        model = cast("WhisperAT", self.model)
-        decoder = model.fast_decoder(heard.features.dtype)
-        self.inference.rows = Rows(decoder, heard, self.n_group)
-        rows: Rows | Drafted = self.inference.rows
+    def _main_loop(self, audio_features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, list[float]]:
+        audio, model = cast(EncodedAudio, self.audio), cast("WhisperAT", self.model)
+        decoder = model.fast_decoder(audio.features.dtype)
+        self.inference.state = DecoderState(decoder, audio, self.n_group)
+        state: DecoderState | SpeculativeDecoder = self.inference.state
         greedy = self.options.beam_size is None and self.options.temperature == 0
         if model.draft is not None and greedy and len(tokens) == 1 and decoder.device.type == "cpu":
-            rows = Drafted(self.inference.rows, model.draft, self.rules.apply, self.tokenizer.eot)
+            state = SpeculativeDecoder(self.inference.state, model.draft, self.rules.apply, self.tokenizer.eot)
         sum_logprobs = torch.zeros(len(tokens), device=tokens.device)
-        at_sot, logits = rows.start(tokens[:: self.n_group], at=(self.sot_index, -1)).unbind(1)
+        sot_logits, logits = state.prefill(tokens[:: self.n_group], logits_at=(self.sot_index, -1)).unbind(1)
         no_speech = [float("nan")] * len(tokens)
         if self.tokenizer.no_speech is not None:
-            probabilities = at_sot.softmax(-1)[:, self.tokenizer.no_speech]
+            probabilities = sot_logits.softmax(-1)[:, self.tokenizer.no_speech]
             no_speech = probabilities.repeat_interleave(self.n_group).tolist()
         logits = logits.repeat_interleave(self.n_group, 0)
         for i in range(self.sample_len):
             if i:
-                logits = rows.step(tokens[:, -1])
+                logits = state.step(tokens[:, -1])
             self.rules.apply(logits, tokens)
             tokens, completed = self.decoder.update(tokens, logits, sum_logprobs)
             # asking a GPU makes it wait for Python; a step too many adds nothing but ends of text
-            ask = (i + 1) % self.asked_every == 0 or not isinstance(completed, Tensor)
+            ask = (i + 1) % self.sync_interval == 0 or not isinstance(completed, Tensor)
             if (ask and completed) or tokens.shape[-1] > self.n_ctx:
                 break
         return tokens, sum_logprobs, no_speech
 
 
-class _Reorder(Inference):
+class _StateInference(Inference):
     """What openai-whisper's beam search needs of inference."""
 
-    rows: Rows
+    state: DecoderState
 
     def rearrange_kv_cache(self, source_indices: Sequence[int]) -> None:
-        self.rows.reorder(source_indices)
+        self.state.reorder(source_indices)
 
 
-class _Rules:
+class _LogitRules:
     """openai-whisper's logit filters in one pass: no loop over rows or tokens, nothing read back from the device."""
 
     def __init__(self, task: FastDecodingTask) -> None:
         tokenizer, options = task.tokenizer, task.options
-        never = list(task._get_suppress_tokens()) if options.suppress_tokens else []
-        self.timed = not options.without_timestamps
-        if self.timed and tokenizer.no_timestamps is not None:
-            never.append(tokenizer.no_timestamps)  # what it asks for is an option
-        self.never = torch.tensor(never, dtype=torch.long, device=task.model.device)
+        suppressed = list(task._get_suppress_tokens()) if options.suppress_tokens else []
+        self.with_timestamps = not options.without_timestamps
+        if self.with_timestamps and tokenizer.no_timestamps is not None:
+            suppressed.append(tokenizer.no_timestamps)  # what it asks for is an option
+        self.suppressed = torch.tensor(suppressed, dtype=torch.long, device=task.model.device)
         blank = [*tokenizer.encode(" "), tokenizer.eot] if options.suppress_blank else []
         self.blank = torch.tensor(blank, dtype=torch.long, device=task.model.device)
-        self.sample_begin, self.eot, self.time0 = task.sample_begin, tokenizer.eot, tokenizer.timestamp_begin
+        self.sample_begin, self.eot = task.sample_begin, tokenizer.eot
+        self.timestamp_begin = tokenizer.timestamp_begin
         self.last_initial: int | None = None
         if options.max_initial_timestamp:
             precision = _upstream.CHUNK_LENGTH / task.model.dims.n_audio_ctx
-            self.last_initial = self.time0 + round(options.max_initial_timestamp / precision)
+            self.last_initial = self.timestamp_begin + round(options.max_initial_timestamp / precision)
 
     def apply(self, logits: Tensor, tokens: Tensor) -> None:
         """Set the logits ``(rows, vocabulary)`` of what may not follow ``tokens`` (rows, n) to −inf, in place."""
-        lowest = float("-inf")
-        logits.index_fill_(1, self.never, lowest)
+        minus_inf = float("-inf")
+        logits.index_fill_(1, self.suppressed, minus_inf)
         sampled = tokens[:, self.sample_begin :]
         if sampled.shape[1] == 0:
-            logits.index_fill_(1, self.blank, lowest)
-        if not self.timed:
+            logits.index_fill_(1, self.blank, minus_inf)
+        if not self.with_timestamps:
             return
-        text, times = logits[:, : self.time0], logits[:, self.time0 :]
-        if sampled.shape[1] == 0:  # a window begins with a time, and an early one
-            text.fill_(lowest)
+        text, timestamps = logits[:, : self.timestamp_begin], logits[:, self.timestamp_begin :]
+        if sampled.shape[1] == 0:  # a window begins with a timestamp, and an early one
+            text.fill_(minus_inf)
             if self.last_initial is not None:
-                logits[:, self.last_initial + 1 :] = lowest
+                logits[:, self.last_initial + 1 :] = minus_inf
             return
-        is_time = sampled >= self.time0
-        after_time = is_time[:, -1]
-        after_pair = after_time & is_time[:, -2] if sampled.shape[1] > 1 else after_time
-        half_pair = after_time & ~after_pair
-        # times do not fall, and a segment takes some time
-        first = torch.where(is_time, sampled - self.time0, -1).amax(1) + (~half_pair).long()
-        ordinal = torch.arange(times.shape[1], device=logits.device)
-        times.masked_fill_((ordinal < first[:, None]) | after_pair[:, None], lowest)
-        logits[:, : self.eot].masked_fill_(half_pair[:, None], lowest)
-        # where a time is likelier than any one text token, a time it is
-        text.masked_fill_((times.logsumexp(1) > text.amax(1))[:, None], lowest)
+        is_timestamp = sampled >= self.timestamp_begin
+        after_timestamp = is_timestamp[:, -1]
+        after_pair = after_timestamp & is_timestamp[:, -2] if sampled.shape[1] > 1 else after_timestamp
+        within_pair = after_timestamp & ~after_pair
+        # timestamps do not decrease, and a segment has some length
+        first = torch.where(is_timestamp, sampled - self.timestamp_begin, -1).amax(1) + (~within_pair).long()
+        ordinal = torch.arange(timestamps.shape[1], device=logits.device)
+        timestamps.masked_fill_((ordinal < first[:, None]) | after_pair[:, None], minus_inf)
+        logits[:, : self.eot].masked_fill_(within_pair[:, None], minus_inf)
+        # a timestamp has to follow where all together are likelier than any one text token
+        text.masked_fill_((timestamps.logsumexp(1) > text.amax(1))[:, None], minus_inf)
 
 
 class _Greedy(GreedyDecoder):

@@ -12,7 +12,7 @@ from whisper.audio import N_FRAMES
 from whisper.decoding import DecodingOptions, DecodingResult
 from whisper.tokenizer import LANGUAGES
 
-from .engine.decoder import Heard
+from .engine.kv_cache import EncodedAudio
 from .mel import LogMel
 
 if TYPE_CHECKING:
@@ -43,17 +43,17 @@ class Thresholds(NamedTuple):
         return self.logprob is None or not result.avg_logprob > self.logprob
 
 
-def decoder_inputs(model: WhisperAT, features: Tensor) -> Heard | Tensor:
+def decoder_inputs(model: WhisperAT, features: Tensor) -> EncodedAudio | Tensor:
     """Return what the decoder takes of features ``(batch, 1500, dim)``: computed once for all temperatures.
 
     A decoder that was changed takes the features themselves.
     """
-    return model.hear(features) if model.is_stock else features
+    return model.precompute_cross_kv(features) if model.is_unmodified else features
 
 
 def decode_with_fallback(
     model: WhisperAT,
-    encoded: Heard | Tensor,
+    encoded: EncodedAudio | Tensor,
     decode_options: Mapping[str, Any],
     temperatures: Sequence[float],
     thresholds: Thresholds,
@@ -74,7 +74,7 @@ def decode_with_fallback(
         When a result looks bad.
     """
     results: dict[int, DecodingResult] = {}
-    pending = list(range(len(encoded.features if isinstance(encoded, Heard) else encoded)))
+    pending = list(range(len(encoded.features if isinstance(encoded, EncodedAudio) else encoded)))
     for temperature in temperatures:
         # beams are for temperature 0 and samples for the rest
         unused = ("beam_size", "patience") if temperature > 0 else ("best_of",)
@@ -88,13 +88,13 @@ def decode_with_fallback(
     return [results[i] for i in sorted(results)]
 
 
-def select_windows(encoded: Heard | Tensor, windows: list[int]) -> Heard | Tensor:
+def select_windows(encoded: EncodedAudio | Tensor, windows: list[int]) -> EncodedAudio | Tensor:
     """Return some windows of a batch."""
     if isinstance(encoded, Tensor):
         return encoded[windows]
     if len(windows) == len(encoded.features):
         return encoded
-    return Heard(encoded.features[windows], encoded.keys[:, windows], encoded.values[:, windows])
+    return encoded.select(windows)
 
 
 def use_half(model: WhisperAT, fp16: bool) -> bool:
@@ -110,7 +110,7 @@ def use_half(model: WhisperAT, fp16: bool) -> bool:
 
 
 def detect_spoken_language(
-    model: WhisperAT, mel: LogMel, encoded: Heard | Tensor | None, dtype: torch.dtype, verbose: bool | None
+    model: WhisperAT, mel: LogMel, encoded: EncodedAudio | Tensor | None, dtype: torch.dtype, verbose: bool | None
 ) -> str:
     """Return the code of the language spoken in the first 30 s, or English if the model knows no other.
 

@@ -13,8 +13,9 @@ from torch.overrides import TorchFunctionMode
 from whisper.model import ModelDimensions
 
 from . import checkpoints
-from .engine.decoder import has_bfloat16, is_exact_in_half
-from .engine.speculative import Draft
+from .engine.simd import has_bfloat16
+from .engine.speculative import DraftModel
+from .engine.weights import is_exact_in_half
 from .model import WhisperAT
 from .tagging.heads import Head
 from .tagging.labels import N_CLASSES, audioset_classes
@@ -169,12 +170,12 @@ def _head_of_encoder(model: WhisperAT, low: bool, download_root: str | None) -> 
     return None
 
 
-def _open_draft(path: Path, source: str | None, model: WhisperAT, model_name: str) -> Draft:
+def _open_draft(path: Path, source: str | None, model: WhisperAT, model_name: str) -> DraftModel:
     """Return the decoder of a distilled model, checked against the model whose tokens it is to propose."""
     dims, state = checkpoints.open_whisper(path)
-    draft = Draft(dims, state)
+    draft = DraftModel(dims, state)
     try:
-        draft.refuse_unlike(model.dims)
+        draft.check_compatible(model.dims)
     except ValueError as error:
         raise ValueError(f"{source} cannot guess for {model_name}: {error}") from None
     if checkpoints.encoder_sha256(state) != checkpoints.encoder_sha256(model.state_dict()):

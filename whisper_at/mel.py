@@ -1,8 +1,7 @@
 """The log-mel spectrogram of a recording of any length, in memory that does not grow with it.
 
-:func:`whisper_at.audio.log_mel_spectrogram` gives the whole spectrogram as one tensor: 115 MB an hour, and
-several times that while it is made. :class:`LogMel` holds the same numbers where there is room for them and hands
-out the windows that are asked for.
+:func:`whisper_at.audio.log_mel_spectrogram` returns the whole spectrogram: 115 MB an hour, and several times that
+while it is computed. :class:`LogMel` stores the same numbers in memory or on disk, and returns windows of them.
 """
 
 from __future__ import annotations
@@ -22,37 +21,44 @@ from whisper.audio import HOP_LENGTH, N_FFT, N_FRAMES, N_SAMPLES, SAMPLE_RATE, m
 from .audio import stream_audio
 
 BLOCK_FRAMES = N_FRAMES  # 30 s: 5 MB of complex numbers at a time
-IN_MEMORY = 128 << 20  # bytes held in memory, 70 minutes of 80 mels; the whole of a longer recording is on disk
+MAX_MEMORY = 128 << 20  # bytes: 70 minutes of 80 mels; the whole of a longer recording is on disk
 
 
 class LogMel:
-    """Whisper's log-mel spectrogram of a recording and 30 s of silence behind it, window by window.
+    """Whisper's log-mel spectrogram of a recording and of 30 s of silence after it, window by window.
 
     The numbers are those of ``whisper.log_mel_spectrogram(audio, n_mels, padding=480000)``: upstream's arithmetic on
-    blocks that overlap by what the analysis window needs. How loud the loudest frame is decides where all others are
-    cut off, and is known only at the end; so frames are kept as they are, float32 in a temporary file, and
-    cut off and scaled when read. The file is in memory until it holds `IN_MEMORY` bytes.
+    blocks that overlap by what the analysis window needs. The loudest frame decides where all others are clipped, and
+    is known only at the end; so frames are stored unclipped, float32 in a temporary file, and clipped and scaled when
+    read. The file is in memory until it holds `in_memory` bytes.
 
     Use it in a ``with`` statement, or call :meth:`close`; at the latest it is closed when nothing refers to it.
 
     Parameters
     ----------
-    audio : a path, decoded as by `load_audio`, or one channel at 16 kHz: an array or tensor of float32 (or
-        float16, bfloat16) ``(samples,)``. The arithmetic is done where a tensor lies.
-    n_mels : 80 or 128
-    block_frames : frames of 10 ms computed at once. Blocks of 100 frames or more give upstream's numbers to the last
-        bit where the FFT and matrix product of their columns do not depend on how many there are.
-    in_memory : bytes held in memory before the file goes to disk
+    audio : str, path, array or Tensor, shape (samples,)
+        A file for `load_audio`, or one channel at 16 kHz in float32 (or float16, bfloat16). A tensor is processed on
+        its device.
+    n_mels : {80, 128}
+    block_frames : int
+        Frames of 10 ms computed at once. Blocks of 100 frames or more give upstream's numbers to the last bit where the
+        FFT and matrix product of their columns do not depend on how many there are.
+    in_memory : int
+        Bytes held in memory before the file goes to disk.
 
     Attributes
     ----------
-    n_frames : frames there are, 10 ms each: those of the recording and 3000 of silence
-    content_frames : whole frames of the recording, ``samples // 160``
+    n_frames : int
+        Frames of 10 ms: those of the recording and 3000 of silence.
+    content_frames : int
+        Whole frames of the recording, ``samples // 160``.
 
     Raises
     ------
-    FileNotFoundError, RuntimeError
-        As `load_audio`; or the samples are of another type or shape; or the disk has no room.
+    FileNotFoundError
+        If there is no such file.
+    RuntimeError
+        As `load_audio`; or if the samples are of another type or shape, or the disk is full.
 
     Examples
     --------
@@ -67,7 +73,7 @@ class LogMel:
         n_mels: int = 80,
         *,
         block_frames: int = BLOCK_FRAMES,
-        in_memory: int = IN_MEMORY,
+        in_memory: int = MAX_MEMORY,
     ) -> None:
         if block_frames * HOP_LENGTH < N_FFT:
             raise ValueError(f"block_frames must be at least {-(-N_FFT // HOP_LENGTH)}, not {block_frames}")
@@ -75,11 +81,11 @@ class LogMel:
         self.n_mels = n_mels
         self.n_frames = 0
         self._loudest = torch.tensor(-torch.inf)
-        self._file = tempfile.SpooledTemporaryFile(max_size=in_memory)
+        self._file = tempfile.SpooledTemporaryFile(max_size=in_memory)  # noqa: SIM115 - closed by `close`
         self._close = weakref.finalize(self, _discard, self._file)
         try:
-            # Nothing else refers to the pieces: closing the blocks ends the ffmpeg that they come from.
-            with closing(_log_mel_blocks(_pieces(audio, size), n_mels, size)) as blocks:
+            # nothing else refers to the samples' generator: closing the blocks ends the ffmpeg that they come from
+            with closing(_log_mel_blocks(_sample_blocks(audio, size), n_mels, size)) as blocks:
                 for block in blocks:
                     self._append(block.cpu())
         except BaseException:
@@ -88,12 +94,16 @@ class LogMel:
 
     @property
     def content_frames(self) -> int:
+        """Whole frames of the recording."""
         return self.n_frames - N_FRAMES
 
     def window(self, start: int, end: int) -> Tensor:
-        """Frames ``start`` to ``end``: float32 CPU tensor ``(n_mels, frames)``, new each time.
+        """Return a copy of ``mel[:, start:end]`` of the whole spectrogram.
 
-        It is ``mel[:, start:end]`` of the whole spectrogram: what lies past the last frame is left out.
+        Returns
+        -------
+        float32 Tensor, shape (n_mels, frames)
+            On the CPU; without the frames past the last one.
 
         Raises
         ------
@@ -110,7 +120,7 @@ class LogMel:
         return (log_spec + 4.0) / 4.0
 
     def close(self) -> None:
-        """Let go of the spectrogram and its file; a second time does nothing."""
+        """Delete the spectrogram and its file; a second call does nothing."""
         self._close()
 
     def __enter__(self) -> LogMel:
@@ -132,13 +142,13 @@ class LogMel:
 
 
 def _discard(file: IO[bytes]) -> None:
-    """Close a file whose content nobody needs, also where a full disk refuses the rest of it."""
+    """Close a file whose content is not needed, even if a full disk cannot take the rest of it."""
     with suppress(OSError):
         file.close()
 
 
-def _pieces(audio: str | os.PathLike[str] | np.ndarray | Tensor, size: int) -> Iterable[Tensor]:
-    """The samples, ``size`` at a time; only the last piece is shorter."""
+def _sample_blocks(audio: str | os.PathLike[str] | np.ndarray | Tensor, size: int) -> Iterable[Tensor]:
+    """Return the samples, ``size`` at a time; only the last block is shorter."""
     if isinstance(audio, (str, os.PathLike)):
         return (torch.from_numpy(block) for block in stream_audio(audio, seconds=size / SAMPLE_RATE))
     if not isinstance(audio, Tensor):
@@ -152,37 +162,37 @@ def _pieces(audio: str | os.PathLike[str] | np.ndarray | Tensor, size: int) -> I
     return audio.detach().split(size)
 
 
-def _log_mel_blocks(pieces: Iterable[Tensor], n_mels: int, size: int) -> Generator[Tensor, None, None]:
-    """log10 of the mel power of every frame of the samples and 30 s of silence, in order.
+def _log_mel_blocks(samples: Iterable[Tensor], n_mels: int, size: int) -> Generator[Tensor, None, None]:
+    """Yield log10 of the mel power of every frame of the samples and 30 s of silence, float32 ``(n_mels, frames)``.
 
-    Yields float32 ``(n_mels, frames)``, each from ``size`` samples or more. The analysis windows are centred on their
-    frames: the first starts in a mirror image of the first samples, as in ``torch.stft(center=True)``.
+    Each is computed from ``size`` samples or more. The analysis windows are centred on their frames: the first starts
+    in a mirror image of the first samples, as in ``torch.stft(center=True)``.
     """
-    held = torch.zeros(0)
-    mirrored = False
-    for piece in pieces:
-        held = torch.cat([held.to(piece), piece])
-        if len(held) >= size:
-            held = held if mirrored else _mirror(held)
-            mirrored = True
-            yield _log_mel(held, n_mels)
-            n_frames = (len(held) - N_FFT) // HOP_LENGTH + 1
-            held = held[n_frames * HOP_LENGTH :].clone()
-    # The last window of upstream's, centred on the end of the silence, is one that it drops.
-    held = torch.cat([held, held.new_zeros(N_SAMPLES + N_FFT // 2 - HOP_LENGTH)])
-    yield _log_mel(held if mirrored else _mirror(held), n_mels)
+    buffer = torch.zeros(0)
+    is_padded = False
+    for block in samples:
+        buffer = torch.cat([buffer.to(block), block])
+        if len(buffer) >= size:
+            buffer = buffer if is_padded else _reflect_pad(buffer)
+            is_padded = True
+            yield _log_mel(buffer, n_mels)
+            n_frames = (len(buffer) - N_FFT) // HOP_LENGTH + 1
+            buffer = buffer[n_frames * HOP_LENGTH :].clone()
+    # upstream drops the last window, which is centred on the end of the silence
+    buffer = torch.cat([buffer, buffer.new_zeros(N_SAMPLES + N_FFT // 2 - HOP_LENGTH)])
+    yield _log_mel(buffer if is_padded else _reflect_pad(buffer), n_mels)
 
 
-def _mirror(samples: Tensor) -> Tensor:
-    """Put the image of the first half window before the samples, without the sample it is mirrored at."""
+def _reflect_pad(samples: Tensor) -> Tensor:
+    """Prepend the mirror image of the first half window, without the sample it is mirrored at."""
     return torch.cat([samples[1 : N_FFT // 2 + 1].flip(0), samples])
 
 
 @torch.no_grad()
 def _log_mel(samples: Tensor, n_mels: int) -> Tensor:
-    """log10 of the mel power, ``(n_mels, frames)``, of all windows that fit whole into the samples.
+    """Compute log10 of the mel power, ``(n_mels, frames)``, of all windows that lie within the samples.
 
-    The steps are those of ``whisper.log_mel_spectrogram``, up to where it looks at the whole recording.
+    The steps are those of ``whisper.log_mel_spectrogram``, up to where it needs the whole recording.
     """
     window = torch.hann_window(N_FFT).to(samples.device)
     stft = torch.stft(samples, N_FFT, HOP_LENGTH, window=window, center=False, return_complex=True)

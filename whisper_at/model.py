@@ -6,7 +6,6 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,10 +18,15 @@ from whisper.model import ModelDimensions, Whisper
 from .batched import transcribe_many as transcribe_many_function
 from .decoding import decode as decode_function
 from .decoding import detect_language as detect_language_function
-from .engine.decoder import Decoder, Heard, has_bfloat16, is_stock
-from .engine.encoder_bf16 import Encoder
-from .engine.onednn import attention_by_head, can_attend_by_head, quicken
-from .engine.speculative import Draft
+from .engine.decoder import Decoder
+from .engine.encoder import OnBlock
+from .engine.encoder import encode as encode_mel
+from .engine.encoder_bf16 import EncoderBF16
+from .engine.kv_cache import EncodedAudio
+from .engine.onednn import use_onednn
+from .engine.simd import has_bfloat16
+from .engine.speculative import DraftModel
+from .engine.weights import is_unmodified
 from .tagging.heads import Head
 from .tagging.labels import audioset_classes
 from .tagging.listeners import StateClassifier, WaveformClassifier
@@ -58,7 +62,7 @@ class WhisperAT(Whisper):
         None for upstream's rule (``fp16=True`` on CUDA, float32 on CPU), ``float32``, ``float16`` (CUDA only),
         ``bfloat16`` (the encoder, and the decoder's cross-attention keys and values; its weights stay as they are) or
         ``int8`` (that, and the decoder's weights in eight bits; CPU only).
-    draft : Draft, optional
+    draft : DraftModel, optional
         The decoder of a distilled model that proposes tokens for this one to check, see `load_model`.
     """
 
@@ -69,11 +73,11 @@ class WhisperAT(Whisper):
         if compute_type not in (None, *PRECISIONS):
             raise ValueError(f"compute_type must be one of {', '.join(PRECISIONS)} or None, not {compute_type!r}")
         self.compute_type = compute_type
-        quicken(self.encoder)
+        use_onednn(self.encoder)
         self._decoder: Decoder | None = None
-        self._encoder: Encoder | None = None
+        self._encoder: EncoderBF16 | None = None
         self.attached: dict[str, Head | WaveformClassifier | StateClassifier] = {}
-        self.draft: Draft | None = None
+        self.draft: DraftModel | None = None
         self.head_missing = "this model has no head; give one: load_model(..., head=FILE)"
         self.head = head
 
@@ -97,7 +101,7 @@ class WhisperAT(Whisper):
                 f"this head was made for encoders of {head.n_layer} layers of width {head.rep_dim}, "
                 f"but this Whisper's has {layers} of width {width}"
             )
-        quicken(head)
+        use_onednn(head)
         return head.to(self.device).eval().requires_grad_(False)
 
     def attach(self, name: str, head: Head | WaveformClassifier | str | Path) -> None:
@@ -193,33 +197,30 @@ class WhisperAT(Whisper):
     def _in_bfloat16(self) -> bool:
         return self.compute_type == "bfloat16" or (self.compute_type == "int8" and has_bfloat16())
 
-    def _embed(self, mel: Tensor, each: Callable[[Tensor], object] | None = None) -> Tensor:
-        """`embed_audio`; ``each`` is given what every block makes."""
-        in_bfloat16 = self._in_bfloat16()
-        if in_bfloat16 and Encoder.fits(self.encoder):
-            if self._encoder is None or not self._encoder.is_current(self.encoder):
-                self._encoder = Encoder(self.encoder)
-            return self._encoder(mel, each)
-        see = each or (lambda _output: None)
-        hooks = [
-            block.register_forward_hook(lambda _module, _inputs, output: see(output)) for block in self.encoder.blocks
-        ]
-        by_head = can_attend_by_head(self.encoder, mel.dtype) and not in_bfloat16
-        try:
-            with attention_by_head(self.encoder) if by_head else nullcontext():
-                return self.encoder(mel.bfloat16()).float() if in_bfloat16 else self.encoder(mel)
-        finally:
-            for hook in hooks:
-                hook.remove()
+    def _embed(self, mel: Tensor, on_block: OnBlock | None = None) -> Tensor:
+        """Compute `embed_audio`; ``on_block`` is given the output of every block."""
+        if not self._in_bfloat16():
+            return encode_mel(self.encoder, mel, on_block)
+        if not EncoderBF16.fits(self.encoder):
+            return encode_mel(self.encoder, mel.bfloat16(), on_block).float()
+        if self._encoder is None or not self._encoder.is_current(self.encoder):
+            self._encoder = EncoderBF16(self.encoder)
+        return self._encoder(mel, on_block)
 
     def is_encoded(self, mel: Tensor) -> bool:
         """Whether this is encoder output already, told by its shape as upstream's ``decode`` does."""
         return mel.shape[-2:] == (self.dims.n_audio_ctx, self.dims.n_audio_state)
 
     @property
-    def is_stock(self) -> bool:
+    def is_unmodified(self) -> bool:
         """Whether the decoder is openai-whisper's as installed, so that `fast_decoder` may stand in for it."""
-        return is_stock(self.decoder)
+        return is_unmodified(self.decoder)
+
+    @property
+    def is_stock(self) -> bool:
+        """Deprecated name of `is_unmodified`."""
+        warnings.warn("is_stock is now is_unmodified", DeprecationWarning, stacklevel=2)
+        return self.is_unmodified
 
     def fast_decoder(self, dtype: torch.dtype) -> Decoder:
         """The decoder for inference; made anew when a weight has changed since it was last asked for."""
@@ -228,9 +229,14 @@ class WhisperAT(Whisper):
             self._decoder = Decoder(self, dtype, reduced)
         return self._decoder
 
-    def hear(self, features: Tensor) -> Heard:
-        """What the decoder hears in encoder features ``(batch, 1500, dim)``, for any number of `decode` calls."""
-        return self.fast_decoder(features.dtype).hear(features)
+    def precompute_cross_kv(self, features: Tensor) -> EncodedAudio:
+        """Compute what the decoder attends to of features ``(batch, 1500, dim)``, for any number of `decode` calls."""
+        return self.fast_decoder(features.dtype).precompute_cross_kv(features)
+
+    def hear(self, features: Tensor) -> EncodedAudio:
+        """Compute `precompute_cross_kv`; a deprecated name of it."""
+        warnings.warn("hear is now precompute_cross_kv", DeprecationWarning, stacklevel=2)
+        return self.precompute_cross_kv(features)
 
     def forward(self, mel: Tensor, tokens: Tensor) -> Tensor:
         """Logits ``(batch, tokens, vocabulary)`` of a mel or, to save a pass, of its encoded features."""

@@ -19,9 +19,9 @@ from whisper.tokenizer import Tokenizer, get_tokenizer
 from whisper.utils import get_end
 
 from .batched import transcribe_in_batches
-from .engine.alignment import add_word_timestamps, timing_model
-from .engine.decoder import Heard
-from .engine.onednn import can_attend_by_head
+from .engine.alignment import add_word_timestamps, alignment_model
+from .engine.encoder import has_unfused_attention
+from .engine.kv_cache import EncodedAudio
 from .fallback import decode_with_fallback, decoder_inputs, detect_spoken_language, use_half
 from .mel import LogMel
 from .options import TranscribeOptions
@@ -150,7 +150,7 @@ def transcribe_in_order(
     tagger = Tagger(model, options.at_time_res, content_frames)
 
     reuse = not options.strict_word_timing or model.compute_type in ("bfloat16", "int8")
-    reuse = reuse or can_attend_by_head(model.encoder, dtype)
+    reuse = reuse or has_unfused_attention(model.encoder, dtype)
     encode_once = _EncodeOnce(model, mel, dtype, tagger)
     if decode_options.get("language") is None:
         # Audio that fills the first window is what that window decodes, so one pass does for both.
@@ -191,7 +191,7 @@ def transcribe_in_order(
                 if options.word_timestamps:
                     add_word_timestamps(
                         segments=split.segments,
-                        model=timing_model(model, encoded_window.decoder_inputs if reuse else None),
+                        model=alignment_model(model, encoded_window.decoder_inputs if reuse else None),
                         tokenizer=tokenizer,
                         mel=encoded_window.features if reuse else encoded_window.mel,
                         num_frames=window.size,
@@ -229,7 +229,7 @@ def transcribe_in_order(
 class _EncodedWindow(NamedTuple):
     mel: Tensor  # (n_mels, 3000)
     features: Tensor  # (1500, dim)
-    decoder_inputs: Heard | Tensor  # a batch of one, shared by all temperatures
+    decoder_inputs: EncodedAudio | Tensor  # a batch of one, shared by all temperatures
     states: Tensor  # (layers, steps, dim), or empty if no head is to read them
 
 

@@ -18,8 +18,9 @@ import whisper_at
 from whisper_at.decoding import FastDecodingTask
 from whisper_at.engine import cpu_kernels, simd
 from whisper_at.engine import decoder as decoder_module
-from whisper_at.engine.alignment import HeardModel
-from whisper_at.engine.decoder import Decoder, Rows
+from whisper_at.engine.alignment import AlignmentModel
+from whisper_at.engine.decoder import Decoder
+from whisper_at.engine.kv_cache import DecoderState
 from whisper_at.model import WhisperAT
 
 
@@ -43,37 +44,37 @@ def halved(model: WhisperAT) -> WhisperAT:
 def test_logits_of_rows(model_en, exact_halves, recordings, group, prompt):
     """Prompt and steps, few tokens (compiled) and many (PyTorch), give what the decoder gives for the whole text."""
     model = halved(model_en) if exact_halves else model_en
-    heard_features = features(recordings)
+    audio_features = features(recordings)
     decoder = model.fast_decoder(torch.float32)
-    assert decoder.weights.up.dtype == ("uint16" if exact_halves else "float32")
-    rows = Rows(decoder, decoder.hear(heard_features), group)
+    assert decoder.packed.mlp_up.weight.dtype == ("uint16" if exact_halves else "float32")
+    state = DecoderState(decoder, decoder.precompute_cross_kv(audio_features), group)
     tokens = torch.randint(0, 50000, (recordings, prompt), generator=torch.Generator().manual_seed(1))
-    first = rows.start(tokens, at=(0, -1))
+    first = state.prefill(tokens, logits_at=(0, -1))
     with torch.no_grad():
-        expected = model.decoder(tokens, heard_features)[:, [0, -1]]
+        expected = model.decoder(tokens, audio_features)[:, [0, -1]]
     torch.testing.assert_close(first, expected, atol=2e-4, rtol=1e-4)
     texts = tokens.repeat_interleave(group, 0)
     for step in range(4):
         new = torch.randint(0, 50000, (len(texts),), generator=torch.Generator().manual_seed(step + 2))
         texts = torch.cat([texts, new[:, None]], 1)
-        found = rows.step(new)
+        found = state.step(new)
         with torch.no_grad():
-            expected = model.decoder(texts, heard_features.repeat_interleave(group, 0))[:, -1]
+            expected = model.decoder(texts, audio_features.repeat_interleave(group, 0))[:, -1]
         torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
         # rows go on as copies of others of their recording
         r = random.Random(step)
         sources = [i // group * group + r.randrange(group) for i in range(len(texts))]
-        rows.reorder(sources)
+        state.reorder(sources)
         texts = texts[sources]
 
 
 def test_long_text_fills_the_context(model_en):
     decoder = model_en.fast_decoder(torch.float32)
-    rows = Rows(decoder, decoder.hear(features(1)))
+    state = DecoderState(decoder, decoder.precompute_cross_kv(features(1)))
     tokens = torch.randint(0, 50000, (1, 448), generator=torch.Generator().manual_seed(0))
-    rows.start(tokens[:, :445])
+    state.prefill(tokens[:, :445])
     for i in range(445, 448):
-        found = rows.step(tokens[:, i])
+        found = state.step(tokens[:, i])
     with torch.no_grad():
         torch.testing.assert_close(found, model_en.decoder(tokens, features(1))[:, -1], atol=5e-4, rtol=1e-4)
 
@@ -170,16 +171,16 @@ OPTIONS = [
 @pytest.mark.parametrize("batch", [1, 3])
 def test_decode_equals_upstream(model_multilingual, upstream_multilingual, options, batch):
     options = whisper.DecodingOptions(**{"language": "fr", "fp16": False, "sample_len": 24} | options)
-    heard = features(batch, seed=3)
+    audio_features = features(batch, seed=3)
     torch.manual_seed(5)
     if options.beam_size or options.best_of:  # upstream cannot do groups in batches
-        expected = [whisper.decode(upstream_multilingual, one, options) for one in heard]
+        expected = [whisper.decode(upstream_multilingual, one, options) for one in audio_features]
     else:
-        expected = whisper.decode(upstream_multilingual, heard, options)
+        expected = whisper.decode(upstream_multilingual, audio_features, options)
     if options.best_of and batch > 1:
         pytest.skip("upstream draws its samples in another order")
     torch.manual_seed(5)
-    found = whisper_at.decode(model_multilingual, heard, options)
+    found = whisper_at.decode(model_multilingual, audio_features, options)
     assert [f.tokens for f in found] == [e.tokens for e in expected]
     for f, e in zip(found, expected):
         assert (f.text, f.language, f.temperature) == (e.text, e.language, e.temperature)
@@ -188,31 +189,31 @@ def test_decode_equals_upstream(model_multilingual, upstream_multilingual, optio
         torch.testing.assert_close(f.audio_features, e.audio_features)
 
 
-def test_what_was_heard_serves_all_tries(model_en, monkeypatch):
+def test_encoded_audio_serves_all_tries(model_en, monkeypatch):
     """Keys and values of the recording are computed once, whatever is then decoded from them."""
-    heard = model_en.hear(features(2))
+    audio = model_en.precompute_cross_kv(features(2))
     expected = model_en.decode(features(2), language="en", fp16=False, sample_len=9)
-    monkeypatch.setattr(Decoder, "hear", lambda *_: pytest.fail("computed again"))
-    assert [r.tokens for r in model_en.decode(heard, language="en", fp16=False, sample_len=9)] == [
+    monkeypatch.setattr(Decoder, "precompute_cross_kv", lambda *_: pytest.fail("computed again"))
+    assert [r.tokens for r in model_en.decode(audio, language="en", fp16=False, sample_len=9)] == [
         r.tokens for r in expected
     ]
-    model_en.decode(heard, language="en", fp16=False, sample_len=9, beam_size=3)
-    model_en.decode(heard, language="en", fp16=False, sample_len=9, temperature=0.5)
+    model_en.decode(audio, language="en", fp16=False, sample_len=9, beam_size=3)
+    model_en.decode(audio, language="en", fp16=False, sample_len=9, temperature=0.5)
 
 
 def test_detect_language(model_multilingual, upstream_multilingual, model_en):
-    heard = features(3)
-    tokens, probabilities = upstream_multilingual.detect_language(heard)
-    for source in (heard, model_multilingual.hear(heard)):
+    audio_features = features(3)
+    tokens, probabilities = upstream_multilingual.detect_language(audio_features)
+    for source in (audio_features, model_multilingual.precompute_cross_kv(audio_features)):
         found = model_multilingual.detect_language(source)
         assert torch.equal(found[0], tokens)
         for row, wanted in zip(found[1], probabilities):
             assert row == pytest.approx(wanted, abs=1e-5)
-    token, row = model_multilingual.detect_language(heard[0])
+    token, row = model_multilingual.detect_language(audio_features[0])
     assert int(token) == int(tokens[0])
     assert row == pytest.approx(probabilities[0], abs=1e-5)
     with pytest.raises(ValueError, match="language tokens"):
-        model_en.detect_language(heard)
+        model_en.detect_language(audio_features)
 
 
 def test_changed_weights_are_seen(model_en):
@@ -235,20 +236,20 @@ def test_changes_of_data_are_seen(model_en, change):
     model_en.compute_type = "int8"
     batch, tokens = mel(), torch.tensor([[50257, 50362, 11]])
 
-    def hear():
+    def encode_and_prefill():
         features = model_en.embed_audio(batch)
         decoder = model_en.fast_decoder(features.dtype)
-        return features, Rows(decoder, decoder.hear(features)).start(tokens)
+        return features, DecoderState(decoder, decoder.precompute_cross_kv(features)).prefill(tokens)
 
-    before = hear()
+    before = encode_and_prefill()
     for part in (model_en.encoder.blocks[0], model_en.decoder.blocks[1]):
         weight = part.attn.out.weight.data
         getattr(weight, change)(2 if change == "mul_" else 2 * weight)
-    after = hear()
+    after = encode_and_prefill()
     assert not torch.equal(before[0], after[0])
     assert not torch.equal(before[1], after[1])
     model_en = copy.deepcopy(model_en)
-    assert all(torch.equal(found, expected) for found, expected in zip(after, hear()))
+    assert all(torch.equal(found, expected) for found, expected in zip(after, encode_and_prefill()))
 
 
 def test_decoding_a_mel_keeps_to_the_precision_that_was_chosen(model_en):
@@ -258,21 +259,23 @@ def test_decoding_a_mel_keeps_to_the_precision_that_was_chosen(model_en):
     found = model_en.decode(batch, whisper_at.DecodingOptions(language="en", sample_len=8))[0]
     features = model_en.embed_audio(batch)
     assert torch.equal(found.audio_features, features[0])
-    assert found.tokens == model_en.decode(model_en.hear(features), language="en", sample_len=8)[0].tokens
-    assert model_en._decoder.weights.up.dtype == "int8"
+    assert (
+        found.tokens == model_en.decode(model_en.precompute_cross_kv(features), language="en", sample_len=8)[0].tokens
+    )
+    assert model_en._decoder.packed.mlp_up.weight.dtype == "int8"
 
 
 @pytest.mark.parametrize("reduced", [None, "int8"])
 def test_processors_that_do_not_widen_half_precision(model_en, monkeypatch, reduced):
     """x86 without F16C: everything is kept in float32, with the same result."""
     tokens, found = torch.tensor([[50257, 50362, 11]]), []
-    for reads_half in (True, False):
-        monkeypatch.setattr(decoder_module, "READS_HALF", reads_half)
+    for has_loads in (True, False):
+        monkeypatch.setattr(simd, "HAS_FP16_LOADS", has_loads)
         decoder = Decoder(halved(model_en), torch.float32, reduced)
-        heard = decoder.hear(features(1))
-        found.append(Rows(decoder, heard).start(tokens))
-    assert heard.keys.dtype == torch.float32
-    assert decoder.weights.up.dtype != "uint16"
+        audio = decoder.precompute_cross_kv(features(1))
+        found.append(DecoderState(decoder, audio).prefill(tokens))
+    assert audio.keys.dtype == torch.float32
+    assert decoder.packed.mlp_up.weight.dtype != "uint16"
     torch.testing.assert_close(*found, atol=0.02 if reduced else 1e-5, rtol=1e-3)
 
 
@@ -292,21 +295,21 @@ def test_a_changed_decoder_is_decoded_as_it_is(model_en):
     """Hooks and replaced layers, as other tools install them, are honoured: openai-whisper's own task runs them."""
     calls = []
     options = whisper.DecodingOptions(language="en", fp16=False, sample_len=4)
-    assert model_en.is_stock
+    assert model_en.is_unmodified
     hook = model_en.decoder.blocks[0].cross_attn.register_forward_hook(lambda *_: calls.append(1))
-    assert not model_en.is_stock
+    assert not model_en.is_unmodified
     model_en.decode(features(1), options)
     assert calls
     hook.remove()
-    assert model_en.is_stock
+    assert model_en.is_unmodified
     attention = model_en.decoder.blocks[0].cross_attn
     real, seen = attention.qkv_attention, []
     attention.qkv_attention = lambda *args: seen.append(1) or real(*args)
-    assert not model_en.is_stock
+    assert not model_en.is_unmodified
     model_en.decode(features(1), options)
     assert seen
     del attention.qkv_attention
-    assert model_en.is_stock
+    assert model_en.is_unmodified
 
     class Louder(torch.nn.Module):
         def __init__(self, inner):
@@ -318,7 +321,7 @@ def test_a_changed_decoder_is_decoded_as_it_is(model_en):
 
     plain = model_en.decode(features(1), options)[0].tokens
     model_en.decoder.blocks[1].mlp[2] = Louder(model_en.decoder.blocks[1].mlp[2])
-    assert not model_en.is_stock
+    assert not model_en.is_unmodified
     assert model_en.decode(features(1), options)[0].tokens != plain
     result = model_en.transcribe(noise(3), language="en", fp16=False, sample_len=4, temperature=0.0)
     assert result["segments"] is not None
@@ -343,27 +346,27 @@ def test_rules_of_ones_own_are_kept(model_en, upstream_en):
 
 
 @pytest.mark.parametrize("has_bfloat16", [True, False])
-def test_what_is_heard_is_multiplied_in_a_precision_of_the_processor(model_en, monkeypatch, has_bfloat16):
+def test_cross_kv_is_computed_in_a_precision_of_the_processor(model_en, monkeypatch, has_bfloat16):
     """In int8 bfloat16 is for processors that have it: others imitate it, slowly. Who asks for it gets it."""
     monkeypatch.setattr(decoder_module, "has_bfloat16", lambda: has_bfloat16)
-    exact = Decoder(model_en, torch.float32).hear(features(1))
+    exact = Decoder(model_en, torch.float32).precompute_cross_kv(features(1))
     for reduced, dtype in (("int8", torch.bfloat16 if has_bfloat16 else torch.float32), ("bfloat16", torch.bfloat16)):
         decoder = Decoder(model_en, torch.float32, reduced)
-        assert decoder.hearing == dtype
-        keys = decoder.hear(features(1)).keys.float()
+        assert decoder.cross_kv_compute_dtype == dtype
+        keys = decoder.precompute_cross_kv(features(1)).keys.float()
         torch.testing.assert_close(keys, exact.keys, atol=2e-2 if dtype == torch.bfloat16 else 1e-3, rtol=2e-2)
 
 
-def test_word_times_from_what_was_heard(model_en):
+def test_word_times_from_encoded_audio(model_en):
     """The stand-in shows find_alignment the logits and scores of the model itself."""
     from whisper.timing import find_alignment
     from whisper.tokenizer import get_tokenizer
 
     tokenizer = get_tokenizer(False)
     text = tokenizer.encode(" one two three and four")
-    heard = features(1)
-    expected = find_alignment(model_en, tokenizer, text, heard[0], 2000)
-    stand_in = HeardModel(model_en, model_en.hear(heard))
+    audio_features = features(1)
+    expected = find_alignment(model_en, tokenizer, text, audio_features[0], 2000)
+    stand_in = AlignmentModel(model_en, model_en.precompute_cross_kv(audio_features))
     found = find_alignment(stand_in, tokenizer, text, torch.empty(0), 2000)
     assert [(w.word, w.tokens, w.start, w.end) for w in found] == [(w.word, w.tokens, w.start, w.end) for w in expected]
     assert [w.probability for w in found] == pytest.approx([w.probability for w in expected], abs=1e-5)
@@ -380,18 +383,18 @@ def test_wrong_precision_is_an_error(model_en):
 def test_kernels_and_pytorch_agree(model_en, precision, monkeypatch):
     """The limit is one of speed, not of correctness: a prompt, then beams that fork, from the same cache."""
     decoder = Decoder(model_en, torch.float32, precision)
-    heard = decoder.hear(features(2))
+    audio = decoder.precompute_cross_kv(features(2))
     random = torch.Generator().manual_seed(0)
     prompt = torch.randint(0, 50000, (2, 20), generator=random)
     following = torch.randint(0, 50000, (4, 14), generator=random)
     found = []
     for limit in (0, 64):
-        monkeypatch.setattr(cpu_kernels, "MOST_TOKENS", limit)
-        rows = Rows(decoder, heard, 7)
-        found.append([rows.start(prompt)])
+        monkeypatch.setattr(cpu_kernels, "MAX_KERNEL_TOKENS", limit)
+        state = DecoderState(decoder, audio, 7)
+        found.append([state.prefill(prompt)])
         for step, tokens in enumerate(following):
-            rows.reorder([0, 0, 2, 1, 6, 5, 3, 7, 7, 7, 10, 8, 13, step + 7])
-            found[-1].append(rows.step(tokens))
+            state.reorder([0, 0, 2, 1, 6, 5, 3, 7, 7, 7, 10, 8, 13, step + 7])
+            found[-1].append(state.step(tokens))
     for compiled, by_torch in zip(*found):
         torch.testing.assert_close(compiled, by_torch, atol=1e-4, rtol=1e-4)
 
@@ -403,13 +406,13 @@ def test_reduced_precision_stays_close(model_en, reduced, most):
     logits = []
     for precision in (None, reduced):
         decoder = Decoder(model_en, torch.float32, precision)
-        heard = decoder.hear(features(1))
-        rows = Rows(decoder, heard, 3)
-        logits.append(torch.cat([rows.start(tokens)[:, 0], rows.step(torch.tensor([5, 6, 7]))]))
-    assert heard.keys.dtype == torch.float16
+        audio = decoder.precompute_cross_kv(features(1))
+        state = DecoderState(decoder, audio, 3)
+        logits.append(torch.cat([state.prefill(tokens)[:, 0], state.step(torch.tensor([5, 6, 7]))]))
+    assert audio.keys.dtype == torch.float16
     error = (logits[1] - logits[0]).std() / logits[0].std()
     assert 0 < error < most
-    assert decoder.weights.up.dtype == ("int8" if reduced == "int8" else "float32")
+    assert decoder.packed.mlp_up.weight.dtype == ("int8" if reduced == "int8" else "float32")
 
 
 @pytest.mark.parametrize("dtype", ["half", "float32", "int8"])
@@ -430,17 +433,17 @@ def test_products(dtype, rows, width):
         exact = stored.astype(np.float64)
     expected = x.astype(np.float64) @ exact.T + bias
     y = np.full((rows, 70), 7.0, np.float32)
-    cpu_kernels.multiply(weights, scale, bias, x, y, False)
+    cpu_kernels.matmul(weights, scale, bias, x, y, False)
     tolerance = np.full(expected.shape, 1e-4)
     if dtype == "int8":  # half a step of 12-bit activations, times what each meets
         tolerance += np.abs(x).max(1, keepdims=True) / 2047 / 2 * np.abs(exact).sum(1)
     assert (np.abs(y - expected) <= tolerance).all()
-    cpu_kernels.multiply(weights, scale, bias, x, y, True)
+    cpu_kernels.matmul(weights, scale, bias, x, y, True)
     assert (np.abs(y - 2 * expected) <= 2 * tolerance).all()
 
 
 def test_gelu_and_exp():
     x = np.linspace(-90, 15, 40001, dtype=np.float32)[None].copy()
     expected = torch.nn.functional.gelu(torch.from_numpy(x).double()).numpy()
-    cpu_kernels._activate(x)
+    cpu_kernels._gelu_in_place(x)
     np.testing.assert_allclose(x, expected, atol=1e-6)

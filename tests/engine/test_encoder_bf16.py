@@ -12,7 +12,7 @@ import whisper
 from conftest import noise
 
 from whisper_at.engine import encoder_bf16
-from whisper_at.engine.encoder_bf16 import ROWS, Encoder
+from whisper_at.engine.encoder_bf16 import TILE_ROWS, EncoderBF16
 from whisper_at.windows import Window
 
 pytestmark = pytest.mark.skipif(not encoder_bf16.SUPPORTED, reason="this processor has no bfloat16 products")
@@ -31,7 +31,7 @@ def values(bits: np.ndarray) -> np.ndarray:
 def packed(matrix: np.ndarray) -> np.ndarray:
     linear = torch.nn.Linear(matrix.shape[1], matrix.shape[0])
     linear.weight.data = torch.from_numpy(matrix)
-    return encoder_bf16._packed([[linear]])[0][0]
+    return encoder_bf16._pack([[linear]]).weight[0]
 
 
 @pytest.mark.parametrize(("rows", "width", "out"), [(1500, 64, 128), (7, 128, 64), (6, 192, 192)])
@@ -40,10 +40,10 @@ def test_products(rows, width, out):
     rng = np.random.default_rng(rows)
     x, w = rng.standard_normal((rows, width), np.float32), rng.standard_normal((out, width), np.float32)
     bias, y = rng.standard_normal(out, np.float32), rng.standard_normal((rows, out), np.float32)
-    padded = np.zeros((-(-rows // ROWS) * ROWS, width), np.uint16)
+    padded = np.zeros((-(-rows // TILE_ROWS) * TILE_ROWS, width), np.uint16)
     padded[:rows] = bfloat16(x)
     expected = y + values(padded[:rows]) @ values(bfloat16(w)).T + bias
-    encoder_bf16._multiply(packed(w), bias, padded, y, False)
+    encoder_bf16._matmul(packed(w), bias, padded, y, False)
     np.testing.assert_allclose(y, expected, atol=1e-4, rtol=0)
 
 
@@ -56,7 +56,7 @@ def test_products_in_bfloat16(gelu):
     z = (values(bfloat16(x)) @ values(bfloat16(w)).T + bias)[:11]
     erf = np.vectorize(math.erf)
     expected = z * 0.5 * (1 + erf(z / math.sqrt(2))) if gelu else z
-    encoder_bf16._multiply(packed(w), bias, bfloat16(x), y, gelu)
+    encoder_bf16._matmul(packed(w), bias, bfloat16(x), y, gelu)
     np.testing.assert_allclose(values(y), expected, rtol=2**-8, atol=2e-6)
 
 
@@ -66,7 +66,7 @@ def test_attention(rows, heads, size):
     rng = np.random.default_rng(rows)
     qkv = bfloat16(rng.standard_normal((rows, 3 * heads * size), np.float32) * 2)
     out = np.zeros((rows, heads * size), np.uint16)
-    encoder_bf16._attend(qkv, heads, out)
+    encoder_bf16._attention(qkv, heads, out)
     query, key, value = values(qkv).reshape(rows, 3, heads, size).transpose(1, 2, 0, 3)
     scores = query @ key.transpose(0, 2, 1) / math.sqrt(size)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
@@ -84,7 +84,7 @@ def test_attention_to_very_different_scores():
     qkv[69, 64:128] = 30.0
     qkv[:, 128:] = np.arange(70)[:, None]
     out = np.zeros((70, 64), np.uint16)
-    encoder_bf16._attend(bfloat16(qkv), 1, out)
+    encoder_bf16._attention(bfloat16(qkv), 1, out)
     assert (values(out) == 69).all()
 
 
@@ -102,8 +102,8 @@ def test_nearer_to_float32_than_bfloat16_everywhere(model_en):
     with torch.no_grad():
         exact = model_en.encoder(batch)
         all_in_bfloat16 = model_en.encoder(batch.bfloat16()).float()
-        features = Encoder(model_en.encoder)(batch)
-        assert torch.equal(Encoder(model_en.encoder)(batch[1:]), features[1:])
+        features = EncoderBF16(model_en.encoder)(batch)
+        assert torch.equal(EncoderBF16(model_en.encoder)(batch[1:]), features[1:])
     assert features.dtype == torch.float32
     assert features.shape == exact.shape
     assert distance(features, exact) < distance(all_in_bfloat16, exact) < 0.01
@@ -134,8 +134,8 @@ def test_changed_encoders_are_packed_again(model_en):
     assert torch.equal(after, fresh.embed_audio(batch))
 
 
-def test_hooks_and_replaced_parts_are_heard(model_en):
-    """An encoder that somebody listens to, or changed, runs as the module that it is."""
+def test_hooks_and_replaced_parts_are_honoured(model_en):
+    """An encoder with hooks or replaced parts runs as the module that it is."""
     model_en.compute_type = "bfloat16"
     calls = []
     with model_en.encoder.blocks[0].register_forward_hook(lambda *_: calls.append(1)):
@@ -146,7 +146,7 @@ def test_hooks_and_replaced_parts_are_heard(model_en):
     assert calls == [1]
     assert model_en._encoder is not None
     model_en.encoder.blocks[0].mlp[1] = torch.nn.ReLU()
-    assert not Encoder.fits(model_en.encoder)
+    assert not EncoderBF16.fits(model_en.encoder)
 
 
 def test_other_processors(model_en, monkeypatch):
@@ -161,4 +161,4 @@ def test_other_processors(model_en, monkeypatch):
 
 def test_mels_of_another_length(model_en):
     with pytest.raises(AssertionError, match="incorrect audio shape"):
-        Encoder(model_en.encoder)(torch.zeros(1, 80, 100))
+        EncoderBF16(model_en.encoder)(torch.zeros(1, 80, 100))

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from whisper.model import AudioEncoder
 
 from whisper_at.engine import onednn
-from whisper_at.engine.onednn import Linear, across, attend, attention, linear, quicken
+from whisper_at.engine.onednn import Linear, attention, attention_by_head, linear, linear_transposed, use_onednn
 
 
 def random(*shape: int, seed: int = 0, **options) -> torch.Tensor:
@@ -20,25 +20,25 @@ def random(*shape: int, seed: int = 0, **options) -> torch.Tensor:
 
 
 @pytest.fixture(autouse=True)
-def worth_it(monkeypatch):
-    monkeypatch.setattr(onednn, "LEAST", 1)
+def no_minimum(monkeypatch):
+    monkeypatch.setattr(onednn, "MIN_MACS", 1)
 
 
-def test_little_work_is_pytorchs(asked, monkeypatch):
-    monkeypatch.setattr(onednn, "LEAST", 8 * 24 * 10)
+def test_little_work_is_pytorchs(calls, monkeypatch):
+    monkeypatch.setattr(onednn, "MIN_MACS", 8 * 24 * 10)
     for rows in (7, 8):
         linear(random(rows, 24), random(10, 24))
-    assert asked == [(8, 24)]
+    assert calls == [(8, 24)]
 
 
 @pytest.fixture
-def asked(monkeypatch):
+def calls(monkeypatch):
     """Shapes of what went to oneDNN."""
     if not onednn._supported():
         pytest.skip("this PyTorch has no oneDNN")
     shapes = []
-    real = onednn._by_onednn
-    monkeypatch.setattr(onednn, "_by_onednn", lambda *args: shapes.append(tuple(args[0].shape)) or real(*args))
+    real = onednn._linear_by_onednn
+    monkeypatch.setattr(onednn, "_linear_by_onednn", lambda *args: shapes.append(tuple(args[0].shape)) or real(*args))
     return shapes
 
 
@@ -57,16 +57,16 @@ def test_linear_is_pytorchs(shape, bias):
     close(linear(x, weight, b), F.linear(x.double(), weight.double(), None if b is None else b.double()))
 
 
-def test_any_layout_and_changed_weights(asked):
+def test_any_layout_and_changed_weights(calls):
     x, weight = random(24, 50).t(), random(24, 10).t()
     close(linear(x, weight), x.double() @ weight.double().t())
     weight.mul_(2)  # nothing of it was kept
     close(linear(x, weight), x.double() @ weight.double().t())
     close(linear(x[::2], weight[1:]), x[::2].double() @ weight[1:].double().t())
-    assert asked == [(50, 24), (50, 24), (25, 24)]
+    assert calls == [(50, 24), (50, 24), (25, 24)]
 
 
-def test_what_is_not_float32_or_under_autocast_is_pytorchs(asked):
+def test_what_is_not_float32_or_under_autocast_is_pytorchs(calls):
     x, weight = random(8, 24), random(10, 24, seed=1)
     for kind in (torch.float64, torch.bfloat16):
         assert torch.equal(linear(x.to(kind), weight.to(kind)), F.linear(x.to(kind), weight.to(kind)))
@@ -74,11 +74,11 @@ def test_what_is_not_float32_or_under_autocast_is_pytorchs(asked):
         linear(x, weight.double())
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(x, weight).dtype == torch.bfloat16
-    assert not asked
+    assert not calls
 
 
 @pytest.mark.parametrize("wanted", ["x", "weight", "bias", "x weight bias"])
-def test_numbers_do_not_depend_on_gradients(asked, wanted):
+def test_numbers_do_not_depend_on_gradients(calls, wanted):
     """Recording gradients changes no digit, and the gradients are PyTorch's, the second ones too."""
     operands = {"x": random(2, 8, 24), "weight": random(10, 24, seed=1), "bias": random(10, seed=2)}
     with torch.no_grad():
@@ -87,7 +87,7 @@ def test_numbers_do_not_depend_on_gradients(asked, wanted):
         operands[name].requires_grad_()
     found = linear(*operands.values())
     assert torch.equal(found, expected)
-    assert asked == [(2, 8, 24)] * 2
+    assert calls == [(2, 8, 24)] * 2
     inputs = [operands[name] for name in wanted.split()]
     gradients = torch.autograd.grad(found.square().sum(), inputs, create_graph=True)
     reference = torch.autograd.grad(F.linear(*operands.values()).square().sum(), inputs, create_graph=True)
@@ -98,49 +98,51 @@ def test_numbers_do_not_depend_on_gradients(asked, wanted):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-2)
 
 
-def test_across():
+def test_linear_transposed():
     x, weight = random(3, 50, 24), random(10, 24, seed=1)
-    close(across(weight, x), weight.double() @ x.double().transpose(1, 2))
-    assert torch.equal(across(weight.bfloat16(), x.bfloat16()), weight.bfloat16() @ x.bfloat16().transpose(1, 2))
+    close(linear_transposed(weight, x), weight.double() @ x.double().transpose(1, 2))
+    assert torch.equal(
+        linear_transposed(weight.bfloat16(), x.bfloat16()), weight.bfloat16() @ x.bfloat16().transpose(1, 2)
+    )
 
 
-@pytest.mark.parametrize("n", [3, onednn.ROWS, onednn.ROWS + 1])
+@pytest.mark.parametrize("n", [3, onednn.CHUNK_ROWS, onednn.CHUNK_ROWS + 1])
 def test_attention(n):
     query, key, value = (random(2, n, 3, 16, seed=seed).transpose(1, 2) for seed in range(3))
     exact = F.scaled_dot_product_attention(query.double(), key.double(), value.double())
-    close(attend(query, key, value), exact)
+    close(attention_by_head(query, key, value), exact)
     learned = query.clone().requires_grad_()
-    attend(learned, key, value).square().sum().backward()
+    attention_by_head(learned, key, value).square().sum().backward()
     again = query.clone().requires_grad_()
     F.scaled_dot_product_attention(again, key, value).square().sum().backward()
     torch.testing.assert_close(learned.grad, again.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_attention_chooses(asked):
-    n = onednn.LONG
+def test_attention_chooses(calls):
+    n = onednn.MIN_ROWS
     few, long = random(1, 2, 3, 16), random(1, 2, n, 16)
     mask = torch.zeros(n, n).masked_fill_(torch.ones(n, n).triu(1).bool(), -float("inf"))
     masked = F.scaled_dot_product_attention(*[long.double()] * 3, mask.double())
     close(attention(long, long, long, mask), masked)
     attention(few, few, few)  # not worth it
-    assert not asked
+    assert not calls
     close(attention(long, long, long), F.scaled_dot_product_attention(*[long.double()] * 3))
-    assert len(asked) == 2 * 2  # scores and mixtures of two heads
+    assert len(calls) == 2 * 2  # scores and mixtures of two heads
 
 
-def test_quickened_modules(asked):
+def test_quickened_modules(calls):
     """They are what they were: parameters, names, copies, and PyTorch's where it counts or compiles."""
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Linear(24, 10), whisper.model.Linear(10, 5, bias=False), torch.nn.GELU())
     x, before = random(8, 24), dict(module.state_dict())
     with torch.no_grad():
         expected = module(x)
-        quicken(module)
+        use_onednn(module)
         assert [type(part) for part in module] == [Linear, Linear, torch.nn.GELU]
-        assert not asked
+        assert not calls
         close(module(x), expected)
         close(copy.deepcopy(module)(x), expected)
-        assert asked == [(8, 24), (8, 10)] * 2
+        assert calls == [(8, 24), (8, 10)] * 2
         with FlopCounterMode(display=False) as counter:
             module(x)
         assert counter.get_total_flops() == 2 * 8 * (24 * 10 + 10 * 5)
@@ -149,7 +151,7 @@ def test_quickened_modules(asked):
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
     module(x).sum().backward()
     assert module[0].weight.grad is not None
-    assert len(asked) == 6
+    assert len(calls) == 6
 
 
 def test_without_onednn(monkeypatch):
@@ -158,27 +160,27 @@ def test_without_onednn(monkeypatch):
     def missing(*_):
         raise NotImplementedError("no such operator")
 
-    monkeypatch.setattr(onednn, "_by_onednn", missing)
+    monkeypatch.setattr(onednn, "_linear_by_onednn", missing)
     onednn._supported.cache_clear()
     try:
         x, weight = random(8, 24), random(10, 24, seed=1)
         assert torch.equal(linear(x, weight), F.linear(x, weight))
-        long = random(1, 2, onednn.LONG, 16)
+        long = random(1, 2, onednn.MIN_ROWS, 16)
         assert torch.equal(attention(long, long, long), F.scaled_dot_product_attention(long, long, long))
     finally:
         onednn._supported.cache_clear()
 
 
-def test_an_encoder_is_as_near_to_exact_numbers(model_en, upstream_en, monkeypatch, asked):
+def test_an_encoder_is_as_near_to_exact_numbers(model_en, upstream_en, monkeypatch, calls):
     """What the encoder makes is no further from float64's than openai-whisper's, but for a little."""
     mel = random(1, 80, 3000)
     with torch.no_grad():
-        stock, found = upstream_en.encoder(mel), model_en.embed_audio(mel)
+        upstream, found = upstream_en.encoder(mel), model_en.embed_audio(mel)
         monkeypatch.setattr("whisper.model.LayerNorm.forward", torch.nn.LayerNorm.forward)
         dims = model_en.dims
         double = AudioEncoder(80, 1500, dims.n_audio_state, dims.n_audio_head, dims.n_audio_layer).double()
         double.load_state_dict(model_en.encoder.state_dict())
         exact = double(mel.double())
-    distance = [float((numbers - exact).square().mean().sqrt()) for numbers in (stock, found)]
-    assert asked
+    distance = [float((numbers - exact).square().mean().sqrt()) for numbers in (upstream, found)]
+    assert calls
     assert 0 < distance[1] < 1.5 * distance[0]

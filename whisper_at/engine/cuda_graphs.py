@@ -1,8 +1,8 @@
 """One decoder step in shapes that never change, so that a GPU can record it once as a graph and replay it.
 
 A step launches a dozen small kernels a layer, and a GPU computes them faster than Python launches them. Replaying a
-graph is one launch. What a graph was recorded with stays where it is in memory, so tokens, position, caches and what is
-heard are copied to their places before it runs.
+graph is one launch. What a graph was recorded with stays where it is in memory, so tokens, position, caches and the
+encoded audio are copied to their places before it runs.
 """
 
 from __future__ import annotations
@@ -16,72 +16,76 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .decoder import Decoder, Heard
+    from .decoder import Decoder
+    from .kv_cache import EncodedAudio
 
-LENGTHS = 64
-"""A step attends to so many positions, or twice as many …: there is a graph for each multiple that is reached."""
-KEPT = 2
+LENGTH_BUCKET = 64
+"""A step attends to a multiple of so many positions: there is a graph for each multiple that is reached."""
+MAX_CACHED = 2
 """Steps that are kept for the next window: one try in a beam and one at a temperature use different ones."""
 
 
-def empty_caches(decoder: Decoder, rows: int) -> tuple[Tensor, Tensor]:
-    """Room for the keys and values ``(layers, rows, heads, positions, size)`` of sequences of any length."""
-    dims = decoder.dims
-    shape = (dims.n_text_layer, rows, dims.n_text_head, dims.n_text_ctx, dims.n_text_state // dims.n_text_head)
-    keys, values = (torch.empty(shape, dtype=decoder.dtype, device=decoder.device) for _ in range(2))
-    return keys, values
-
-
 class StaticStep:
-    """The step of some rows, ``group`` to a recording; see `claim`.
+    """The step of ``n_group`` sequences of each recording; see `acquire`.
 
     Attributes
     ----------
-    caches : keys and values of the rows' tokens, as `empty_caches` makes them
+    cache : tuple of Tensor
+        Keys and values of the sequences' tokens, as `Decoder.empty_cache` makes them.
     """
 
-    def __init__(self, decoder: Decoder, heard: Heard, group: int) -> None:
-        self.decoder, self.group = decoder, group
-        rows, device = len(heard.features) * group, decoder.device
-        self.caches = empty_caches(decoder, rows)
-        for cache in self.caches:
-            cache.zero_()  # what is not to be seen is multiplied by 0, which must not meet a NaN
-        self.heard = heard._replace(keys=torch.empty_like(heard.keys), values=torch.empty_like(heard.values))
+    def __init__(self, decoder: Decoder, audio: EncodedAudio, n_group: int) -> None:
+        self.decoder, self.n_group = decoder, n_group
+        rows, device = len(audio.features) * n_group, decoder.device
+        self.cache = decoder.empty_cache(rows)
+        for part in self.cache:
+            part.zero_()  # what is masked is multiplied by 0, which must not meet a NaN
+        self.audio = audio._replace(keys=torch.empty_like(audio.keys), values=torch.empty_like(audio.values))
         self.tokens = torch.zeros(rows, dtype=torch.long, device=device)
         self.position = torch.zeros(1, dtype=torch.long, device=device)
-        self.ancestors = torch.zeros(rows, decoder.dims.n_text_ctx, dtype=torch.long, device=device)
+        self.cache_indices = torch.zeros(rows, decoder.dims.n_text_ctx, dtype=torch.long, device=device)
         self.records = device.type == "cuda"
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
 
     @classmethod
-    def claim(cls, owner: object, decoder: Decoder, heard: Heard, group: int) -> StaticStep:
-        """A step for what is heard, with the graphs of an earlier one of these shapes if there is any.
+    def acquire(cls, owner: object, decoder: Decoder, audio: EncodedAudio, n_group: int) -> StaticStep:
+        """Return a step for this audio, with the graphs of an earlier one of these shapes if there is any.
 
         It belongs to ``owner`` alone, and is kept for others when that is gone.
         """
-        shapes = (heard.keys.shape, heard.keys.dtype, group)
-        step = next((s for s in decoder.steps if (s.heard.keys.shape, s.heard.keys.dtype, s.group) == shapes), None)
+        shapes = (audio.keys.shape, audio.keys.dtype, n_group)
+        cached = decoder.cached_steps
+        step = next((s for s in cached if (s.audio.keys.shape, s.audio.keys.dtype, s.n_group) == shapes), None)
         if step is None:
-            step = cls(decoder, heard, group)
+            step = cls(decoder, audio, n_group)
         else:
-            decoder.steps.remove(step)
-        step.heard.keys.copy_(heard.keys)
-        step.heard.values.copy_(heard.values)
-        weakref.finalize(owner, decoder.steps.append, step).atexit = False
+            cached.remove(step)
+        step.audio.keys.copy_(audio.keys)
+        step.audio.values.copy_(audio.values)
+        weakref.finalize(owner, cached.append, step).atexit = False
         return step
 
     @torch.no_grad()
-    def __call__(self, tokens: Tensor, position: int, ancestors: Tensor) -> Tensor:
-        """The next token of every row ``(rows,)`` → float32 logits ``(rows, vocabulary)``, until the next call.
+    def __call__(self, tokens: Tensor, position: int, cache_indices: Tensor) -> Tensor:
+        """Take the next token of every row → logits, which the next call writes over.
 
-        position : tokens before these
-        ancestors : ``(rows, positions)``: whose cache holds a position of a row's past
+        Parameters
+        ----------
+        tokens : Tensor, shape (rows,)
+        position : int
+            Number of tokens before these.
+        cache_indices : Tensor, shape (rows, positions)
+            Which row's cache holds a position of a row's past.
+
+        Returns
+        -------
+        float32 Tensor, shape (rows, vocabulary)
         """
         self.tokens.copy_(tokens)
         self.position.fill_(position)
-        if self.group > 1:
-            self.ancestors.copy_(ancestors)
-        length = min(-(-(position + 1) // LENGTHS) * LENGTHS, self.decoder.dims.n_text_ctx)
+        if self.n_group > 1:
+            self.cache_indices.copy_(cache_indices)
+        length = min(-(-(position + 1) // LENGTH_BUCKET) * LENGTH_BUCKET, self.decoder.dims.n_text_ctx)
         if self.records and length not in self.graphs:
             try:
                 self.graphs[length] = self._record(length)
@@ -98,21 +102,21 @@ class StaticStep:
 
     def _compute(self, length: int) -> Tensor:
         d, places = self.decoder, torch.arange(length, device=self.decoder.device)
-        past = (places <= self.position)[None]  # what lies behind is of other windows
+        mask = (places <= self.position)[None]  # what lies behind is of other windows
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            keys, values = (cache[layer] for cache in self.caches)
+            keys, values = (part[layer] for part in self.cache)
             keys.index_copy_(2, self.position, key)
             values.index_copy_(2, self.position, value)
-            if self.group > 1:
-                lineage = self.ancestors[:, :length], slice(None), places
+            if self.n_group > 1:
+                lineage = self.cache_indices[:, :length], slice(None), places
                 keys, values = keys[lineage].transpose(1, 2), values[lineage].transpose(1, 2)
             else:
                 keys, values = keys[:, :, :length], values[:, :, :length]
-            return F.scaled_dot_product_attention(query, keys, values, attn_mask=past)
+            return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
 
         x = d.embedding[self.tokens][:, None] + d.positions[self.position]
-        return d.logits(d.run(x, self.heard, attend)[:, 0])
+        return d.logits(d.forward(x, self.audio, attend)[:, 0])
 
     def _record(self, length: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         stream = torch.cuda.Stream(self.decoder.device)

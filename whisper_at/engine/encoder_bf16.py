@@ -1,142 +1,149 @@
 """A Whisper's audio encoder in bfloat16 on a CPU, compiled by Numba.
 
-What is multiplied is bfloat16; sums, norms, softmax and what runs from block to block are float32, so that less is lost
-than where every tensor is bfloat16. It is for processors that multiply pairs of bfloat16 in one instruction and have no
-instructions for whole matrices: those are served best by PyTorch.
+Products take bfloat16; sums, norms, softmax and the residual stream are float32, so that less is lost than where every
+tensor is bfloat16. It is for processors that multiply pairs of bfloat16 in one instruction and have no instructions for
+whole matrices: those are served best by PyTorch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numba import njit, prange, types
-from numba.extending import overload
+from numba import prange, types
 from torch import Tensor, nn
 from whisper.model import AudioEncoder, ResidualAttentionBlock
 
-from .cpu_kernels import FAST, LOCK, gelu, moments, use_threads
-from .decoder import Fingerprint, is_stock
-from .simd import COLUMNS, HOST, compiled, pair_products6, softmax, to_bits
+from .cpu_kernels import FASTMATH, KERNEL_LOCK, Array, gelu, mean_and_inverse_std, use_threads
+from .encoder import OnBlock
+from .simd import HOST, TILE_WIDTH, bf16_dot_6, bf16_softmax, bits_of_float, compiled, implements, inlined
+from .weights import WeightsVersion, is_unmodified
 
 SUPPORTED = bool(HOST.get("avx512bf16")) and not HOST.get("amx-bf16")
-ROWS = 6
+TILE_ROWS = 6
 """Rows that are multiplied at once."""
-CHUNK = 96
-"""Rows that meet a block of weights while it is near."""
+CHUNK_ROWS = 96
+"""Rows that meet a tile of weights while it is in cache."""
 
 
-class Weights(NamedTuple):
-    """An encoder's blocks, one array over all of them; names as in `kernels.Weights`.
+class PackedLinear(NamedTuple):
+    """A linear layer of every block.
 
-    Matrices are `_packed`; biases and norms float32 ``(layers, width)``.
+    weight : int32 array, shape (layers, out / TILE_WIDTH, in / 2, TILE_WIDTH)
+        Pairs of neighbours of one row, in bfloat16.
+    bias : float32 array, shape (layers, out)
     """
 
-    attn: Any
-    attn_bias: Any
-    out: Any
-    out_bias: Any
-    up: Any
-    up_bias: Any
-    down: Any
-    down_bias: Any
-    norms: Any  # (layers, 4, width): weight and bias of attn_ln and mlp_ln
+    weight: Array
+    bias: Array
 
 
-@njit(inline="always")
-def _bfloat16(x):
-    """The nearest bfloat16, as the uint16 of its bits."""
-    bits = to_bits(x)
+class EncoderWeights(NamedTuple):
+    """An encoder's blocks, one array over all of them."""
+
+    qkv: PackedLinear
+    attn_out: PackedLinear
+    mlp_up: PackedLinear
+    mlp_down: PackedLinear
+    norms: Array  # (layers, 4, width): weight and bias of attn_ln and mlp_ln
+
+
+@inlined
+def _bfloat16(x: np.float32) -> np.uint16:
+    """Return the nearest bfloat16, as the uint16 of its bits."""
+    bits = bits_of_float(x)
     return np.uint16((bits + np.int32(0x7FFF) + ((bits >> np.int32(16)) & np.int32(1))) >> np.int32(16))
 
 
-@compiled(parallel=True, fastmath=FAST)
-def _norm(x, weight, bias, out):
-    """Layer norm of every row of ``x`` (rows, width), to bfloat16."""
+@compiled(parallel=True, fastmath=FASTMATH)
+def _layer_norm(x: Array, weight: Array, bias: Array, out: Array) -> None:
+    """Normalise every row of ``x`` (rows, width), to bfloat16."""
     rows, width = x.shape
     for r in prange(rows):
-        mean, inverse = moments(x[r])
+        mean, inverse = mean_and_inverse_std(x[r])
         for j in range(width):
             out[r, j] = _bfloat16((x[r, j] - mean) * inverse * weight[j] + bias[j])
 
 
-def _finish(tile, bias, y, r, i, activate):
-    """Puts products where they belong, with a bias and perhaps a GELU: float32 adds to what is there."""
+def _store_tile(tile: Array, bias: Array, y: Array, r: int, i: int, activate: bool) -> None:
+    """Put products in their places, with a bias and perhaps a GELU: y in float32 is added to."""
+    raise NotImplementedError("compiled only")
 
 
-@overload(_finish, inline="always")
-def _(tile, bias, y, r, i, activate):
-    def add(tile, bias, y, r, i, activate):
-        for k in range(min(ROWS, len(y) - r)):
-            for j in range(COLUMNS):
+@implements(_store_tile, inline="always")
+def _(tile: Array, bias: Array, y: Array, r: int, i: int, activate: bool) -> Any:
+    def add(tile: Array, bias: Array, y: Array, r: int, i: int, activate: bool) -> None:
+        for k in range(min(TILE_ROWS, len(y) - r)):
+            for j in range(TILE_WIDTH):
                 y[r + k, i + j] += tile[k, j] + bias[i + j]
 
-    def write(tile, bias, y, r, i, activate):
-        for k in range(min(ROWS, len(y) - r)):
-            for j in range(COLUMNS):
+    def write(tile: Array, bias: Array, y: Array, r: int, i: int, activate: bool) -> None:
+        for k in range(min(TILE_ROWS, len(y) - r)):
+            for j in range(TILE_WIDTH):
                 x = tile[k, j] + bias[i + j]
                 y[r + k, i + j] = _bfloat16(gelu(x) if activate else x)
 
     return add if y.dtype == types.float32 else write
 
 
-@compiled(parallel=True, fastmath=FAST)
-def _multiply(w, bias, x, y, activate):
-    """``x`` (rows, in) in bfloat16 by packed ``w`` (out, in): see `_finish`. x has rows to spare, up to a multiple of
-    `ROWS`.
+@compiled(parallel=True, fastmath=FASTMATH)
+def _matmul(w: Array, bias: Array, x: Array, y: Array, activate: bool) -> None:
+    """Multiply ``x`` (rows, in) in bfloat16 by packed ``w`` (out, in), see `_store_tile`.
+
+    x has rows to spare, up to a multiple of `TILE_ROWS`.
     """
     rows, pairs = len(y), x.view(np.int32)
-    for chunk in prange((rows + CHUNK - 1) // CHUNK):
-        tile = np.empty((ROWS, COLUMNS), np.float32)
+    for chunk in prange((rows + CHUNK_ROWS - 1) // CHUNK_ROWS):
+        tile = np.empty((TILE_ROWS, TILE_WIDTH), np.float32)
         for i in range(len(w)):
-            for r in range(chunk * CHUNK, min(chunk * CHUNK + CHUNK, rows), ROWS):
-                pair_products6(pairs, r, w[i], tile, 0)
-                _finish(tile, bias, y, r, COLUMNS * i, activate)
+            for r in range(chunk * CHUNK_ROWS, min(chunk * CHUNK_ROWS + CHUNK_ROWS, rows), TILE_ROWS):
+                bf16_dot_6(pairs, r, w[i], tile, 0)
+                _store_tile(tile, bias, y, r, TILE_WIDTH * i, activate)
 
 
-@compiled(parallel=True, fastmath=FAST)
-def _attend(qkv, heads, out):
-    """Attention of every row of ``qkv`` (rows, 3·width) to all, both bfloat16; out is (rows, width) or longer."""
+@compiled(parallel=True, fastmath=FASTMATH)
+def _attention(qkv: Array, heads: int, out: Array) -> None:
+    """Let every row of ``qkv`` (rows, 3·width) attend to all, in bfloat16; out is (rows, width) or longer."""
     rows, width = len(qkv), qkv.shape[1] // 3
     size = width // heads
-    blocks = (rows + COLUMNS - 1) // COLUMNS
-    keys = np.zeros((heads, blocks, size // 2, COLUMNS), np.int32)
-    values = np.zeros((heads, blocks * COLUMNS // 2, COLUMNS), np.int32)
+    blocks = (rows + TILE_WIDTH - 1) // TILE_WIDTH
+    keys = np.zeros((heads, blocks, size // 2, TILE_WIDTH), np.int32)
+    values = np.zeros((heads, blocks * TILE_WIDTH // 2, TILE_WIDTH), np.int32)
     pairs = qkv.view(np.int32)
     for head in prange(heads):
         low = width + head * size
         for f in range(rows):
             for p in range(size // 2):
-                keys[head, f // COLUMNS, p, f % COLUMNS] = pairs[f, low // 2 + p]
+                keys[head, f // TILE_WIDTH, p, f % TILE_WIDTH] = pairs[f, low // 2 + p]
         low += width
         for p in range((rows + 1) // 2):
             for j in range(size):
                 pair = np.int32(qkv[2 * p + 1, low + j]) << np.int32(16) if 2 * p + 1 < rows else np.int32(0)
                 values[head, p, j] = np.int32(qkv[2 * p, low + j]) | pair
     scale = np.float32(1.0 / math.sqrt(size))
-    chunks = (rows + CHUNK - 1) // CHUNK
+    chunks = (rows + CHUNK_ROWS - 1) // CHUNK_ROWS
     for task in prange(heads * chunks):
         head, chunk = task // chunks, task % chunks
-        query = np.zeros((ROWS, size), np.uint16)
-        scores = np.empty((ROWS, blocks * COLUMNS), np.float32)
-        weights = np.empty((ROWS, blocks * COLUMNS), np.uint16)
-        sums = np.empty(ROWS, np.float32)
-        mixed = np.empty((ROWS, COLUMNS), np.float32)
-        for r in range(chunk * CHUNK, min(chunk * CHUNK + CHUNK, rows), ROWS):
-            count = min(ROWS, rows - r)
+        query = np.zeros((TILE_ROWS, size), np.uint16)
+        scores = np.empty((TILE_ROWS, blocks * TILE_WIDTH), np.float32)
+        weights = np.empty((TILE_ROWS, blocks * TILE_WIDTH), np.uint16)
+        sums = np.empty(TILE_ROWS, np.float32)
+        mixed = np.empty((TILE_ROWS, TILE_WIDTH), np.float32)
+        for r in range(chunk * CHUNK_ROWS, min(chunk * CHUNK_ROWS + CHUNK_ROWS, rows), TILE_ROWS):
+            count = min(TILE_ROWS, rows - r)
             for k in range(count):
                 for j in range(size):
                     query[k, j] = qkv[r + k, head * size + j]
             for i in range(blocks):
-                pair_products6(query.view(np.int32), 0, keys[head, i], scores, COLUMNS * i)
-            for k in range(ROWS):
+                bf16_dot_6(query.view(np.int32), 0, keys[head, i], scores, TILE_WIDTH * i)
+            for k in range(TILE_ROWS):
                 scores[k, rows:] = np.float32(-np.inf)
-                sums[k] = softmax(scores, k, scale, weights)
-            pair_products6(weights.view(np.int32), 0, values[head], mixed, 0)
+                sums[k] = bf16_softmax(scores, k, scale, weights)
+            bf16_dot_6(weights.view(np.int32), 0, values[head], mixed, 0)
             for k in range(count):
                 share = np.float32(1.0) / sums[k]
                 for j in range(size):
@@ -144,81 +151,78 @@ def _attend(qkv, heads, out):
 
 
 @compiled(nogil=True)
-def _block(w, i, heads, x, normed, qkv, wide):
-    """Block i on ``x`` (rows, width), in place; the others are room for what it computes on the way."""
-    _norm(x, w.norms[i, 0], w.norms[i, 1], normed)
-    _multiply(w.attn[i], w.attn_bias[i], normed, qkv, False)
-    _attend(qkv, heads, normed)
-    _multiply(w.out[i], w.out_bias[i], normed, x, False)
-    _norm(x, w.norms[i, 2], w.norms[i, 3], normed)
-    _multiply(w.up[i], w.up_bias[i], normed, wide, True)
-    _multiply(w.down[i], w.down_bias[i], wide, x, False)
+def _block(w: EncoderWeights, i: int, heads: int, x: Array, normed: Array, qkv: Array, wide: Array) -> None:
+    """Compute block i on ``x`` (rows, width), in place; the last three are buffers."""
+    _layer_norm(x, w.norms[i, 0], w.norms[i, 1], normed)
+    _matmul(w.qkv.weight[i], w.qkv.bias[i], normed, qkv, False)
+    _attention(qkv, heads, normed)
+    _matmul(w.attn_out.weight[i], w.attn_out.bias[i], normed, x, False)
+    _layer_norm(x, w.norms[i, 2], w.norms[i, 3], normed)
+    _matmul(w.mlp_up.weight[i], w.mlp_up.bias[i], normed, wide, True)
+    _matmul(w.mlp_down.weight[i], w.mlp_down.bias[i], wide, x, False)
 
 
-class Encoder:
-    """The encoder of one model, its weights packed for the loops above; see `fits`."""
+class EncoderBF16:
+    """The encoder of one model, its weights packed for the kernels above; see `fits`."""
 
     def __init__(self, encoder: AudioEncoder) -> None:
-        self.encoder, self.fingerprint = encoder, Fingerprint(encoder)
+        self.encoder, self.weights_version = encoder, WeightsVersion(encoder)
         blocks = cast(list[ResidualAttentionBlock], encoder.blocks)
-        self.heads = blocks[0].attn.n_head
+        self.n_head = blocks[0].attn.n_head
         norms = [torch.stack([p for n in (b.attn_ln, b.mlp_ln) for p in (n.weight, n.bias)]) for b in blocks]
-        self.weights = Weights(
-            *_packed([[b.attn.query, b.attn.key, b.attn.value] for b in blocks]),
-            *_packed([[b.attn.out] for b in blocks]),
-            *_packed([[b.mlp[0]] for b in blocks]),
-            *_packed([[b.mlp[2]] for b in blocks]),
-            torch.stack(norms).detach().float().numpy(),
+        self.weights = EncoderWeights(
+            qkv=_pack([[b.attn.query, b.attn.key, b.attn.value] for b in blocks]),
+            attn_out=_pack([[b.attn.out] for b in blocks]),
+            mlp_up=_pack([[b.mlp[0]] for b in blocks]),
+            mlp_down=_pack([[b.mlp[2]] for b in blocks]),
+            norms=torch.stack(norms).detach().float().numpy(),
         )
 
     @staticmethod
     def fits(encoder: AudioEncoder) -> bool:
-        """Whether processor and encoder are of the kind that this is for."""
+        """Return whether processor and encoder are of the kind that this is for."""
         weight = encoder.ln_post.weight
         size = weight.shape[0] // encoder.blocks[0].attn.n_head
-        shapes = weight.shape[0] % COLUMNS == 0 and size % 2 == 0 and size <= COLUMNS
-        return SUPPORTED and weight.device.type == "cpu" and shapes and is_stock(encoder)
+        shapes = weight.shape[0] % TILE_WIDTH == 0 and size % 2 == 0 and size <= TILE_WIDTH
+        return SUPPORTED and weight.device.type == "cpu" and shapes and is_unmodified(encoder)
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        """Copies of a model, and saved ones, make their own."""
+        """Leave it out of copies of a model, and of saved ones: they make their own."""
         return type(None), ()
 
     def is_current(self, encoder: AudioEncoder) -> bool:
-        """Whether its weights are still those that this was made of."""
-        return self.fingerprint.fits(encoder)
+        """Return whether it was made of the weights that the encoder has now."""
+        return self.weights_version.matches(encoder)
 
     @torch.no_grad()
-    def __call__(self, mel: Tensor, each: Callable[[Tensor], object] | None = None) -> Tensor:
-        """Log-mel ``(batch, n_mels, 3000)`` → float32 features ``(batch, 1500, dim)``.
+    def __call__(self, mel: Tensor, on_block: OnBlock | None = None) -> Tensor:
+        """Encode log-mel spectrograms ``(batch, n_mels, 3000)`` → float32 features ``(batch, 1500, dim)``.
 
-        ``each`` is given the output of every block, float32 ``(batch, 1500, dim)``, which the next one overwrites.
+        ``on_block`` is given the output of every block in float32, which the next one writes over.
         """
         encoder = self.encoder
         x = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel.bfloat16())))).transpose(1, 2)
         assert x.shape[1:] == encoder.positional_embedding.shape, "incorrect audio shape"  # as upstream
         x = (x + encoder.positional_embedding).contiguous()
         _, rows, width = x.shape
-        padded = -(-rows // ROWS) * ROWS
+        padded = -(-rows // TILE_ROWS) * TILE_ROWS
         normed, qkv, wide = (np.zeros((padded, n * width), np.uint16) for n in (1, 3, 4))
         use_threads()
         for i in range(len(self.weights.norms)):
             for recording in x.numpy():
-                with LOCK:
-                    _block(self.weights, i, self.heads, recording, normed, qkv[:rows], wide)
-            if each is not None:
-                each(x)
+                with KERNEL_LOCK:
+                    _block(self.weights, i, self.n_head, recording, normed, qkv[:rows], wide)
+            if on_block is not None:
+                on_block(x)
         return encoder.ln_post(x)
 
 
-def _packed(parts: Sequence[Sequence[nn.Linear]]) -> tuple[np.ndarray, np.ndarray]:
-    """Matrices of every block, given as parts that lie one below the other, and their biases ``(layers, out)``.
-
-    ``(layers, out / COLUMNS, in / 2, COLUMNS)``: an int32 is a pair of neighbours of one row, in bfloat16.
-    """
+def _pack(parts: Sequence[Sequence[nn.Linear]]) -> PackedLinear:
+    """Pack a linear layer of every block, given as parts that lie one below the other."""
     weights = torch.stack([torch.cat([part.weight.detach().bfloat16() for part in block]) for block in parts])
     biases = [
         torch.cat([part.weight.new_zeros(len(part.weight)) if part.bias is None else part.bias for part in block])
         for block in parts
     ]
-    pairs = weights.view(torch.int32).unflatten(1, (-1, COLUMNS)).transpose(2, 3).contiguous()
-    return pairs.numpy(), torch.stack(biases).detach().float().numpy()
+    pairs = weights.view(torch.int32).unflatten(1, (-1, TILE_WIDTH)).transpose(2, 3).contiguous()
+    return PackedLinear(pairs.numpy(), torch.stack(biases).detach().float().numpy())

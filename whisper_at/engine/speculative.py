@@ -1,9 +1,9 @@
-"""Greedy decoding with guesses: a small decoder says what comes next, the large one checks several tokens in one pass.
+"""Speculative greedy decoding: a small decoder drafts tokens, the large one verifies several of them in one pass.
 
 A pass of the decoder takes the time of reading its weights, whether it is given one token or five. So a distilled model
-of two layers, which has its teacher's encoder, guesses a few tokens, and the teacher reads them all at once. Kept is
-what the teacher itself chooses at each place under the same rules; behind its first other choice the guesses are
-forgotten. The text is the teacher's whatever the guesses are; only time depends on them (Leviathan et al., 2023; of
+of two layers, which has its teacher's encoder, drafts a few tokens, and the teacher reads them all at once. A token is
+accepted if it is what the teacher itself chooses at its place under the same rules; behind the first other choice the
+draft is dropped. The text is the teacher's whatever is drafted; only time depends on it (Leviathan et al., 2023; of
 Whisper, Gandhi et al., 2023).
 """
 
@@ -17,32 +17,40 @@ import torch
 from torch import Tensor
 from whisper.model import ModelDimensions, TextDecoder
 
-from .decoder import Decoder, Rows, is_exact_in_half
+from .decoder import Decoder
+from .kv_cache import DecoderState
+from .weights import is_exact_in_half
 
-MOST = 4
-"""Tokens guessed at once: a pass of five is what the compiled loops do best."""
-FIVE, FIVE_INT8 = 2.0, 2.5
-"""What it takes, as a multiple of a pass of one token; weights in int8 are read faster, but not multiplied faster."""
-LEARNT = 0.05
-"""By how much an outcome moves the share of guesses that is expected to be right."""
-TRY_AGAIN = 32
-"""Tokens after which guesses are made again where they have not been worth it."""
+NUM_DRAFT_TOKENS = 4
+"""Tokens drafted at once: a pass of five is what the compiled kernels do best."""
+VERIFY_COST, VERIFY_COST_INT8 = 2.0, 2.5
+"""Time of verifying them, in passes of one token: weights in int8 are read faster, but not multiplied faster."""
+EMA_RATE = 0.05
+"""By how much an outcome moves the acceptance rate."""
+MAX_STEPS_WITHOUT_DRAFT = 32
+"""Steps after which tokens are drafted again where it has not been worth it."""
 
 
-class Draft:
-    """The decoder that guesses, in int8: what it says is checked anyway.
+class DraftModel:
+    """The decoder that drafts, in int8: its tokens are verified anyway.
+
+    Parameters
+    ----------
+    dims : mapping
+        Dimensions of a Whisper with the vocabulary and the encoder of the model that verifies.
+    state : mapping of Tensor
+        Its state dict; the encoder is not looked at.
 
     Attributes
     ----------
-    decoder : of a Whisper with the vocabulary and the encoder of the one that checks
-    trust : the share of its guesses that is expected to be right, as far as one came to check them
-    alone : passes without guesses since there were any
+    acceptance_rate : float
+        Running mean of the share of its tokens that were accepted, of those that were reached.
+    steps_without_draft : int
+        Steps since it last drafted.
     """
 
     def __init__(self, dims: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-        """From the dimensions and state dict of a Whisper; its encoder is not looked at."""
-        self.dims = ModelDimensions(**dims)
-        d = self.dims
+        d = self.dims = ModelDimensions(**dims)
         with torch.device("meta"):
             self.decoder = TextDecoder(d.n_vocab, d.n_text_ctx, d.n_text_state, d.n_text_head, d.n_text_layer)
         own = {key.removeprefix("decoder."): t for key, t in state.items() if key.startswith("decoder.")}
@@ -52,100 +60,114 @@ class Draft:
         self.decoder.load_state_dict(own, assign=True)
         self.decoder.eval().requires_grad_(False)
         self._fast: Decoder | None = None
-        self.trust, self.alone = 0.8, 0
+        self.acceptance_rate, self.steps_without_draft = 0.8, 0
 
     def fast_decoder(self) -> Decoder:
-        """For inference; made when it is first asked for."""
+        """Return it for inference; made when it is first asked for."""
         if self._fast is None:
-            self._fast = Decoder(self, torch.float32, "int8")  # type: ignore[arg-type]
+            self._fast = Decoder(self, torch.float32, "int8")
         return self._fast
 
-    def learn(self, right: bool) -> None:
-        """Note whether a guess was right."""
-        self.trust += LEARNT * (right - self.trust)
+    def update_acceptance_rate(self, accepted: bool) -> None:
+        """Count whether a drafted token was accepted."""
+        self.acceptance_rate += EMA_RATE * (accepted - self.acceptance_rate)
 
-    def refuse_unlike(self, dims: ModelDimensions) -> None:
-        """Raise ValueError if this cannot guess for a Whisper of these dimensions."""
+    def check_compatible(self, dims: ModelDimensions) -> None:
+        """Raise ValueError if it cannot draft for a Whisper of these dimensions."""
         for name in ("n_vocab", "n_mels", "n_audio_ctx", "n_audio_state", "n_text_ctx"):
             if getattr(self.dims, name) != getattr(dims, name):
                 raise ValueError(
                     f"its {name} is {getattr(self.dims, name)}, not {getattr(dims, name)}: only a model that was "
-                    "distilled from this one, with its encoder, can guess what it will say"
+                    "distilled from this one, with its encoder, can draft for it"
                 )
         if self.dims.n_text_state != dims.n_audio_state:
             raise ValueError(f"its decoder is {self.dims.n_text_state} wide, the encoder {dims.n_audio_state}")
 
 
-def is_worth_it(right: float, cost: float, five: float) -> bool:
-    """Whether guesses give more tokens in a unit of time than a token at a time.
+def is_worth_it(acceptance_rate: float, draft_cost: float, verify_cost: float) -> bool:
+    """Return whether drafting gives more tokens per time than a token at a time.
 
-    right : probability that a guess is right, if those before it were
-    cost, five : of a guess, and of checking all, as multiples of a pass of one token
+    Parameters
+    ----------
+    acceptance_rate : float
+        Probability that a token is accepted, if those before it were.
+    draft_cost, verify_cost : float
+        Time of drafting one token, and of verifying all, in passes of one token.
     """
-    return sum(right**k for k in range(MOST + 1)) > MOST * cost + five
+    expected_tokens = sum(acceptance_rate**k for k in range(NUM_DRAFT_TOKENS + 1))
+    return expected_tokens > NUM_DRAFT_TOKENS * draft_cost + verify_cost
 
 
-class Drafted:
-    """A sequence being decoded, as `Rows` of one, by a decoder that another guesses for."""
+class SpeculativeDecoder:
+    """One sequence being decoded, to be used as a `DecoderState`, with a draft model.
 
-    def __init__(self, rows: Rows, draft: Draft, forbid: Callable[[Tensor, Tensor], None], end: int) -> None:
-        """``forbid(logits, tokens)`` sets to −inf what may not follow; no guess goes past the token ``end``."""
-        self.rows, self.draft, self.forbid, self.end = rows, draft, forbid, end
-        self.guessing: Rows | None = None  # made when it is first asked, since it has to hear the window
-        self.cost = bytes_read(draft.fast_decoder()) / bytes_read(rows.decoder)
-        self.five = FIVE_INT8 if rows.decoder.reduced == "int8" else FIVE
-        self.tokens = self.seen = torch.zeros(1, 0, dtype=torch.long)  # so far; and what `guessing` was given
-        self.checked: deque[tuple[int, Tensor]] = deque()  # tokens that may come next, and the logits behind each
+    Parameters
+    ----------
+    target : DecoderState
+        Of the model whose text it is.
+    draft_model : DraftModel
+    apply_rules : callable
+        ``apply_rules(logits, tokens)`` sets the logits of what may not follow to −inf.
+    eot : int
+        Token that ends a text; nothing is drafted behind it.
+    """
 
-    def start(self, tokens: Tensor, *, at: Sequence[int] = (-1,)) -> Tensor:
-        """The first tokens ``(1, n)`` → logits ``(1, len(at), vocabulary)`` behind those places."""
+    def __init__(
+        self, target: DecoderState, draft_model: DraftModel, apply_rules: Callable[[Tensor, Tensor], None], eot: int
+    ) -> None:
+        self.target, self.draft_model, self.apply_rules, self.eot = target, draft_model, apply_rules, eot
+        self.draft: DecoderState | None = None  # made when it is first used, since it has to encode the window
+        self.draft_tokens = torch.zeros(1, 0, dtype=torch.long)  # all that `draft` was given
+        self.draft_cost = draft_model.fast_decoder().weight_bytes() / target.decoder.weight_bytes()
+        self.verify_cost = VERIFY_COST_INT8 if target.decoder.compute_type == "int8" else VERIFY_COST
+        self.tokens = torch.zeros(1, 0, dtype=torch.long)
+        self.verified: deque[tuple[int, Tensor]] = deque()  # tokens that may come next, and the logits behind each
+
+    def prefill(self, tokens: Tensor, *, logits_at: Sequence[int] = (-1,)) -> Tensor:
+        """Take the first tokens ``(1, n)`` → logits ``(1, len(logits_at), vocabulary)`` there."""
         self.tokens = tokens
-        return self.rows.start(tokens, at=at)
+        return self.target.prefill(tokens, logits_at=logits_at)
 
-    def step(self, tokens: Tensor) -> Tensor:
-        """One more token ``(1,)`` → logits ``(1, vocabulary)`` behind it."""
-        self.tokens = torch.cat([self.tokens, tokens[:, None]], 1)
-        right = bool(self.checked) and self.checked[0][0] == int(tokens)
-        if self.checked:
-            self.draft.learn(right)
-        if not right:
-            self.checked = self._check()
-        return self.checked.popleft()[1][None]
+    def step(self, token: Tensor) -> Tensor:
+        """Take one more token ``(1,)`` → logits ``(1, vocabulary)`` of the next."""
+        self.tokens = torch.cat([self.tokens, token[:, None]], 1)
 
-    def _check(self) -> deque[tuple[int, Tensor]]:
-        """The last token and guesses behind it, each with the logits behind it."""
+        # 1. Accepted: the token was drafted, so the logits behind it are known.
+        accepted = bool(self.verified) and self.verified[0][0] == int(token)
+        if self.verified:
+            self.draft_model.update_acceptance_rate(accepted)
+        if accepted:
+            return self.verified.popleft()[1][None]
+
+        # 2. Draft the tokens that may follow it, if that is likely to save time.
         known = self.tokens.shape[1]
-        self.rows.position = known - 1  # what was checked in vain is written over
-        guesses = self.tokens[:, :0]
-        self.draft.alone += 1
-        if self.draft.alone > TRY_AGAIN or is_worth_it(self.draft.trust, self.cost, self.five):
-            guesses = self._guess(min(MOST, self.rows.decoder.dims.n_text_ctx - known))
-            self.draft.alone = 0
-        ahead = torch.cat([self.tokens[:, -1:], guesses], 1)
-        return deque(zip(ahead[0].tolist(), self.rows.extend(ahead)[0]))
+        drafted = self.tokens[:, :0]
+        self.draft_model.steps_without_draft += 1
+        if self.draft_model.steps_without_draft > MAX_STEPS_WITHOUT_DRAFT or is_worth_it(
+            self.draft_model.acceptance_rate, self.draft_cost, self.verify_cost
+        ):
+            drafted = self._draft(min(NUM_DRAFT_TOKENS, self.target.decoder.dims.n_text_ctx - known))
+            self.draft_model.steps_without_draft = 0
 
-    def _guess(self, most: int) -> Tensor:
-        """Up to so many tokens ``(1, n)`` that may come next."""
-        if self.guessing is None:
-            decoder = self.draft.fast_decoder()
-            self.guessing = Rows(decoder, decoder.hear(self.rows.heard.features))
-        guesses = self.tokens[:, :0]
-        shared = min(self.seen.shape[1], self.tokens.shape[1] - 1)
-        same = (self.seen[0, :shared] == self.tokens[0, :shared]).long().cumprod(0)
-        self.guessing.position = int(same.sum())
-        while guesses.shape[1] < most:
-            self.seen = torch.cat([self.tokens, guesses], 1)
-            logits = self.guessing.extend(self.seen[:, self.guessing.position :], at=slice(-1, None))[:, 0]
-            self.forbid(logits, self.seen)
-            guesses = torch.cat([guesses, logits.argmax(-1, keepdim=True)], 1)
-            if guesses[0, -1] == self.end:
-                break
-        return guesses
+        # 3. Verify all in one pass of the target, over what it was given of rejected tokens.
+        self.target.position = known - 1
+        new = torch.cat([token[:, None], drafted], 1)
+        self.verified = deque(zip(new[0].tolist(), self.target.extend(new)[0]))
+        return self.verified.popleft()[1][None]
 
-
-def bytes_read(decoder: Decoder) -> int:
-    """Of its weights, by a step."""
-    if decoder.weights is not None:
-        return sum(part.nbytes for part in decoder.weights)
-    parts = (part for _, inward, biases, *others in decoder.blocks for part in (*inward, *biases, *others))
-    return decoder.projection.nbytes + sum(part.nbytes for part in parts)
+    def _draft(self, n: int) -> Tensor:
+        """Draft up to ``n`` tokens → ``(1, n)``."""
+        if self.draft is None:
+            decoder = self.draft_model.fast_decoder()
+            self.draft = DecoderState(decoder, decoder.precompute_cross_kv(self.target.audio.features))
+        shared = min(self.draft_tokens.shape[1], self.tokens.shape[1] - 1)
+        same = self.draft_tokens[0, :shared] == self.tokens[0, :shared]
+        self.draft.position = int(same.long().cumprod(0).sum())
+        drafted = self.tokens[:, :0]
+        while drafted.shape[1] < n and not (drafted.shape[1] and drafted[0, -1] == self.eot):
+            self.draft_tokens = torch.cat([self.tokens, drafted], 1)
+            new = self.draft_tokens[:, self.draft.position :]
+            logits = self.draft.extend(new, logits_at=slice(-1, None))[:, 0]
+            self.apply_rules(logits, self.draft_tokens)
+            drafted = torch.cat([drafted, logits.argmax(-1, keepdim=True)], 1)
+        return drafted

@@ -1,0 +1,208 @@
+"""Weights of a Whisper's decoder as inference uses them, and whether modules and weights were changed since."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from whisper.model import (
+    AudioEncoder,
+    Conv1d,
+    LayerNorm,
+    Linear,
+    MultiHeadAttention,
+    ResidualAttentionBlock,
+    TextDecoder,
+)
+
+from . import onednn, simd
+from .cpu_kernels import DecoderWeights, LinearWeights
+
+WHISPER_MODULES = {AudioEncoder, TextDecoder, ResidualAttentionBlock, MultiHeadAttention, Linear, LayerNorm, Conv1d}
+UNMODIFIED = WHISPER_MODULES | {onednn.Linear, nn.ModuleList, nn.Sequential, nn.GELU, nn.Embedding}
+
+N_SAMPLES = 16
+"""Values of every parameter that are compared to see whether it was changed."""
+CHUNK_ROWS = 4096
+"""Rows of a matrix that are converted at once, so that there is no second whole one."""
+
+
+def is_unmodified(module: nn.Module) -> bool:
+    """Return whether an encoder or decoder is openai-whisper's as installed: no hooks, no replaced parts or methods."""
+    return all(
+        type(part) in UNMODIFIED
+        and not (part._forward_hooks or part._forward_pre_hooks)
+        and not {"forward", "qkv_attention"} & vars(part).keys()
+        for part in module.modules()
+    )
+
+
+def is_exact_in_half(matrix: Tensor) -> bool:
+    """Return whether half precision holds a matrix without loss."""
+    chunks = matrix.split(CHUNK_ROWS)
+    return matrix.dtype == torch.float16 or all(torch.equal(chunk.half().float(), chunk) for chunk in chunks)
+
+
+def as_numpy(tensor: Tensor) -> np.ndarray:
+    """Return a tensor's memory as an array, half precision as the ``uint16`` of its bits."""
+    return tensor.view(torch.uint16).numpy() if tensor.dtype == torch.float16 else tensor.numpy()
+
+
+class WeightsVersion:
+    """Tells whether a module's weights have changed since.
+
+    Compared are the addresses of its parameters, PyTorch's counts of changes, and a few values of each, since changes
+    to ``.data`` are not counted.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        flat = [p.detach().flatten() for p in module.parameters()]
+        self.versions = self._versions(module)
+        self.samples = [weights[:: len(weights) // N_SAMPLES + 1] for weights in flat]
+        self.values = torch.cat(self.samples)
+
+    def matches(self, module: nn.Module) -> bool:
+        """Return whether the module has these weights."""
+        return self._versions(module) == self.versions and torch.equal(torch.cat(self.samples), self.values)
+
+    @staticmethod
+    def _versions(module: nn.Module) -> list[tuple[int, int]]:
+        return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in module.parameters()]
+
+
+class Affine(NamedTuple):
+    """Weight and bias of a linear layer or of a layer norm."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Affine:
+        """Take a module's, detached."""
+        weight, bias = cast(Tensor, module.weight), cast("Tensor | None", module.bias)
+        return cls(weight.detach(), None if bias is None else bias.detach())
+
+    def to(self, dtype: torch.dtype) -> Affine:
+        """Return it in a precision."""
+        return Affine(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
+
+    def linear(self, x: Tensor) -> Tensor:
+        """``(…, in)`` → ``(…, out)``."""
+        return onednn.linear(x, self.weight, self.bias)
+
+    def layer_norm(self, x: Tensor) -> Tensor:
+        """Compute in float32 → ``x``'s precision, as openai-whisper does."""
+        bias = None if self.bias is None else self.bias.float()
+        return F.layer_norm(x.float(), x.shape[-1:], self.weight.float(), bias).to(x.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerWeights:
+    """The weights of a decoder layer; norms stay float32, as openai-whisper's do.
+
+    ``qkv`` are self-attention's queries, keys (whose bias is 0) and values; as one if fused.
+    """
+
+    attn_ln: Affine
+    cross_attn_ln: Affine
+    mlp_ln: Affine
+    qkv: tuple[Affine, ...]
+    attn_out: Affine
+    cross_query: Affine
+    cross_key: Affine
+    cross_value: Affine
+    cross_out: Affine
+    mlp_up: Affine
+    mlp_down: Affine
+
+    @classmethod
+    def of(cls, block: ResidualAttentionBlock, *, fuse: bool) -> LayerWeights:
+        """Take a layer's; ``fuse`` copies queries, keys and values to one matrix."""
+        attn, cross = block.attn, cast(MultiHeadAttention, block.cross_attn)
+        key = Affine(attn.key.weight.detach(), torch.zeros_like(attn.query.bias))
+        qkv: tuple[Affine, ...] = (Affine.of(attn.query), key, Affine.of(attn.value))
+        if fuse:
+            weights, biases = [part.weight for part in qkv], [cast(Tensor, part.bias) for part in qkv]
+            qkv = (Affine(torch.cat(weights), torch.cat(biases)),)
+        return cls(
+            attn_ln=Affine.of(block.attn_ln),
+            cross_attn_ln=Affine.of(cast(LayerNorm, block.cross_attn_ln)),
+            mlp_ln=Affine.of(block.mlp_ln),
+            qkv=qkv,
+            attn_out=Affine.of(attn.out),
+            cross_query=Affine.of(cross.query),
+            cross_key=Affine.of(cross.key),
+            cross_value=Affine.of(cross.value),
+            cross_out=Affine.of(cross.out),
+            mlp_up=Affine.of(block.mlp[0]),
+            mlp_down=Affine.of(block.mlp[2]),
+        )
+
+    @property
+    def norms(self) -> list[Affine]:
+        """The layer norms in order."""
+        return [self.attn_ln, self.cross_attn_ln, self.mlp_ln]
+
+    @property
+    def matrices(self) -> dict[str, Affine]:
+        """All that is not ``qkv`` and no norm, by name."""
+        return {name: part for name, part in vars(self).items() if name != "qkv" and not name.endswith("_ln")}
+
+    def to(self, dtype: torch.dtype) -> LayerWeights:
+        """Return them in a precision, but for the norms."""
+        parts = {name: part.to(dtype) for name, part in self.matrices.items()}
+        return replace(self, qkv=tuple(part.to(dtype) for part in self.qkv), **parts)
+
+    def nbytes(self) -> int:
+        """Return the bytes of all matrices and their biases."""
+        return sum(t.nbytes for part in (*self.qkv, *self.matrices.values()) for t in part if t is not None)
+
+
+def pack_for_kernels(
+    layers: Sequence[LayerWeights], last_norm: Affine, embedding: Tensor, *, int8: bool
+) -> DecoderWeights:
+    """Return a decoder's weights as `cpu_kernels` reads them: int8, or else half precision where that is exact."""
+
+    def pack(matrices: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
+        """Put matrices one below the other → ``(rows, width)`` and the scale of each row."""
+        rows, width = sum(len(matrix) for matrix in matrices), matrices[0].shape[1]
+        half = not int8 and simd.HAS_FP16_LOADS and all(map(is_exact_in_half, matrices))
+        dtype, scale = torch.int8 if int8 else torch.float16 if half else torch.float32, torch.ones(rows)
+        if len(matrices) == 1 and matrices[0].dtype == dtype:
+            return as_numpy(matrices[0].contiguous()), scale.numpy()
+        out, row = torch.empty(rows, width, dtype=dtype), 0
+        for chunk in (chunk for matrix in matrices for chunk in matrix.split(CHUNK_ROWS)):
+            place = slice(row, row := row + len(chunk))
+            if int8:
+                chunk = chunk.float()
+                scale[place] = chunk.abs().amax(-1).clamp(min=1e-12) / 127
+                chunk = (chunk / scale[place, None]).round_()
+            out[place] = chunk
+        return as_numpy(out), scale.numpy()
+
+    def stack(parts: Sequence[Sequence[Affine]]) -> LinearWeights:
+        """Put one linear map of every layer, given in parts, into one array."""
+        matrix, scale = pack([part.weight for layer in parts for part in layer])
+        biases = [torch.cat([cast(Tensor, part.bias) for part in layer]) for layer in parts]
+        n = len(parts)
+        return LinearWeights(matrix.reshape(n, -1, matrix.shape[1]), scale.reshape(n, -1), torch.stack(biases).numpy())
+
+    def stack_norms(norms: Sequence[Affine]) -> Tensor:
+        return torch.stack([cast(Tensor, part) for norm in norms for part in norm])
+
+    return DecoderWeights(
+        qkv=stack([layer.qkv for layer in layers]),
+        attn_out=stack([[layer.attn_out] for layer in layers]),
+        cross_query=stack([[layer.cross_query] for layer in layers]),
+        cross_out=stack([[layer.cross_out] for layer in layers]),
+        mlp_up=stack([[layer.mlp_up] for layer in layers]),
+        mlp_down=stack([[layer.mlp_down] for layer in layers]),
+        norms=torch.stack([stack_norms(layer.norms) for layer in layers]).float().numpy(),
+        last_norm=stack_norms([last_norm]).numpy(),
+        embedding=LinearWeights(*pack([embedding]), np.zeros(len(embedding), np.float32)),
+    )
