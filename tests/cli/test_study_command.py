@@ -89,7 +89,7 @@ def test_without_the_compared_ratios_all_other_results_are_written(study_file, t
     assert study.main(["figures", "--config", str(study_file)]) == 0
     text = (out / "results.md").read_text("utf-8")
     assert "Not drawn: whisper_at:nano.en has no transcriptions for dog at -10 dB" in text
-    assert "rise of word errors" not in text
+    assert "increase of word errors" not in text
     assert (out / "figure3.png").exists()
     assert not (out / "figure2.png").exists()
 

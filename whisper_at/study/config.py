@@ -79,7 +79,7 @@ class MixConfig:
 
 @dataclass(frozen=True)
 class RobustnessConfig:
-    """Comparison by class of noise: rise of word errors between two ratios (dB), and F1 of the last layer.
+    """Comparison by class of noise: increase of word errors between two ratios (dB), and F1 of the last layer.
 
     An empty ``recogniser`` or ``backbone`` is the first of the study.
     """

@@ -45,7 +45,7 @@ def draw_errors(curves: Mapping[str, Mapping[float, WordErrors]]) -> Figure:
     axes.set_xticks(ticks, (["none"] if has_clean else []) + [_minus(f"{snr:g}") for snr in ratios])
     axes.set_xlim(ticks[0] + 2, ratios[-1] - 2)
     axes.set_ylim(bottom=0)
-    axes.set(xlabel="speech over noise (dB)", ylabel="word error rate (%)", title="Speech recognition in noise")
+    axes.set(xlabel="signal-to-noise ratio (dB)", ylabel="word error rate (%)", title="Speech recognition in noise")
     axes.legend(loc="upper left", frameon=False, fontsize=9)
     return figure
 
@@ -76,7 +76,7 @@ def draw_layers(accuracy: Mapping[str, Mapping[str, float]], chance: float | Non
     step = max(1, round(depth / 10))
     layers = [i for i in range(1, depth + 1) if (i - 1) % step == 0]
     axes.set_xticks([0, *layers, depth + 1], ["input", *map(str, layers), "mean\nof all"], fontsize=9)
-    axes.set(xlabel="layer", ylabel="accuracy (%)", title="What a linear probe of each layer knows of sounds")
+    axes.set(xlabel="layer", ylabel="accuracy (%)", title="Sound classification by linear probes")
     axes.legend(loc="best", frameon=True, fontsize=9)
     return figure
 
@@ -121,8 +121,8 @@ def draw_robustness(
     interval = f" (95 %: {low_r:.2f} to {high_r:.2f})" if correlation.n > 3 else ""
     axes.set(
         xlabel="F1 of the class in the last layer (%)",
-        ylabel=_minus(f"rise of word errors, {high:g} → {low:g} dB (points)"),
-        title=_minus(f"Recognised and withstood\nr = {correlation.r:.2f}{interval}, all {correlation.n} classes"),
+        ylabel=_minus(f"increase of word error rate, {high:g} → {low:g} dB (points)"),
+        title=_minus(f"Word errors and recognition of the noise\nr = {correlation.r:.2f}{interval}, all {correlation.n} classes"),
     )
     axes.legend(loc="best", frameon=True, fontsize=9)
     return figure
@@ -137,7 +137,7 @@ def draw_best_layers(best: Sequence[int] | np.ndarray, layers: int) -> Figure:
     axes.set_xticks(range(1, layers + 1, step))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(False, axis="x")
-    axes.set(xlim=(0.3, layers + 0.7), xlabel="best layer", ylabel="classes", title="Where each class is best known")
+    axes.set(xlim=(0.3, layers + 0.7), xlabel="best layer", ylabel="classes", title="Best layer of each class")
     return figure
 
 

@@ -82,7 +82,7 @@ def _compare_by_class(
 ) -> tuple[list[Path], list[str]]:
     """Draw the increase of word errors against the F1 of each class; return the written files and lines of text."""
     low, high = settings.low, settings.high
-    lines, written = ["## Recognised and withstood (figure 2)", ""], []
+    lines, written = ["## Word errors and recognition of the noise (figure 2)", ""], []
     try:
         increase = word_error_increase(table, recogniser, low, high)
     except ValueError as error:
@@ -98,7 +98,7 @@ def _compare_by_class(
         written.append(save_figure(figure, out / "figure2.png"))
         lines += _correlation_lines(correlation, low, high)
     if shared:
-        lines += ["| class | F1 of the last layer | rise of word errors |", "| --- | ---: | ---: |"]
+        lines += ["| class | F1 of the last layer | increase of word errors |", "| --- | ---: | ---: |"]
         lines += [f"| {name} | {100 * a:.1f} % | {100 * b:.1f} points |" for name, a, b in zip(shared, x, y)]
         lines.append("")
     return written, lines
@@ -129,7 +129,7 @@ def _word_error_lines(transcriptions: Sequence[Transcription], recognisers: Sequ
 def _correlation_lines(correlation: Correlation, low: float, high: float) -> list[str]:
     (least, most), (least_without, most_without) = correlation.interval, correlation.without_one
     text = (
-        f"Over all {correlation.n} classes, the rise of word errors from {high:g} to {low:g} dB and the F1 of the last "
+        f"Over all {correlation.n} classes, the increase of word errors from {high:g} to {low:g} dB and the F1 of the last "
         f"layer correlate with r = {correlation.r:.2f} (95 % interval {least:.2f} to {most:.2f}, "
         f"p = {correlation.p:.2g}). With any one class left out, r is between {least_without:.2f} and "
         f"{most_without:.2f}. Line: {100 * correlation.intercept:.1f} points "
