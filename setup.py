@@ -12,7 +12,10 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithLabels(build_py):
+    """Builds the package, and puts the table of class names among its assets."""
+
     def run(self) -> None:
+        """Copy the table after the modules, but for an editable installation, which reads it from the checkout."""
         super().run()
         if not self.editable_mode:
             target = Path(self.build_lib, "whisper_at", "assets", "audioset_label.csv")

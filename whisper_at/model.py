@@ -1,4 +1,4 @@
-"""The model: openai-whisper's own, whose encoder also yields pooled states, with a head beside it."""
+"""`WhisperAT`: openai-whisper's model, whose encoder also yields pooled states, with heads beside it."""
 
 from __future__ import annotations
 
@@ -158,21 +158,25 @@ class WhisperAT(Whisper):
 
     @torch.no_grad()
     def encode(self, mel: Tensor, windows: Sequence[Window] | None = None) -> tuple[Tensor, Tensor]:
-        """One encoder pass: features for the decoder, and pooled states for heads.
+        """Encode windows in one pass: features for the decoder, and pooled states for heads.
 
         Parameters
         ----------
-        mel : ``(batch, n_mels, 3000)`` log-mel spectrograms
-        windows : where each lies in its recording; by default each starts at 0 and is full
+        mel : Tensor, shape (batch, n_mels, 3000)
+            Log-mel spectrograms.
+        windows : sequence of Window, optional
+            Where each lies in its recording; by default each starts at 0 and is full.
 
         Returns
         -------
-        features : ``(batch, 1500, dim)``, as ``model.encoder(mel)`` returns them
-        states : float32 ``(batch, layers, steps, dim)``, every block's output before ``ln_post``, mean
-            over 0.4 s steps of the absolute grid; steps without audio are NaN
+        features : Tensor, shape (batch, 1500, dim)
+            As ``model.encoder(mel)`` returns them.
+        states : Tensor, shape (batch, layers, steps, dim)
+            Float32: the output of every block before ``ln_post``, mean over 0.4 s steps of the absolute grid; steps
+            without audio are NaN.
         """
         windows = [Window(0)] * len(mel) if windows is None else windows
-        if self._hears_singly(mel):
+        if self._encodes_one_by_one(mel):
             parts = [self._encode(mel[i : i + 1], windows[i : i + 1]) for i in range(len(mel))]
             by_step = [states[0].transpose(0, 1) for _, states in parts]  # a window may touch 75 or 76 of them
             padded = pad_sequence(by_step, batch_first=True, padding_value=math.nan)
@@ -185,13 +189,13 @@ class WhisperAT(Whisper):
         return features, torch.stack(states, dim=1)
 
     def embed_audio(self, mel: Tensor) -> Tensor:
-        """Encoder features ``(batch, 1500, dim)`` for the decoder, in the precision that it computes in."""
-        if self._hears_singly(mel):
+        """Return encoder features ``(batch, 1500, dim)`` for the decoder, in the precision that it computes in."""
+        if self._encodes_one_by_one(mel):
             return torch.cat([self._embed(one) for one in mel.split(1)])
         return self._embed(mel)
 
-    def _hears_singly(self, mel: Tensor) -> bool:
-        """Whether a batch is better heard window by window: in float32 on a CPU, whose caches one of them fills."""
+    def _encodes_one_by_one(self, mel: Tensor) -> bool:
+        """Return whether a batch is faster window by window: in float32 on a CPU, whose caches one of them fills."""
         return len(mel) > 1 and mel.device.type == "cpu" and not self._in_bfloat16()
 
     def _in_bfloat16(self) -> bool:
@@ -208,7 +212,7 @@ class WhisperAT(Whisper):
         return self._encoder(mel, on_block)
 
     def is_encoded(self, mel: Tensor) -> bool:
-        """Whether this is encoder output already, told by its shape as upstream's ``decode`` does."""
+        """Return whether this is encoder output already, by its shape, as upstream's ``decode`` does."""
         return mel.shape[-2:] == (self.dims.n_audio_ctx, self.dims.n_audio_state)
 
     @property
@@ -223,7 +227,7 @@ class WhisperAT(Whisper):
         return self.is_unmodified
 
     def fast_decoder(self, dtype: torch.dtype) -> Decoder:
-        """The decoder for inference; made anew when a weight has changed since it was last asked for."""
+        """Return the decoder for inference, which is built again when a weight has changed."""
         reduced = self.compute_type if self.compute_type in ("bfloat16", "int8") else None
         if self._decoder is None or not self._decoder.is_current(self, dtype, reduced):
             self._decoder = Decoder(self, dtype, reduced)
@@ -239,7 +243,7 @@ class WhisperAT(Whisper):
         return self.precompute_cross_kv(features)
 
     def forward(self, mel: Tensor, tokens: Tensor) -> Tensor:
-        """Logits ``(batch, tokens, vocabulary)`` of a mel or, to save a pass, of its encoded features."""
+        """Return logits ``(batch, tokens, vocabulary)`` of a mel or, to save a pass, of its encoded features."""
         return self.decoder(tokens, mel if self.is_encoded(mel) else self.encoder(mel))
 
     detect_language = detect_language_function

@@ -104,15 +104,15 @@ def refused(capsys, *args: str) -> str:
 def upstream_actions(monkeypatch) -> dict[str, argparse.Action]:
     """The flags of the installed `whisper`, caught when its parser is about to parse."""
 
-    class Caught(Exception):
+    class ParserReached(Exception):  # noqa: N818 - it is no error
         pass
 
     def catch(parser, *_args, **_kwargs):
-        raise Caught(parser)
+        raise ParserReached(parser)
 
     with monkeypatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_args", catch)
-        with pytest.raises(Caught) as caught:
+        with pytest.raises(ParserReached) as caught:
             sys.modules["whisper.transcribe"].cli()
     return {action.dest: action for action in caught.value.args[0]._actions}
 
