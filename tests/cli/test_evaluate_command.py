@@ -86,7 +86,7 @@ def test_every_clip_is_scored_three_ways(sounds, head_file, checkpoint, tmp_path
         for block in encoder.blocks:
             x = block(x)
             layers.append(x.view(1, 25, 20, 64).mean(2))
-        alone = head(torch.stack(layers, 1))[0]
+        isolated = head(torch.stack(layers, 1))[0]
     clips = shuffle_clips(read_folders(sounds).clips)
     audio, steps = concat_sounds([load_audio(clips[i].path) for i in np.random.default_rng(0).permutation(5)])
     place = next(i for i, j in enumerate(np.random.default_rng(0).permutation(5)) if clips[j].path == clip)
@@ -99,7 +99,7 @@ def test_every_clip_is_scored_three_ways(sounds, head_file, checkpoint, tmp_path
     assert found["one behind the other"][str(clip)] == pytest.approx(joined.tolist(), abs=2e-2)
     # states are kept in half precision
     assert found["30 s windows"][str(clip)] == pytest.approx(whole.tolist(), abs=2e-2)
-    assert found["10 s alone"][str(clip)] == pytest.approx(alone.tolist(), abs=2e-2)
+    assert found["10 s alone"][str(clip)] == pytest.approx(isolated.tolist(), abs=2e-2)
 
 
 def test_a_clip_that_cannot_be_read_is_named_and_not_replaced(sounds, head_file, checkpoint, tmp_path, capsys):
@@ -152,7 +152,7 @@ def test_no_example_scores_all_that_an_example_of_training_learns():
     [
         (["--data", "/nowhere"], "no such data: /nowhere"),
         (["--data", "{sounds}", "--split", "test"], "no clip is of split test"),
-        (["--data", "{sounds}", "-o", "{head}"], "wants a folder"),
+        (["--data", "{sounds}", "-o", "{head}"], "needs a folder"),
         (["--data", "{sounds}"], "does not say which Whisper"),
     ],
 )

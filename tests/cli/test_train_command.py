@@ -69,7 +69,7 @@ def command(sounds, checkpoint, features, tmp_path):
 
 
 def test_a_folder_becomes_one_file_that_tags(command, checkpoint, sounds, tmp_path, capsys):
-    """T9: the reference's logs were of code it did not publish. Here the file itself says what made it: settings,
+    """T9: the reference's logs were of code it did not publish. Here the file itself records how it was made: settings,
     clips, scores, and the hash of the encoder."""
     assert command("--group", r"^(s\d)_") == 0
     tensors, metadata = open_head(tmp_path / "my.safetensors")
@@ -99,7 +99,7 @@ def test_a_folder_becomes_one_file_that_tags(command, checkpoint, sounds, tmp_pa
     assert logits.isfinite().all()
 
 
-def test_what_is_told_and_kept(command, tmp_path, capsys):
+def test_the_run_folder_keeps_the_history(command, tmp_path, capsys):
     arguments = [argument for argument in QUICK if argument != "--quiet"]
     assert command(*arguments) == 0
     run = tmp_path / "my.run"
@@ -192,21 +192,21 @@ def test_half_precision_is_for_gpus(command, sounds, checkpoint, features, tmp_p
 
 
 def test_the_same_command_finds_the_same_again(command, sounds, tmp_path, capsys):
-    """Copies and leaks are told of, and held together, also when all states are there."""
+    """Copies and leaks are reported, and held together, also when all states are there."""
     copy = tmp_path / "sounds"
     for part, without in (("train", "s[23]*"), ("test", "s[01]*")):
         shutil.copytree(sounds, copy / part, ignore=shutil.ignore_patterns(without))
     shutil.copy(copy / "train" / "low" / "s0_low0.wav", copy / "train" / "low" / "again.wav")
     shutil.copy(copy / "train" / "high" / "s0_high0.wav", copy / "test" / "high" / "leak.wav")
-    own = ["--features", str(tmp_path / "f"), "--skip-bad", "--set", "epochs=1"]
+    own = ["--features", str(tmp_path / "f"), "--set", "protocol=30", "--skip-bad", "--set", "epochs=1"]
     assert command(*own, data=copy) == 0
-    first, told = open_head(tmp_path / "my.safetensors"), capsys.readouterr().err
-    assert "both sides of a split" in told
-    assert "held together" in told
+    first, errors = open_head(tmp_path / "my.safetensors"), capsys.readouterr().err
+    assert "both sides of a split" in errors
+    assert "held together" in errors
     assert command(*own, data=copy) == 0
-    assert capsys.readouterr().err == told
+    assert capsys.readouterr().err == errors
     assert same(open_head(tmp_path / "my.safetensors"), first)
-    assert command(*own[:2], data=copy) == 1  # without --skip-bad
+    assert command(*own[:4], data=copy) == 1  # without --skip-bad
 
 
 def same(one: tuple, other: tuple) -> bool:
@@ -254,19 +254,19 @@ def test_bad_clips_stop_it_or_are_left_out(command, sounds, tmp_path, capsys):
     shutil.copytree(sounds, copy)
     (copy / "low" / "broken.wav").write_text("no sound")
     (copy / "low" / "empty.wav").write_bytes(b"")
-    own = ["--features", str(tmp_path / "f")]
+    own = ["--features", str(tmp_path / "f"), "--set", "protocol=30"]
     assert command(*own, data=copy) == 1
-    told = capsys.readouterr().err
-    assert "broken.wav: cannot be read" in told
-    assert "empty.wav: is empty" in told
-    assert "nothing was trained" in told
+    errors = capsys.readouterr().err
+    assert "broken.wav: cannot be read" in errors
+    assert "empty.wav: is empty" in errors
+    assert "nothing was trained" in errors
     assert not (tmp_path / "my.safetensors").exists()
     assert not (tmp_path / "f").exists()
     (copy / "low" / "empty.wav").unlink()
     assert command(*own, "--check", "quick", data=copy) == 1
-    told = capsys.readouterr().err
-    assert "1 clips could not be used" in told
-    assert "broken.wav" in told
+    errors = capsys.readouterr().err
+    assert "1 clips could not be used" in errors
+    assert "broken.wav" in errors
     assert command(*own, "--skip-bad", data=copy) == 0
     _, metadata = open_head(tmp_path / "my.safetensors")
     assert sum(json.loads(metadata["training"])["clips"].values()) == 24
@@ -287,7 +287,7 @@ def test_bad_clips_stop_it_or_are_left_out(command, sounds, tmp_path, capsys):
         (["--data", "nowhere"], "nowhere"),
         (["-o", "head.pt"], "safetensors"),
         (["-o", "no/such/folder/my.safetensors"], "no folder"),
-        (["-o", "audio.safetensors"], "would be attached as 'audio', which no head can be called"),
+        (["-o", "audio.safetensors"], "would be attached as 'audio', which is reserved"),
         (["-o", "auto.head.safetensors"], "choose a file with -o"),
         (["--workers", "-1"], "--workers"),
         (["--set", "seconds=5"], "seconds is for protocol 10"),
@@ -296,7 +296,7 @@ def test_bad_clips_stop_it_or_are_left_out(command, sounds, tmp_path, capsys):
         (["--set", "select=", "--set", "patience=2"], "patience does nothing without select"),
     ],
 )
-def test_wrong_arguments_are_told_before_any_work(command, capsys, extra, message):
+def test_wrong_arguments_are_reported_before_any_work(command, capsys, extra, message):
     with pytest.raises(SystemExit) as caught:
         command(*extra)
     assert caught.value.code == 2
@@ -318,9 +318,20 @@ def test_a_head_of_a_name_that_is_taken_says_what_to_do(model_en):
 
 def test_states_of_float32_are_added_to(command, sounds, checkpoint, tmp_path):
     (tmp_path / "some.txt").write_text("".join(f"{clip.path}\n" for clip in read_folders(sounds).clips[:3]))
-    options = ["--model", str(checkpoint), "--device", "cpu", "--workers", "0", "--dtype", "float32"]
+    options = [
+        "--model",
+        str(checkpoint),
+        "--device",
+        "cpu",
+        "--workers",
+        "0",
+        "--dtype",
+        "float32",
+        "--protocol",
+        "30",
+    ]
     assert features_command.main([str(tmp_path / "some.txt"), *options, "-o", str(tmp_path / "f")]) == 0
-    assert command("--features", str(tmp_path / "f")) == 0
+    assert command("--features", str(tmp_path / "f"), "--set", "protocol=30") == 0
     found = Features.open(tmp_path / "f")
     assert len(found) == 24
     assert found.metadata.dtype == "float32"
@@ -335,7 +346,7 @@ def test_states_of_another_encoder_are_refused(command, tmp_path):
 
 
 def test_files_that_changed_are_another_run(command, sounds, tmp_path, monkeypatch):
-    copy, own = tmp_path / "sounds", ["--features", str(tmp_path / "f")]
+    copy, own = tmp_path / "sounds", ["--features", str(tmp_path / "f"), "--set", "protocol=30"]
     shutil.copytree(sounds, copy)
     with stopped_in(monkeypatch, epoch=1):
         command(*own, data=copy)
@@ -344,9 +355,7 @@ def test_files_that_changed_are_another_run(command, sounds, tmp_path, monkeypat
         command(*own, data=copy)
 
 
-def test_states_that_do_not_say_whose_they_are_give_a_head_of_the_model_named(
-    command, checkpoint, features, tmp_path, recwarn
-):
+def test_npz_features_give_a_head_of_the_model_named(command, checkpoint, features, tmp_path, recwarn):
     """``.npz``, as earlier recipes keep states, are taken at one's word."""
     assert command() == 0
     write_npz(Features.open(features), tmp_path / "npz")
@@ -393,8 +402,9 @@ def test_the_commands_that_are_shown_are_those_there_are_T5():
 
 
 def test_no_path_of_one_machine_is_written_down_T3():
-    """T3: the reference held paths of the cluster it was written on. What is read is said by arguments alone."""
+    """T3: the reference held paths of the cluster it was written on. Arguments alone say what is read."""
     files = [*(ROOT / "whisper_at" / "train").glob("*.py"), *(ROOT / "recipes" / "heads").glob("*.*")]
+    files += [ROOT / "whisper_at" / "cli" / f"{name}.py" for name in ("train", "features", "evaluate", "count")]
     texts = {path: path.read_text("utf-8") for path in files if path.is_file()}
     assert len(texts) > 20
     for path, text in texts.items():

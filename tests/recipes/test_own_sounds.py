@@ -1,4 +1,4 @@
-"""The whole promise, with real sounds: a folder of clips becomes a head, which names a recording it has not heard."""
+"""The whole promise, with real sounds: a folder of clips becomes a head, which names sounds in new recordings."""
 
 from __future__ import annotations
 

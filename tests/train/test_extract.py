@@ -84,13 +84,13 @@ def test_protocol_30_encodes_as_transcription_does(model_en, clips, tmp_path):
     features = Features.open(tmp_path / "f")
     assert features.n_steps[features.find(clips)].tolist() == [2, 8, 13, 78]
     for clip in clips:
-        heard = []
-        hook = model_en.encoder.register_forward_pre_hook(lambda _, given, heard=heard: heard.append(given[0]))
+        seen = []
+        hook = model_en.encoder.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[0]))
         model_en.transcribe(str(clip.path), language="en", fp16=False, temperature=0.0, sample_len=1)
         hook.remove()
         windows = mel_windows(load_clip(clip), 80)
-        assert len(heard) == len(windows)
-        for (mel, _), other in zip(windows, heard):
+        assert len(seen) == len(windows)
+        for (mel, _), other in zip(windows, seen):
             np.testing.assert_array_equal(mel, other[0].numpy())
     mel = torch.from_numpy(mel_windows(load_clip(clips[1]), 80)[0][0])
     wanted = block_outputs(model_en, mel, model_en.encoder.positional_embedding)[:, :160].reshape(2, 8, 20, 64).mean(2)
@@ -139,16 +139,16 @@ def test_protocol_30_plus_encodes_every_clip_in_isolation_and_in_context(model_e
         for again in range(3)
     ]
     for clip in clips:
-        (alone,), (several,), (once,) = (stores[protocol].find([clip]) for protocol in stores)
-        n = stores["30"].n_steps[alone]
+        (isolated,), (several,), (joined,) = (stores[protocol].find([clip]) for protocol in stores)
+        n = stores["30"].n_steps[isolated]
         if clip is clips[3]:
             for found in in_context:
-                found[clip] = stores["30"].states(alone).astype(np.float32)
-        np.testing.assert_allclose(stores[JOINED].states(once), in_context[0][clip], rtol=2e-3, atol=2e-3)
+                found[clip] = stores["30"].states(isolated).astype(np.float32)
+        np.testing.assert_allclose(stores[JOINED].states(joined), in_context[0][clip], rtol=2e-3, atol=2e-3)
         views = stores["30+"].view_indices(np.array([several]))[:, 0]
         assert views[0] == several
         assert stores["30+"].n_steps[views].tolist() == [n] * 4
-        wanted = [stores["30"].states(alone).astype(np.float32), *(found[clip][:, :n] for found in in_context)]
+        wanted = [stores["30"].states(isolated).astype(np.float32), *(found[clip][:, :n] for found in in_context)]
         for view, states in zip(views.tolist(), wanted):
             np.testing.assert_allclose(stores["30+"].states(view), states, rtol=2e-3, atol=2e-3)
         batch = stores["30+"].batch(views, 3, [0, 1, 0, 1])
@@ -267,7 +267,7 @@ def test_states_that_are_there_are_not_computed_again(model_en, clips, tmp_path,
     extract_features(clips[:2], tmp_path / "f", model_en, metadata)
     encoded = []
     real = extraction.encode_windows
-    monkeypatch.setattr(extraction, "encode", lambda m, mels, w: encoded.append(len(mels)) or real(m, mels, w))
+    monkeypatch.setattr(extraction, "encode_windows", lambda m, mels, w: encoded.append(len(mels)) or real(m, mels, w))
     extract_features(clips[:3], tmp_path / "f", model_en, metadata)
     assert encoded == [1]
     extract_features(clips[:3], tmp_path / "f", model_en, metadata)
@@ -289,7 +289,7 @@ def test_a_file_that_changed_is_encoded_again(model_en, tmp_path):
 
 def test_a_small_disk_is_refused_before_any_work(model_en, clips, tmp_path, monkeypatch):
     monkeypatch.setattr(progress.shutil, "disk_usage", lambda path: namedtuple("usage", "total used free")(9, 9, 1000))
-    monkeypatch.setattr(extraction, "encode", lambda *_: pytest.fail("encoded"))
+    monkeypatch.setattr(extraction, "encode_windows", lambda *_: pytest.fail("encoded"))
     with pytest.raises(RuntimeError, match="larger disk"):
         extract_features(clips, tmp_path / "f", model_en, describe_features("random", model_en, "10"))
 

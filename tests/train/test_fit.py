@@ -24,7 +24,7 @@ class InterruptError(Exception):
 
 
 class Regression:
-    """Four batches an epoch; validation says what it is message to, and notes the weights."""
+    """Four batches an epoch; validation returns given scores, and records the weights."""
 
     def __init__(self, scores: list[dict[str, float]] | None = None, stop: tuple[int, int] | None = None) -> None:
         self.scores, self.stop = scores, stop
@@ -252,7 +252,7 @@ def test_a_state_of_something_else_is_refused(tmp_path):
         fit_network(Regression(), FitOptions(2), tmp_path, run_config={"rate": 0.1, "classes": ["a", "b"]}, model=other)
     kept = (tmp_path / "state.pt").read_bytes()
     (tmp_path / "state.pt").write_bytes(kept[: len(kept) // 2])
-    with pytest.raises(ValueError, match=r"state.pt cannot be read as the state of a run .*; delete it to begin anew"):
+    with pytest.raises(ValueError, match=r"state.pt cannot be read as the state of a run .*; delete it to start over"):
         fit_network(Regression(), FitOptions(2), tmp_path, run_config={"rate": 0.1, "classes": ["a", "b"]})
 
 

@@ -197,8 +197,8 @@ def test_every_held_out_clip_is_scored_T1(store):
     assert logits.shape == (39, CLASSES)
     with torch.no_grad():
         for i in items:
-            alone = model(torch.from_numpy(np.array(features.states(i)))[None])[0]
-            np.testing.assert_allclose(logits[i], alone, rtol=1e-4, atol=1e-5)
+            expected = model(torch.from_numpy(np.array(features.states(i)))[None])[0]
+            np.testing.assert_allclose(logits[i], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_scores_are_of_float32_T6(store):
@@ -259,6 +259,7 @@ SEVERAL = """
 import os, signal, sys
 from pathlib import Path
 import torch
+import torch._dynamo  # once, not in every child
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from test_recipe import SHORT, made_store, trained

@@ -57,7 +57,7 @@ def test_rows_of_classes_by_hand():
 
 
 def test_a_report_holds_every_way_of_scoring_by_itself(tmp_path):
-    # Defect D8: what is heard in 10 s alone and in windows of 30 s are two results, not one.
+    # Defect D8: clips of 10 s alone and windows of 30 s are two results, not one.
     first, second = single(), ScoredClips("30 s windows", single().targets, single(seed=5).logits)
     path = write_report(
         tmp_path / "out", "A head", ClassSet(NAMES, "single_label", 1.5), [first, second], {"data": "x"}

@@ -50,8 +50,8 @@ examples:
   whisper-at evaluate small.en --data eval.json --labels audioset_label.csv -o small.en.report
   whisper-at evaluate esc50.safetensors --data esc50.csv --root audio/ --test_fold 5 --protocol 30 -o report"""
 
-TITLES = {"30": "30 s windows", JOINED: "one behind the other"}
-PROTOCOLS = ("10", *TITLES)
+PROTOCOL_TITLES = {"30": "30 s windows", JOINED: "one behind the other"}
+EVALUATION_PROTOCOLS = ("10", *PROTOCOL_TITLES)
 """Protocols that heads are scored under: clips in isolation, followed by silence, and in context."""
 
 
@@ -75,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--model", help="Whisper it was trained on, if the head does not say: name, file, folder, hub id"
     )
     help = "only 10 (clips alone), 30 (windows of one clip) or joined (of several); all by default"
-    parser.add_argument("--protocol", choices=PROTOCOLS, help=help)
+    parser.add_argument("--protocol", choices=EVALUATION_PROTOCOLS, help=help)
     parser.add_argument("--seconds", type=float, metavar="S", help="length of clips under protocol 10")
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder of the report")
     parser.add_argument("--features", metavar="DIR", help="keep states there for another time; else they are not kept")
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     out = Path(args.output).expanduser()
     if out.exists() and not out.is_dir():
-        parser.error(f"-o wants a folder, but {args.output} is a file")
+        parser.error(f"-o needs a folder, but {args.output} is a file")
     try:
         dataset, description = select_clips(read_data(args.data, **data_options(args)), args.split, args.test_fold)
     except (ValueError, OSError) as error:
@@ -110,10 +110,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     head = load_head(args.head, model, args.model_dir, name)
 
     scored: list[tuple[str, np.ndarray, np.ndarray]] = []  # title, which clips could be read, logits of all clips
-    for protocol in PROTOCOLS if args.protocol is None else (args.protocol,):
+    for protocol in EVALUATION_PROTOCOLS if args.protocol is None else (args.protocol,):
         seconds = (args.seconds or trained_seconds(metadata)) if protocol == "10" else None
         feature_metadata = describe_features(name, model, protocol, seconds)
-        title = TITLES.get(protocol, f"{feature_metadata.seconds:g} s alone")
+        title = PROTOCOL_TITLES.get(protocol, f"{feature_metadata.seconds:g} s alone")
         with _feature_folder(args.features, protocol) as folder:
             unreadable = _extract(dataset, folder, model, feature_metadata, args)
             if unreadable is None:

@@ -39,7 +39,7 @@ examples:
   whisper-at features my.features --to npz -o npz/                 as earlier recipes keep them
   whisper-at features npz/ --to shards --model medium.en --protocol 10 -o medium.en.features
 
-A run that was stopped goes on when the same command is given again."""
+A run that was stopped is resumed by the same command."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.to != "npz" and args.model is None:
         parser.error("--model is needed: the Whisper whose encoder is used")
     if output.exists() and not output.is_dir():
-        parser.error(f"{output} is a file; -o wants a folder")
+        parser.error(f"{output} is a file; -o needs a folder")
     if args.to is not None:
         return _convert(parser, args, source, output)
     try:

@@ -52,7 +52,7 @@ examples:
   whisper-at train --data train.json --test eval.json --labels audioset_label.csv --model medium.en \\
         --preset audioset -o medium.en.safetensors
 
-A run that was stopped goes on when the same command is given again."""
+A run that was stopped is resumed by the same command."""
 
 Log = Callable[[str], object]
 
@@ -76,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     model = parser.add_argument_group("model")
     model.add_argument("--model", required=True, help="Whisper to train for: a name, file, folder or hub id")
     add_device_arguments(model)
-    help = "the head's file, .safetensors (default: in the current folder, called as the data)"
+    help = "the head's file, .safetensors (default: in the current folder, named after the data)"
     model.add_argument("-o", "--output", metavar="FILE", help=help)
     training = parser.add_argument_group("training")
     training.add_argument("--preset", choices=PRESETS, help="recipe to start from (default: own)")
@@ -95,12 +95,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     output = default_output(args.data) if args.output is None else Path(args.output).expanduser()
     if output.suffix != ".safetensors" or output.is_dir():
-        parser.error(f"-o wants a file that ends in .safetensors, not {output}")
+        parser.error(f"-o needs a file that ends in .safetensors, not {output}")
     if not output.parent.is_dir():
         parser.error(f"there is no folder {output.parent} to write {output.name} to")
     name = output.name.removesuffix(".safetensors").removesuffix(".head")  # as `load_model` attaches it
     if not name or name in RESERVED_NAMES:
-        parser.error(f"{output.name} would be attached as {name!r}, which no head can be called: choose a file with -o")
+        parser.error(f"{output.name} would be attached as {name!r}, which is reserved: choose a file with -o")
     if args.output is None and output.exists() and not _is_head_for(output, args.data):
         parser.error(f"{output} is there, and is no head for {data_name(args.data)}: choose a file with -o")
     if args.workers < 0:
@@ -118,7 +118,7 @@ def _train(parser: argparse.ArgumentParser, args: argparse.Namespace, output: Pa
         overrides = parse_assignments(args.set)
         dataset = read_splits(args.data, args.valid, args.test, **data_options(args))
         if args.test_fold is not None and not any(clip.fold for clip in dataset.clips):
-            parser.error("--test_fold wants data with folds: a column fold, or --fold for folders")
+            parser.error("--test_fold needs data with folds: a column fold, or --fold for folders")
     except (ValueError, OSError) as error:
         parser.error(str(error))
 
@@ -217,7 +217,7 @@ def _training_details(args: argparse.Namespace, split: SplitIndices) -> dict[str
 
 
 def default_output(data: str) -> Path:
-    """Return the head's file if none is given: called as the data, in the current folder."""
+    """Return the head's file if none is given: named after the data, in the current folder."""
     name = data_name(data)
     return Path(f"{name if Path(data).expanduser().is_dir() else Path(name).stem}.safetensors")
 

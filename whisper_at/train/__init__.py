@@ -1,1 +1,1 @@
-"""Training on frozen features: data, the fitting loop, metrics, and the recipe of TL-TR heads."""
+"""Training of heads on the pooled states of a frozen Whisper: features on disk, recipe, metrics, calibration, report."""

@@ -128,7 +128,7 @@ def trained_on_note(metadata: Mapping[str, str], data: str, description: str) ->
         return None
     return (
         f"the head was trained on data of the same name ({data}): if they are the same, the figures say how well it "
-        "remembers these clips; choose what was kept apart (--split test, --test_fold) or other recordings"
+        "remembers these clips; choose what was held out (--split test, --test_fold) or other recordings"
     )
 
 

@@ -1,7 +1,7 @@
 """The training loop of heads and adaptations; a run can be killed at any time and resumed.
 
 A batch is a pure function of epoch and step, the learning rate one of progress and past scores, and every step seeds
-PyTorch anew. A run that was stopped and resumed therefore gives the same weights as one that was not, bit for bit on a
+PyTorch again. A run that was stopped and resumed therefore gives the same weights as one that was not, bit for bit on a
 CPU.
 """
 
@@ -266,18 +266,18 @@ class _TrainingState:
             config = json.loads(state["facts"])
         except Exception as error:  # its type depends on what the bytes happen to be
             raise ValueError(
-                f"{path} cannot be read as the state of a run ({error}); delete it to begin anew"
+                f"{path} cannot be read as the state of a run ({error}); delete it to start over"
             ) from None
         if config != self.config:
             differing = sorted(k for k in config.keys() | self.config.keys() if config.get(k) != self.config.get(k))
             name = differing[0]
             raise ValueError(
                 f"{path.parent} holds a run with {name} = {config.get(name)!r}, not {self.config.get(name)!r}: "
-                "choose another folder, or delete this one to begin anew"
+                "choose another folder, or delete this one to start over"
             )
         shapes, own = ({k: v.shape for k, v in s.items()} for s in (state["weights"], trainable_state(self.model)))
         if shapes != own:
-            raise ValueError(f"{path} holds other parameters than this model has; delete it to begin anew")
+            raise ValueError(f"{path} holds other parameters than this model has; delete it to start over")
         self.model.load_state_dict(state["weights"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         if state.get("scaler"):  # empty where nothing was scaled

@@ -53,9 +53,9 @@ def read_data(
     options = {"fold": fold, "group": group, "root": root}
     for name, value in options.items():
         if value is not None and name not in names:
-            raise ValueError(f"--{name} is for {'folders' if name != 'root' else 'tables'}, but {path} is none")
+            raise ValueError(f"--{name} is for {'folders' if name != 'root' else 'tables'}, but {path} is not")
     if kind != ".json" and labels is not None:
-        raise ValueError(f"--labels is for a .json, but {path} is none; leave it out")
+        raise ValueError(f"--labels is for a .json, but {path} is not; leave it out")
     if kind == ".json" and labels is None:
         default = Path(path).with_name("audioset_label.csv")
         labels = str(default) if default.is_file() else None
@@ -89,7 +89,7 @@ def read_splits(
     paths = [part for part in (path, valid, test) if part is not None]
     is_json = {part: Path(part).suffix.lower() == ".json" for part in paths}
     if labels is not None and not any(is_json.values()):
-        raise ValueError(f"--labels is for a .json, but {path} is none; leave it out")
+        raise ValueError(f"--labels is for a .json, but {path} is not; leave it out")
 
     def read(part: str) -> Dataset:
         return read_data(part, labels=labels if is_json[part] else None, **options)
@@ -171,7 +171,9 @@ def prepare_features(
     missing = [dataset.clips[i] for i in kept if not has_features[i]]
     if missing:
         if existing is not None and not existing.metadata.model:
-            raise ValueError(f"{folder} lacks {len(missing)} of the clips, and .npz are not added to: give all of them")
+            raise ValueError(
+                f"{folder} lacks {len(missing)} of the clips, and clips cannot be added to .npz: give all of them"
+            )
         with FeatureWriter(folder, metadata):  # creates the folder, or raises
             pass
     if decode and audio != cached and folder.is_dir():

@@ -38,7 +38,7 @@ def check_same_run(table: Path, config: Mapping[str, Any], growing: Iterable[str
             if found.get(name) != expected.get(name):
                 raise ValueError(
                     f"{table} holds a run with {name} = {found.get(name)!r}, not {expected.get(name)!r}: "
-                    "choose another folder, or delete it to begin anew"
+                    "choose another folder, or delete it to start over"
                 )
     table.parent.mkdir(parents=True, exist_ok=True)
     write_text(manifest, json.dumps(expected, indent=1) + "\n")

@@ -123,7 +123,7 @@ def resolve_loss(dataset: Dataset, settings: Settings) -> Settings:
     if settings.loss == "auto":
         settings = replace(settings, loss="bce" if dataset.multi_label else "ce")
     elif settings.loss == "ce" and (odd := next((c for c in dataset.clips if len(set(c.labels)) != 1), None)):
-        raise ValueError(f"loss ce wants one label a clip, but {odd.path} has {len(odd.labels)}; use bce")
+        raise ValueError(f"loss ce needs one label per clip, but {odd.path} has {len(odd.labels)}; use bce")
     if settings.select and settings.select.removeprefix("-") not in (known := SCORES[settings.loss]):
         raise ValueError(f"select must be one of {', '.join(known)} for loss {settings.loss}, not {settings.select!r}")
     return settings
