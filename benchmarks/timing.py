@@ -75,7 +75,7 @@ def tagging_calls() -> list[TimedCall]:
     from whisper_at import model
     from whisper_at.tagging import timeline
 
-    rows = [TimedCall("head", timeline.TagRows, name) for name in ("__init__", "add", "flush", "finish")]
+    rows = [TimedCall("head", timeline.TagRows, name) for name in ("__init__", "add_window", "flush", "finish")]
     return [TimedCall("pooling", model, "pool_steps"), *rows]
 
 
