@@ -1,8 +1,9 @@
-"""Products by oneDNN: those of PyTorch up to float32's rounding, and where they cannot be had, PyTorch's."""
+"""Products by oneDNN: those of PyTorch up to float32's rounding, and where there is no oneDNN, PyTorch's."""
 
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -130,19 +131,24 @@ def test_attention_chooses(calls):
     assert len(calls) == 2 * 2  # scores and mixtures of two heads
 
 
-def test_quickened_modules(calls):
-    """They are what they were: parameters, names, copies, and PyTorch's where it counts or compiles."""
+def test_layers_are_replaced(calls):
+    """Names, state, copies and gradients stay; and the products are PyTorch's where it counts or compiles them."""
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Linear(24, 10), whisper.model.Linear(10, 5, bias=False), torch.nn.GELU())
-    x, before = random(8, 24), dict(module.state_dict())
+    x, before, parameters = random(8, 24), dict(module.state_dict()), dict(module.named_parameters())
+    module[1].eval()
     with torch.no_grad():
         expected = module(x)
         use_onednn(module)
         assert [type(part) for part in module] == [Linear, Linear, torch.nn.GELU]
+        assert [part.training for part in module] == [True, False, True]
+        assert all(parameter is parameters[name] for name, parameter in module.named_parameters())
+        assert {(part.in_features, part.out_features) for part in module[:2]} == {(24, 10), (10, 5)}
         assert not calls
         close(module(x), expected)
         close(copy.deepcopy(module)(x), expected)
-        assert calls == [(8, 24), (8, 10)] * 2
+        close(pickle.loads(pickle.dumps(module))(x), expected)
+        assert calls == [(8, 24), (8, 10)] * 3
         with FlopCounterMode(display=False) as counter:
             module(x)
         assert counter.get_total_flops() == 2 * 8 * (24 * 10 + 10 * 5)
@@ -151,7 +157,33 @@ def test_quickened_modules(calls):
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
     module(x).sum().backward()
     assert module[0].weight.grad is not None
-    assert len(calls) == 6
+    assert len(calls) == 8
+
+
+def test_layers_with_hooks_or_methods_of_their_own_stay():
+    class Louder(torch.nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    hooked, patched, saved = (torch.nn.Linear(3, 3) for _ in range(3))
+    hooked.register_forward_hook(lambda *_: None)
+    saved.register_state_dict_pre_hook(lambda *_: None)
+    patched.forward = lambda x: x
+    scaled = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(3, 3))
+    parts = [Louder(3, 3), hooked, patched, saved, scaled]
+    module = torch.nn.Sequential(*parts)
+    use_onednn(module)
+    assert all(now is before for now, before in zip(module, parts))
+
+
+def test_a_layer_in_two_places_stays_one_layer():
+    layer = torch.nn.Linear(3, 3)
+    module = torch.nn.ModuleDict({"one": layer, "two": layer, "inner": torch.nn.Sequential(layer)})
+    use_onednn(module)
+    assert type(module["one"]) is Linear
+    assert module["one"] is module["two"]
+    assert module["one"] is module["inner"][0]
+    assert module["one"].weight is layer.weight
 
 
 def test_without_onednn(monkeypatch):
@@ -172,7 +204,7 @@ def test_without_onednn(monkeypatch):
 
 
 def test_an_encoder_is_as_near_to_exact_numbers(model_en, upstream_en, monkeypatch, calls):
-    """What the encoder makes is no further from float64's than openai-whisper's, but for a little."""
+    """The encoder's features are hardly further from those in float64 than openai-whisper's are."""
     mel = random(1, 80, 3000)
     with torch.no_grad():
         upstream, found = upstream_en.encoder(mel), model_en.embed_audio(mel)
