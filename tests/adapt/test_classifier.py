@@ -493,6 +493,8 @@ def test_options_are_keyword_arguments():
     )
     assert model.configuration()["methods"][0]["rank"] == 2
     assert model.configuration()["pooling"] == "cls"
+    plain = AudioClassifier(random_backbone("whisper-nano"), method=None, classes=CLASSES)
+    assert plain.configuration()["methods"] == []
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -206,13 +206,8 @@ def test_finished_runs_are_not_run_again(settings, monkeypatch):
         run_experiment(make_config(settings | {"pooling": "all"}))
 
 
-def copied(sounds: Path, to: Path) -> Path:
-    shutil.copytree(sounds, to)
-    return to
-
-
 def test_a_run_with_other_clips_to_test_is_another_run(settings, sounds, tmp_path):
-    root = copied(sounds, tmp_path / "copied")
+    root = Path(shutil.copytree(sounds, tmp_path / "copied"))
     settings |= {"root": str(root), "windows": False, "recipe": settings["recipe"] | {"epochs": 1}}
     config = make_config(settings)
     run_experiment(config)
@@ -296,7 +291,7 @@ def test_wrong_settings_are_refused_before_any_work(settings, changes, message):
 
 
 def test_broken_data_are_refused_before_any_work(settings, sounds, tmp_path):
-    root = copied(sounds, tmp_path / "copied")
+    root = Path(shutil.copytree(sounds, tmp_path / "copied"))
     config = make_config(settings | {"root": str(root)})
     (root / "test" / "low" / "0.wav").write_text("no audio")
     with pytest.raises(RuntimeError, match=r"0\.wav"):

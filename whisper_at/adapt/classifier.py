@@ -44,8 +44,8 @@ class AudioClassifier(nn.Module):
     ----------
     backbone : Backbone or str
         A backbone, which is adapted in place (or is already), or a name for `load_backbone`.
-    method : str, mapping, or sequence of these
-        Name of a method, a table ``{"name": …, option: value}``, or several; none for a head on the plain encoder.
+    method : str, mapping, or sequence of these, optional
+        Name of a method, a table ``{"name": …, option: value}``, or several; None for a head on the plain encoder.
     classes : sequence of str
         Names, in the order of the outputs.
     head : str
@@ -79,7 +79,7 @@ class AudioClassifier(nn.Module):
     def __init__(
         self,
         backbone: Backbone | str,
-        method: Method | Sequence[Method] = (),
+        method: Method | Sequence[Method] | None = None,
         classes: Sequence[str] = (),
         *,
         head: str = "linear",
@@ -117,7 +117,7 @@ class AudioClassifier(nn.Module):
             new = make_adapt_head(head, layers=layers, pooling=pooling, frame_rate=backbone.frame_rate, **sizes)
             self.head = new.to(next(backbone.parameters()).device)
             if method or not backbone.methods:
-                adapt(backbone, method_tables(method))
+                adapt(backbone, method_tables(method or ()))
         self.backbone = backbone
         shareable = can_share_pass(backbone, self.head) and not pad
         if windows and not shareable:
