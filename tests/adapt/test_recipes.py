@@ -201,7 +201,7 @@ def test_every_method_goes_with_every_dataset(data):
 
 
 def test_the_comparison_can_be_read():
-    cells = read_comparison(str(RECIPES / "adapt" / "compare_nano.toml"))
+    cells = read_comparison(str(RECIPES / "adapt" / "compare_nano.toml")).cells
     assert len({cell.dataset for cell in cells}) == 3
     assert len({cell.method for cell in cells}) >= 10
     assert all(len(cell.config.seeds) >= 2 and cell.config.backbone == "nano.en" for cell in cells)

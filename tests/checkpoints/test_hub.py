@@ -12,9 +12,9 @@ import whisper
 from tiny_checkpoints import logits, tiny_whisper, write_folder
 
 import whisper_at
-from whisper_at import cli
 from whisper_at.checkpoints import find_whisper
 from whisper_at.checkpoints.huggingface import is_hub_id
+from whisper_at.cli.arguments import model_name
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def folder(model, tmp_path) -> Path:
 @pytest.mark.parametrize("name", ["distil-whisper/distil-large-v3", "openai/whisper-tiny.en", "me/x_1"])
 def test_hub_ids(name):
     assert is_hub_id(name)
-    assert cli._model(name) == name
+    assert model_name(name) == name
 
 
 @pytest.mark.parametrize("name", ["a", "a/b/c", "/a/b", "./a", "~/a", "a/b.pt", "a/b.safetensors", "a/", "a b/c"])

@@ -409,7 +409,7 @@ def test_what_tag_flags_mean(tmp_path, monkeypatch, line, at_time_res, load):
         ("--head samll", "did you mean 'small'?"),
         ("--head small --at_low_compute", "leave it out where --head is given"),
         ("--sound_captions -f txt", "--sound_captions is for srt and vtt, not -f txt"),
-        ("--compute_type float8", "invalid choice: 'float8'"),
+        ("--compute_type float8", "there is no 'float8'; did you mean 'float32'"),
         ("--model tiny --at_low_compute", "no low-compute head is published for 'tiny'"),
         ("--model turbo --at_time_res 10", "no tagging head is published for turbo"),
         ("--model smal", "did you mean 'small'?"),

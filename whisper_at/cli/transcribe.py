@@ -227,8 +227,8 @@ def build_parser() -> Parser:
 
     group = parser.add_argument_group(
         "sound tags",
-        "Off unless one of these, --head or --at_low_compute is given; any of them alone means --at_time_res 10 (2 for "
-        "captions).",
+        "Off unless one of these, --head or --at_low_compute is given;\n"
+        "any of them alone means --at_time_res 10 (2 for captions).",
     )
     add = group.add_argument
     add("--at_time_res", type=resolution_list, metavar="S[,S]", help="seconds per row of tags: multiples of 0.4")

@@ -122,7 +122,9 @@ def draw_robustness(
     axes.set(
         xlabel="F1 of the class in the last layer (%)",
         ylabel=_minus(f"increase of word error rate, {high:g} → {low:g} dB (points)"),
-        title=_minus(f"Word errors and recognition of the noise\nr = {correlation.r:.2f}{interval}, all {correlation.n} classes"),
+        title=_minus(
+            f"Word errors and recognition of the noise\nr = {correlation.r:.2f}{interval}, all {correlation.n} classes"
+        ),
     )
     axes.legend(loc="best", frameon=True, fontsize=9)
     return figure

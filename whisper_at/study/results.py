@@ -129,8 +129,8 @@ def _word_error_lines(transcriptions: Sequence[Transcription], recognisers: Sequ
 def _correlation_lines(correlation: Correlation, low: float, high: float) -> list[str]:
     (least, most), (least_without, most_without) = correlation.interval, correlation.without_one
     text = (
-        f"Over all {correlation.n} classes, the increase of word errors from {high:g} to {low:g} dB and the F1 of the last "
-        f"layer correlate with r = {correlation.r:.2f} (95 % interval {least:.2f} to {most:.2f}, "
+        f"Over all {correlation.n} classes, the increase of word errors from {high:g} to {low:g} dB and the F1 of the "
+        f"last layer correlate with r = {correlation.r:.2f} (95 % interval {least:.2f} to {most:.2f}, "
         f"p = {correlation.p:.2g}). With any one class left out, r is between {least_without:.2f} and "
         f"{most_without:.2f}. Line: {100 * correlation.intercept:.1f} points "
         f"{'+' if correlation.slope >= 0 else '−'} {abs(correlation.slope):.2f} for each point of F1."

@@ -82,11 +82,12 @@ class StateClassifier:
 
 def class_set(classifier: Any) -> ClassSet:
     """Return what the outputs of a head or of a classifier mean."""
-    if isinstance(classifier.classes, ClassSet):
-        return classifier.classes
-    if classifier.classes is None:  # a head whose file names no classes
+    classes = getattr(classifier, "classes", None)
+    if isinstance(classes, ClassSet):
+        return classes
+    if classes is None:  # a head whose file names no classes
         return ClassSet(tuple(map(str, range(classifier.label_dim))))
-    return ClassSet(tuple(classifier.classes), classifier.kind)
+    return ClassSet(tuple(classes), classifier.kind)
 
 
 def open_classifier(path: Path, metadata: Mapping[str, str], **options: Any) -> WaveformClassifier | None:

@@ -73,9 +73,10 @@ class Tagger:
         self.classes = {name: class_set(head) for name, head in heads.items()}
         self.waveform_classifiers = {name: h for name, h in heads.items() if isinstance(h, WaveformClassifier)}
         state_heads = {name: head for name, head in heads.items() if name not in self.waveform_classifiers}
-        self.needs_final_norm = any(head.needs_final_norm for head in state_heads.values())
+        needs = {name: getattr(head, "needs_final_norm", False) for name, head in state_heads.items()}
+        self.needs_final_norm = any(needs.values())
         self.classifiers: dict[str, Classifier] = {
-            name: head if head.needs_final_norm == self.needs_final_norm else _without_final_norm(head)
+            name: head if needs[name] == self.needs_final_norm else _without_final_norm(head)
             for name, head in state_heads.items()
         }
         self.rows = {
