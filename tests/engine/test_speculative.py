@@ -69,8 +69,8 @@ def test_the_text_does_not_depend_on_the_draft(model_en, model_multilingual, kin
             fp16=False,
             without_timestamps=case % 2 == 0,
             suppress_blank=r.random() < 0.5,
-            prompt=r.choice([None, list(range(900, 1100))]),
-            sample_len=[1, 2, 17, 60, 60, 448][case],
+            prompt=list(range(900, 1100)) if case in (2, 5) else None,
+            sample_len=[1, 2, 17, 30, 24, 448][case],  # the last one goes on to the end of the context
         )
         audio_features = features(case)
         wanted, found = plain.decode(audio_features, options)[0], drafted.decode(audio_features, options)[0]
