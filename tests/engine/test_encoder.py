@@ -59,6 +59,19 @@ def test_hooks_of_users_are_called(model_en, part):
     assert has_unfused_attention(model_en.encoder, torch.float32)
 
 
+def test_backward_hooks_of_users_are_called(model_en):
+    calls = []
+    model_en.encoder.blocks[0].register_full_backward_hook(lambda *_: calls.append(1))
+    model_en.embed_audio(mel()).sum().backward()
+    assert calls == [1]
+
+
+def test_another_encoder_is_called_as_it_is(model_en):
+    """It needs none of the parts that openai-whisper's has, unless heads read its blocks."""
+    model_en.encoder = torch.nn.Flatten()
+    assert torch.equal(model_en.embed_audio(mel()), mel().flatten(1))
+
+
 def test_replaced_attention_is_kept(model_en):
     calls = []
     attention = model_en.encoder.blocks[0].attn

@@ -18,7 +18,7 @@ OnBlock = Callable[[Tensor], object]
 
 def has_unfused_attention(encoder: AudioEncoder, dtype: torch.dtype) -> bool:
     """Return whether `encode` computes what openai-whisper does without fused kernels, as it does to time words."""
-    return encoder.ln_post.weight.device.type == "cpu" and dtype == torch.float32 and is_unmodified(encoder)
+    return dtype == torch.float32 and is_unmodified(encoder) and encoder.ln_post.weight.device.type == "cpu"
 
 
 def encode(encoder: AudioEncoder, mel: Tensor, on_block: OnBlock | None = None) -> Tensor:

@@ -93,6 +93,11 @@ def is_worth_it(acceptance_rate: float, draft_cost: float, verify_cost: float) -
         Probability that a token is accepted, if those before it were.
     draft_cost, verify_cost : float
         Time of drafting one token, and of verifying all, in passes of one token.
+
+    Examples
+    --------
+    >>> [is_worth_it(rate, draft_cost=0.1, verify_cost=2.0) for rate in (0.5, 0.7)]
+    [False, True]
     """
     expected_tokens = sum(acceptance_rate**k for k in range(NUM_DRAFT_TOKENS + 1))
     return expected_tokens > NUM_DRAFT_TOKENS * draft_cost + verify_cost

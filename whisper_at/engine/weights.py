@@ -26,6 +26,8 @@ from .cpu_kernels import DecoderWeights, LinearWeights
 WHISPER_MODULES = {AudioEncoder, TextDecoder, ResidualAttentionBlock, MultiHeadAttention, Linear, LayerNorm, Conv1d}
 UNMODIFIED = WHISPER_MODULES | {onednn.Linear, nn.ModuleList, nn.Sequential, nn.GELU, nn.Embedding}
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
 N_SAMPLES = 16
 """Values of every parameter that are compared to see whether it was changed."""
 CHUNK_ROWS = 4096
@@ -36,7 +38,7 @@ def is_unmodified(module: nn.Module) -> bool:
     """Return whether an encoder or decoder is openai-whisper's as installed: no hooks, no replaced parts or methods."""
     return all(
         type(part) in UNMODIFIED
-        and not (part._forward_hooks or part._forward_pre_hooks)
+        and not any(getattr(part, hooks) for hooks in HOOKS)
         and not {"forward", "qkv_attention"} & vars(part).keys()
         for part in module.modules()
     )
@@ -92,7 +94,7 @@ class Affine(NamedTuple):
         return Affine(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
 
     def linear(self, x: Tensor) -> Tensor:
-        """``(…, in)`` → ``(…, out)``."""
+        """Map ``(…, in)`` → ``(…, out)``."""
         return onednn.linear(x, self.weight, self.bias)
 
     def layer_norm(self, x: Tensor) -> Tensor:
