@@ -38,8 +38,7 @@ def share_frozen(source: nn.Module, target: M) -> M:
 
 def frozen_linear(layer: nn.Linear) -> Linear:
     """Return a layer that computes by oneDNN with the frozen weights of `layer`, which it shares."""
-    bias = layer.bias is not None
-    return share_frozen(layer, Linear(layer.in_features, layer.out_features, bias=bias, device="meta"))
+    return share_frozen(layer, Linear.sharing(layer))
 
 
 class Attention(nn.Module):
