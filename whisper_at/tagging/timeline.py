@@ -124,20 +124,20 @@ def pool_steps(x: Tensor, windows: Sequence[Window]) -> Tensor:
     for steps, item, window in zip(out, x, windows):
         lead, _ = _layout(window, x.shape[1])
         used = STEP_POSITIONS - window.seek % POSITION_FRAMES  # of a step's positions
-        heard = item[: window.size // POSITION_FRAMES]
-        first = min(STEP_POSITIONS - lead, len(heard)) if lead else 0
-        whole = (len(heard) - first) // STEP_POSITIONS
-        last = first + whole * STEP_POSITIONS
+        audio = item[: window.size // POSITION_FRAMES]
+        first = min(STEP_POSITIONS - lead, len(audio)) if lead else 0
+        n_whole = (len(audio) - first) // STEP_POSITIONS
+        last = first + n_whole * STEP_POSITIONS
         if first:
-            steps[0] = heard[: min(first, used - lead)].mean(0, dtype=torch.float32)
-        middle = slice(bool(lead), bool(lead) + whole)
-        parts = heard[first:last].unflatten(0, (whole, STEP_POSITIONS))[:, :used]
+            steps[0] = audio[: min(first, used - lead)].mean(0, dtype=torch.float32)
+        middle = slice(bool(lead), bool(lead) + n_whole)
+        parts = audio[first:last].unflatten(0, (n_whole, STEP_POSITIONS))[:, :used]
         if parts.dtype == torch.float32 and parts.device.type == "cpu":  # in half of the time that `mean` takes
             steps[middle] = (parts.new_full((1, used), 1 / used) @ parts)[:, 0]
         else:
             steps[middle] = parts.mean(1, dtype=torch.float32)
-        if last < len(heard):
-            steps[middle.stop] = heard[last:].mean(0, dtype=torch.float32)
+        if last < len(audio):
+            steps[middle.stop] = audio[last:].mean(0, dtype=torch.float32)
     return out
 
 
@@ -146,7 +146,7 @@ class TagRows:
 
     Rows are classified as soon as no later window can change them, so that memory holds the states
     of the last window or two and not of the file. Rows longer than 30 s are cut into equal cells
-    of at most 30 s; their logits are the mean of the cells', weighted by what was heard of each.
+    of at most 30 s; their logits are the mean of the cells', weighted by the steps of each.
 
     Parameters
     ----------
@@ -179,14 +179,14 @@ class TagRows:
         self._row_weight = torch.zeros(n_rows) if cells > 1 else None
 
         self._held: list[tuple[Window, Tensor, np.ndarray]] = []  # window, states, positions per step
-        self._heard: list[tuple[int, int]] = []
+        self._covered: list[tuple[int, int]] = []
         self._next_cell = 0
 
     def add_window(self, window: Window, states: Tensor) -> None:
         """Take a window's pooled states ``(layers, steps, dim)``, as `pool_steps` lays them out."""
         count = position_mask(window).view(-1, STEP_POSITIONS).sum(1).numpy()
         self._held.append((window, states, count))
-        self._heard.append((window.seek, window.end))
+        self._covered.append((window.seek, window.end))
 
     def flush(self, settled_before: int) -> None:
         """Classify every row that is settled if all windows still to come start at or after `settled_before`."""
@@ -275,17 +275,17 @@ class TagRows:
 
     def _coverage(self) -> Tensor:
         """Return the share of each row's frames that some window holds."""
-        heard_until = [0]  # breakpoints of the merged intervals, and frames heard before each
+        covered_until = [0]  # breakpoints of the merged intervals, and frames covered before each
         frames = [0]
-        for start, end in sorted(self._heard):
-            start, end = max(start, heard_until[-1]), min(end, self.content_frames)
+        for start, end in sorted(self._covered):
+            start, end = max(start, covered_until[-1]), min(end, self.content_frames)
             if end > start:
-                heard_until += [start, end]
+                covered_until += [start, end]
                 frames += [frames[-1], frames[-1] + end - start]
         starts = np.arange(len(self.logits)) * self.row_frames
         ends = np.minimum(starts + self.row_frames, self.content_frames)
-        heard = np.interp(ends, heard_until, frames) - np.interp(starts, heard_until, frames)
-        return torch.from_numpy(heard / (ends - starts)).float() if len(starts) else torch.zeros(0)
+        covered = np.interp(ends, covered_until, frames) - np.interp(starts, covered_until, frames)
+        return torch.from_numpy(covered / (ends - starts)).float() if len(starts) else torch.zeros(0)
 
 
 def is_single(at_time_res: object) -> bool:
