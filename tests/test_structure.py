@@ -15,7 +15,7 @@ FLOORS = (
     *("version", "suggest", "audio", "mel", "windows", "checkpoints", "tagging", "engine"),
     *("timing", "tokenizer", "triton_ops", "normalizers", "decoding"),
     *("segments", "fallback", "options", "batched", "transcribe", "model", "loading", "writers", "utils"),
-    *("data", "train", "adapt", "embed", "study", "_api", "serve", "cli", "__main__"),
+    *("data", "features", "train", "adapt", "embed", "study", "_api", "serve", "cli", "__main__"),
 )
 """Modules and rooms from the ground up: each may import itself and what stands before it."""
 

@@ -177,9 +177,9 @@ def _open_draft(path: Path, source: str | None, model: WhisperAT, model_name: st
     try:
         draft.check_compatible(model.dims)
     except ValueError as error:
-        raise ValueError(f"{source} cannot guess for {model_name}: {error}") from None
+        raise ValueError(f"{source} cannot draft for {model_name}: {error}") from None
     if checkpoints.encoder_sha256(state) != checkpoints.encoder_sha256(model.state_dict()):
-        message = f"{source} has another encoder than {model_name}: its guesses will rarely be right, and cost time"
+        message = f"{source} has another encoder than {model_name}: its drafts will rarely be right, and cost time"
         warnings.warn(message, stacklevel=3)
     return draft
 

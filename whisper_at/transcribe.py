@@ -87,8 +87,8 @@ def transcribe(
         ``text``, ``segments``, ``language`` as upstream and, with tags, also
 
         - ``audio_tag``: float32 CPU tensor ``(rows, 527)`` of logits, row ``i`` over the seconds
-          ``[i, i + 1) * at_time_res``; NaN where nothing was heard (clips leave gaps)
-        - ``audio_tag_coverage``: ``(rows,)``, the share of each row that was heard, 0…1
+          ``[i, i + 1) * at_time_res``; NaN where there was no audio (clips leave gaps)
+        - ``audio_tag_coverage``: ``(rows,)``, the share of each row that held audio, 0…1
         - ``at_time_res``: the resolution in seconds
         - by the name of each attached head or classifier (`WhisperAT.attach`): a dict of its ``classes``, ``kind``,
           ``temperature``, ``thresholds``, and ``logits``, rows as above, ``segments``, ``(segments, classes)``

@@ -90,7 +90,7 @@ def tag_rows(
     Returns
     -------
     list of dict, or dict of float to list of dict
-        Rows ``{"start", "end", "coverage", "tags"}``: seconds, the share that was heard (0…1, for AudioSet's head), and
+        Rows ``{"start", "end", "coverage", "tags"}``: seconds, the share with audio (0…1, for AudioSet's head), and
         the tags from the strongest down, each ``{"index", "mid", "name", "logit", "probability"}`` (``mid`` likewise).
         A row that nothing covered has no tags. For several resolutions, a dict from seconds to such lists.
     """

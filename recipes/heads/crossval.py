@@ -25,6 +25,10 @@ from whisper_at.checkpoints import EMBEDDED
 from whisper_at.data.clips import Dataset
 from whisper_at.data.splits import folds, hold_out
 from whisper_at.data.toml import read_toml
+from whisper_at.features.encode import describe_features
+from whisper_at.features.extract import extract_features
+from whisper_at.features.prepare import read_data
+from whisper_at.features.store import Features
 from whisper_at.loading import load_model
 from whisper_at.model import WhisperAT
 from whisper_at.train.config import (
@@ -35,11 +39,7 @@ from whisper_at.train.config import (
     settings_dict,
     update_settings,
 )
-from whisper_at.train.encode import describe_features
-from whisper_at.train.extract import extract_features
-from whisper_at.train.features import Features
 from whisper_at.train.metrics import mean_interval
-from whisper_at.train.prepare import read_data
 from whisper_at.train.recipe import compute_logits, compute_scores
 from whisper_at.train.run_manifest import check_same_run, clips_digest, truncate_partial_line
 from whisper_at.train.train_head import SplitIndices, resolve_loss, train_head, with_supported_precision

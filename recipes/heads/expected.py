@@ -30,16 +30,16 @@ from whisper.model import ModelDimensions
 
 from whisper_at.data.clips import Clip
 from whisper_at.data.toml import read_toml
+from whisper_at.features.concat_clips import NUM_ORDERS, concat_sounds
+from whisper_at.features.encode import describe_features, encode_windows, load_clip, mel_windows
+from whisper_at.features.progress import format_bytes, format_duration
+from whisper_at.features.store import Features
+from whisper_at.features.writer import FeatureWriter
 from whisper_at.model import WhisperAT
 from whisper_at.tagging.heads import make_head
-from whisper_at.train.concat_clips import NUM_ORDERS, concat_sounds
 from whisper_at.train.config import Settings, resolve_settings
-from whisper_at.train.encode import describe_features, encode_windows, load_clip, mel_windows
-from whisper_at.train.feature_writer import FeatureWriter
-from whisper_at.train.features import Features
 from whisper_at.train.fit import fit
 from whisper_at.train.flops import model_dims
-from whisper_at.train.progress import format_bytes, format_duration
 from whisper_at.train.recipe import HeadTask, batches_per_epoch, compute_logits
 from whisper_at.train.train_head import make_optimizer, with_supported_precision
 

@@ -17,10 +17,10 @@ from whisper_at.adapt.sources import MultiViewDataset
 from whisper_at.adapt.trainer import Recipe
 from whisper_at.adapt.waveforms import WaveformDataset
 from whisper_at.data.clips import Clip, Dataset
+from whisper_at.features.encode import describe_features
+from whisper_at.features.extract import extract_features
+from whisper_at.features.store import Features
 from whisper_at.tagging.listeners import StateClassifier
-from whisper_at.train.encode import describe_features
-from whisper_at.train.extract import extract_features
-from whisper_at.train.features import Features
 
 CLASSES = ("hiss", "hum", "beep")
 HEADS = [{}, {"layers": "weighted"}, {"head": "tl_tr"}]

@@ -17,10 +17,10 @@ from whisper_at.checkpoints import open_head, save_safetensors
 from whisper_at.cli import train
 from whisper_at.cli.evaluate import EXAMPLES, main
 from whisper_at.data.readers import read_folders
+from whisper_at.features.concat_clips import concat_sounds, shuffle_clips
 from whisper_at.loading import load_model
 from whisper_at.tagging.classes import ClassSet
 from whisper_at.tagging.heads import make_head
-from whisper_at.train.concat_clips import concat_sounds, shuffle_clips
 from whisper_at.windows import Window
 
 NAMES = ("hiss", "hum")

@@ -11,7 +11,7 @@ from conftest import SAMPLE_RATE, noise
 
 from whisper_at.cli import features as features_command
 from whisper_at.data.clips import Clip
-from whisper_at.train.features import Features
+from whisper_at.features.store import Features
 
 
 @pytest.fixture(scope="module")

@@ -25,14 +25,14 @@ from whisper_at.cli import evaluate, train
 from whisper_at.cli import features as features_command
 from whisper_at.data.clips import Clip
 from whisper_at.data.readers import read_folders
+from whisper_at.features.files import FeatureMetadata
+from whisper_at.features.prepare import read_splits
+from whisper_at.features.store import Features
+from whisper_at.features.writer import FeatureWriter, write_npz
 from whisper_at.tagging.classes import ClassSet
 from whisper_at.tagging.labels import audioset_labels
 from whisper_at.train import train_head
 from whisper_at.train.config import Settings
-from whisper_at.train.feature_files import FeatureMetadata
-from whisper_at.train.feature_writer import FeatureWriter, write_npz
-from whisper_at.train.features import Features
-from whisper_at.train.prepare import read_splits
 from whisper_at.train.train_head import TrainedHead
 
 CLASSES = ("high", "low", "noise")

@@ -10,7 +10,7 @@ import pytest
 from dataset_files import touch
 
 from whisper_at.data import Clip, read_dataset, read_folders
-from whisper_at.train.feature_files import METADATA_FILE
+from whisper_at.features.files import METADATA_FILE
 from whisper_at.train.fit import HISTORY_FILE, STATE_FILE
 
 

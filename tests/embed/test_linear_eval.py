@@ -259,11 +259,11 @@ def test_command_evaluates_plots_and_resumes(tones, tmp_path, capsys, monkeypatc
     ("change", "message"),
     [
         (("[[task]]", "[[tasks]]"), "has no [[task]]"),
-        (('name = "tones"', 'nam = "tones"'), "there is no 'nam'"),
+        (('name = "tones"', 'nam = "tones"'), "there is no key 'task.nam'"),
         (('name = "other"', 'name = "nano"'), "two networks are called 'nano'"),
         (("seconds = 0.5", ""), "no length is published"),
         (('dataset = "files"', 'dataset = "esc51"'), "no dataset 'esc51': did you mean 'esc50'?"),
-        (('dataset = "files"', ""), "missing 1 required"),
+        (('dataset = "files"', ""), "task.dataset is missing"),
         (("epochs = 8", "epochs = "), "is not TOML"),
     ],
 )

@@ -203,7 +203,7 @@ def test_incompatible_drafts_are_refused(model_en, tmp_path):
         return str(path)
 
     path = saved(model_en, "model.pt")
-    with pytest.raises(ValueError, match="other.pt cannot guess for .*model.pt: its n_vocab is 51865, not 51864"):
+    with pytest.raises(ValueError, match="other.pt cannot draft for .*model.pt: its n_vocab is 51865, not 51864"):
         whisper_at.load_model(path, "cpu", head=None, draft=saved(random_whisper(WhisperAT, 51865), "other.pt"))
     with pytest.raises(ValueError, match="is for CPUs"):
         whisper_at.load_model(path, "cuda", head=None, draft=path)

@@ -13,10 +13,10 @@ from scipy.io import wavfile
 
 from recipes.heads.crossval import COLUMNS, TEST_PROTOCOLS, FeatureStores, cross_validate, main, read_rows
 from whisper_at.data.clips import Clip, Dataset
+from whisper_at.features.files import FeatureMetadata
+from whisper_at.features.store import Features
+from whisper_at.features.writer import FeatureWriter
 from whisper_at.train.config import Settings
-from whisper_at.train.feature_files import FeatureMetadata
-from whisper_at.train.feature_writer import FeatureWriter
-from whisper_at.train.features import Features
 
 SETTINGS = Settings(loss="ce", epochs=1, batch=8, rows=(3,), least_steps=1)
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from whisper_at.data.clips import Clip
+from whisper_at.features.files import FeatureMetadata
+from whisper_at.features.store import Features
+from whisper_at.features.writer import FeatureWriter
 from whisper_at.tagging.heads import make_head
 from whisper_at.train.config import Settings, preset_settings, settings_dict, update_settings
-from whisper_at.train.feature_files import FeatureMetadata
-from whisper_at.train.feature_writer import FeatureWriter
-from whisper_at.train.features import Features
 from whisper_at.train.fit import fit
 from whisper_at.train.recipe import (
     HeadTask,

@@ -47,7 +47,7 @@ def test_settings_come_from_toml_and_the_command_line(tmp_path):
 @pytest.mark.parametrize(
     ("pair", "message"),
     [
-        ("learning_rate=1", "no setting"),
+        ("learning_rate=1", "no key"),
         ("epoch=5", "did you mean 'epochs'"),
         ("mixupp=1", "did you mean 'mixup'"),
         ("epochs=0", "between 1 and"),

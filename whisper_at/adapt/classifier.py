@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import warnings
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints.files import read_tensors, save_safetensors
+from ..checkpoints.hashing import tensors_sha256
 from ..checkpoints.shapes import check_shapes
 from ..data.clips import Clip, Dataset
 from ..tagging.classes import KINDS, ClassSet
@@ -22,7 +22,7 @@ from ..tagging.listeners import StateClassifier
 from ..train.fit import FitResult
 from .backbones import Backbone, Hidden, load_backbone
 from .evaluation import Evaluation, check_classes, classification_scores, predict_logits
-from .methods import adapt, count_parameters, unmerged
+from .methods import adapt, count_parameters, method_tables, unmerged
 from .pooling import HeadInput, LinearHead, concat_inputs, make_adapt_head, token_mask
 from .shared_pass import can_share_pass, has_weights_of, reduce_steps, state_classifier, window_states
 from .trainer import Recipe, fit_classifier
@@ -378,13 +378,8 @@ class AudioClassifier(nn.Module):
         self.load_state_dict(dict(tensors), strict=False)
 
     def _frozen_sha256(self) -> str:
-        """Return the SHA-256 of the frozen parameters' values rounded to float16, in the order of their names."""
-        digest = hashlib.sha256()
-        for name, parameter in sorted(self.named_parameters()):
-            if not parameter.requires_grad and parameter.device.type != "meta":
-                digest.update(f"{name} {tuple(parameter.shape)}\n".encode())
-                digest.update(parameter.detach().to("cpu", torch.float16).contiguous().numpy().data)
-        return digest.hexdigest()
+        frozen = {name: weight for name, weight in self.named_parameters() if not weight.requires_grad}
+        return tensors_sha256({name: weight for name, weight in frozen.items() if weight.device.type != "meta"})
 
     def _check_forward(self) -> None:
         """Run the shortest possible clip, so that a pooling or a method that does not fit is refused now.
@@ -406,13 +401,3 @@ class AudioClassifier(nn.Module):
             hidden = self.backbone(torch.zeros(1, max(front.min_samples, 1600), device=self.device))
             self.head(*self.head.reduce(hidden))
         self.train(training)
-
-
-def method_tables(method: Any) -> list[dict[str, Any]]:
-    """Return one or several methods as tables with a ``name``; ValueError if one is neither a name nor a table."""
-    several = method if isinstance(method, Sequence) and not isinstance(method, str) else [method]
-    tables = [{"name": one} if isinstance(one, str) else one for one in several]
-    for table in tables:
-        if not isinstance(table, Mapping) or not isinstance(table.get("name"), str):
-            raise ValueError(f'a method is a name or a table with one, {{name = "lora", rank = 8}}; not {table!r}')
-    return [dict(table) for table in tables]

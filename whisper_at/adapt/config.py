@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,11 +16,12 @@ from typing import Any
 from ..data import datasets
 from ..data.protocols import PROTOCOLS
 from ..data.toml import parse_assignment, read_toml
-from ..data.validation import coerce, unknown_name
+from ..data.validation import from_table, unknown_name
 from .backbones import Backbone, load_backbone, random_backbone
 from .backbones.configs import CONFIG_NAMES
 from .backbones.loading import RANDOM_PREFIX
-from .classifier import AudioClassifier, method_tables
+from .classifier import AudioClassifier
+from .methods import method_tables
 from .pooling import LAYERS, POOLINGS
 from .trainer import Recipe
 from .waveforms import spectrogram_conv
@@ -136,14 +136,9 @@ def make_config(table: Mapping[str, Any]) -> Config:
     >>> make_config({"method": "lora", "recipe": {"epochs": 3}}).recipe.epochs
     3
     """
-    values = _check_fields(Config, table, "")
-    if "method" in values:
-        values["method"] = tuple(method_tables(values["method"]))
-    if not isinstance(values.get("recipe", {}), Mapping):
-        raise ValueError(f"recipe = {values['recipe']!r} is not a table; recipe.epochs = 30 sets a part of it")
-    if "recipe" in values:
-        values["recipe"] = Recipe(**_check_fields(Recipe, values["recipe"], "recipe."))
-    config = Config(**values)
+    if "method" in table:
+        table = {**table, "method": method_tables(table["method"])}
+    config = from_table(Config, table)
     for name, known in (("layers", LAYERS), ("pooling", POOLINGS), ("protocol", tuple(PROTOCOLS))):
         if getattr(config, name) not in known:
             raise ValueError(unknown_name(f"{name} =", getattr(config, name), known))
@@ -217,17 +212,3 @@ def meta_backbone(name: str, frames: int | None = None, normalize: bool | None =
     if known is None or name == "nano.en":
         return load_backbone(name, "cpu", frames=frames, normalize=normalize)
     return random_backbone(known, frames=frames, normalize=normalize, device="meta")
-
-
-def _check_fields(kind: type, table: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Return the values of a table in the types of a dataclass's fields; ValueError for a wrong key or type."""
-    fields = {f.name for f in dataclasses.fields(kind)}
-    hints = typing.get_type_hints(kind)
-    out = {}
-    for name, value in table.items():
-        if name not in fields:
-            raise ValueError(
-                unknown_name("there is no key", f"{prefix}{name}", [f"{prefix}{f}" for f in sorted(fields)])
-            )
-        out[name] = value if name in ("method", "recipe") else coerce(value, hints[name], f"{prefix}{name}")
-    return out

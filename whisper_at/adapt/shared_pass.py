@@ -2,7 +2,7 @@
 
 A head on the plain encoder of a Whisper can read the states that transcription computes anyway, in windows of 30 s.
 Such windows hold other sounds as well, so these classifiers are trained on every clip in isolation and in the context
-of other clips (`whisper_at.train.concat_clips`).
+of other clips (`whisper_at.features.concat_clips`).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from whisper.audio import N_FRAMES
 from whisper.model import AudioEncoder
 
 from ..data.clips import Clip
+from ..features.concat_clips import NUM_ORDERS, group_into_recordings, shuffle_clips, states_in_context
+from ..features.encode import encode_recordings, mel_windows, num_steps
 from ..tagging.classes import ClassSet
 from ..tagging.listeners import StateClassifier
 from ..tagging.timeline import POSITION_FRAMES, pool_steps
-from ..train.concat_clips import NUM_ORDERS, group_into_recordings, shuffle_clips, states_in_context
-from ..train.encode import encode_recordings, mel_windows, num_steps
 from ..windows import Window
 from .backbones import Backbone, whisper_backbone
 from .backbones.frontends import WhisperFrontEnd

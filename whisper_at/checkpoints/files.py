@@ -104,6 +104,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def size_and_mtime(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Return bytes and time of change (ns) of a file, by which changed files are recognised."""
+    stat = os.stat(path)
+    return stat.st_size, stat.st_mtime_ns
+
+
 def is_state_dict(content: object) -> TypeGuard[dict[str, Tensor]]:
     """Return whether something is a dict of tensors by name, and not empty."""
     return (

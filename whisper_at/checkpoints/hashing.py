@@ -41,12 +41,17 @@ def encoder_sha256(state: Mapping[str, Tensor]) -> str:
     ValueError
         If there is no encoder in it.
     """
-    weights = {name: state[name] for name in sorted(state) if name.startswith("encoder.")}
+    weights = {name: tensor for name, tensor in state.items() if name.startswith("encoder.")}
     weights.pop("encoder.positional_embedding", None)
     if not weights:
         raise ValueError("no encoder.* among these tensors: give the state_dict of a Whisper")
+    return tensors_sha256(weights)
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of names, shapes and values rounded to float16, in the order of the names."""
     digest = hashlib.sha256()
-    for name, tensor in weights.items():
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
         values = tensor.detach().to("cpu", torch.float16).contiguous().numpy()
         digest.update(values.astype("<f2", copy=False).data)

@@ -53,7 +53,7 @@ def add_data_arguments(target: Arguments, name: str) -> None:
 
 
 def data_options(args: argparse.Namespace) -> dict[str, str | None]:
-    """Return the options of `whisper_at.train.prepare.read_data` from the arguments of `add_data_arguments`."""
+    """Return the options of `whisper_at.features.prepare.read_data` from the arguments of `add_data_arguments`."""
     return {name: getattr(args, name) for name in ("labels", "root", "fold", "group")}
 
 

@@ -13,11 +13,14 @@ import numpy as np
 
 from .. import checkpoints
 from ..data.clips import Dataset
+from ..features.encode import JOINED, describe_features
+from ..features.extract import extract_features
+from ..features.files import FeatureMetadata
+from ..features.prepare import describe_unreadable, read_data
+from ..features.store import Features
 from ..loading import load_model
 from ..model import WhisperAT
 from ..tagging.load_head import load_head
-from ..train.config import JOINED
-from ..train.encode import describe_features
 from ..train.evaluate import (
     classes_of_head,
     published_model,
@@ -26,10 +29,6 @@ from ..train.evaluate import (
     trained_on_note,
     trained_seconds,
 )
-from ..train.extract import extract_features
-from ..train.feature_files import FeatureMetadata
-from ..train.features import Features
-from ..train.prepare import describe_unreadable, read_data
 from ..train.recipe import compute_logits
 from ..train.report import ScoredClips, summarize, write_report, write_scores
 from .arguments import (

@@ -12,16 +12,15 @@ from tqdm import tqdm
 
 from ..data.clips import AUDIO_SUFFIXES, Clip
 from ..data.readers import class_folders, find_audio
+from ..features.encode import PROTOCOLS, describe_features
+from ..features.extract import extract_features
+from ..features.files import DTYPES, METADATA_FILE, clip_key, split_key
+from ..features.prepare import describe_unreadable, read_data
+from ..features.progress import format_bytes
+from ..features.store import Features
+from ..features.writer import FeatureWriter, write_npz
 from ..loading import load_model
-from ..train.config import PROTOCOLS
 from ..train.distributed import local_device
-from ..train.encode import describe_features
-from ..train.extract import extract_features
-from ..train.feature_files import DTYPES, METADATA_FILE, clip_key, split_key
-from ..train.feature_writer import FeatureWriter, write_npz
-from ..train.features import Features
-from ..train.prepare import describe_unreadable, read_data
-from ..train.progress import format_bytes
 from .arguments import (
     add_data_arguments,
     add_device_arguments,

@@ -14,14 +14,14 @@ import numpy as np
 
 from .. import checkpoints
 from ..data.toml import read_toml
+from ..features.files import FeatureMetadata, num_views
+from ..features.prepare import check_encoder, prepare_features, read_splits
+from ..features.store import Features
 from ..loading import load_model
 from ..tagging.heads import make_head
 from ..tagging.rows import RESERVED_NAMES
 from ..train.config import PRESETS, Settings, parse_assignments, resolve_settings
 from ..train.distributed import broadcast, local_device, process_group
-from ..train.feature_files import FeatureMetadata, num_views
-from ..train.features import Features
-from ..train.prepare import check_encoder, prepare_features, read_splits
 from ..train.train_head import (
     SplitIndices,
     TrainedHead,

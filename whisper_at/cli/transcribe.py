@@ -212,7 +212,7 @@ def build_parser() -> Parser:
     add("--model", default="turbo", type=model_name, metavar="NAME", help=help)
     add_model_arguments(group)
     add("--fp16", default=True, **boolean, help="compute in half precision where the device can")
-    add("--draft", metavar="NAME", help="distilled model whose guesses --model checks; with --beam_size None")
+    add("--draft", metavar="NAME", help="distilled model whose tokens --model checks; with --beam_size None")
     help = "windows decoded at once, cut where it is quiet; none sees the text before it"
     add("--batch_size", type=positive_int, metavar="N", help=help)
     add("--threads", type=optional_int, default=0, metavar="N", help="CPU threads; 0 leaves it to PyTorch")
@@ -317,7 +317,9 @@ def _check_arguments(parser: Parser, args: dict[str, Any]) -> None:
     if args["sound_captions"] and args["output_format"] not in (*CAPTION_FORMATS, "all"):
         parser.error(f"--sound_captions is for {' and '.join(CAPTION_FORMATS)}, not -f {args['output_format']}")
     if args["draft"] is not None and (args["beam_size"] is not None or (args["batch_size"] or 1) > 1):
-        parser.error("--draft guesses for one greedy text at a time: add --beam_size None, leave out --batch_size")
+        parser.error(
+            "--draft is for one greedy text at a time: add --beam_size None, leave out --batch_size"
+        )
     increment = args["temperature_increment_on_fallback"]
     if increment is not None and not increment > 0:
         parser.error("--temperature_increment_on_fallback must be above 0, or None for one try only")

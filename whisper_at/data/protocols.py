@@ -73,7 +73,7 @@ def predefined_split(dataset: Dataset, seed: int = 0, k: int | None = None) -> l
     train, valid, test = (_indices(dataset, split=[name]) for name in ("train", "valid", "test"))
     if not len(train) or not len(test):
         raise ValueError("these data define no training and test split; choose a protocol that divides them")
-    return [_with_validation(dataset, "splits", train, valid, test, seed)]
+    return [hold_out_validation(dataset, Split("splits", train, valid, test), seed)]
 
 
 def rotate_folds(dataset: Dataset, seed: int = 0, k: int | None = None) -> list[Split]:
@@ -162,7 +162,7 @@ def random_folds(dataset: Dataset, seed: int = 0, k: int | None = None) -> list[
     """Divide into ``k`` (5) random stratified folds, groups together; hold out 10 % of training for validation."""
     no_folds = replace(dataset, clips=tuple(replace(clip, fold="") for clip in dataset.clips))
     return [
-        _with_validation(dataset, f"fold {i + 1}", train, np.array([], int), test, seed)
+        hold_out_validation(dataset, Split(f"fold {i + 1}", train, np.array([], int), test), seed)
         for i, (train, test) in enumerate(folds(no_folds, k, seed))
     ]
 
@@ -245,11 +245,9 @@ def _group_names(dataset: Dataset) -> list[str]:
     return names
 
 
-def _with_validation(
-    dataset: Dataset, name: str, train: np.ndarray, valid: np.ndarray, test: np.ndarray, seed: int
-) -> Split:
-    """Return a split; hold its validation part out of training if it has none."""
-    if not len(valid):
-        kept, held = hold_out(dataset.select(train), seed=seed)
-        train, valid = train[kept], train[held]
-    return Split(name, train, valid, test)
+def hold_out_validation(dataset: Dataset, split: Split, seed: int) -> Split:
+    """Return a split with a validation part: its own, or a tenth of its training part that is held out."""
+    if len(split.valid):
+        return split
+    kept, held = hold_out(dataset.select(split.train), seed=seed)
+    return split._replace(train=split.train[kept], valid=split.train[held])

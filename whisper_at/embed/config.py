@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..data.datasets import CLIP_SECONDS, canonical_name
 from ..data.toml import read_toml
-from ..data.validation import unknown_name
+from ..data.validation import from_table
 from .linear_eval import SEEDS
 from .probes import ProbeSettings
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-    Config = TypeVar("Config", bound=DataclassInstance)
 
 
 @dataclass(frozen=True)
@@ -101,40 +96,36 @@ def read_evaluation_config(path: str | os.PathLike[str]) -> EvaluationConfig:
         If it is not TOML, a field is unknown or missing, or names are not unique.
     """
     table = read_toml(path)
-    tasks = [_build(TaskConfig, entry, f"{path}, task") for entry in _pop_entries(table, "task", path)]
-    networks = [_build(NetworkConfig, entry, f"{path}, network") for entry in _pop_entries(table, "network", path)]
+    for key in ("task", "network"):
+        if not isinstance(entries := table.get(key), list) or not entries:
+            raise ValueError(f"{path} has no [[{key}]]")
+    try:
+        config = from_table(EvaluationConfig, table)
+        return replace(config, task=_name_tasks(config.task), network=_name_networks(config.network))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _name_tasks(tasks: Sequence[TaskConfig]) -> tuple[TaskConfig, ...]:
+    """Give each task its name; ValueError if there is no length for one, or names do not do."""
     datasets = [canonical_name(task.dataset) for task in tasks]
-    tasks = [replace(task, name=task.name or dataset) for task, dataset in zip(tasks, datasets)]
-    networks = [replace(network, name=network.name or network.backbone) for network in networks]
-    for kind, names in (("tasks", [task.name for task in tasks]), ("networks", [net.name for net in networks])):
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"{path}: two {kind} are called {twice[0]!r}; give each a name")
-        if bad := [name for name in names if "/" in name]:
-            raise ValueError(f"{path}: {bad[0]!r} is used as a file name, so it may hold no '/'; give it a name")
+    tasks = tuple(replace(task, name=task.name or dataset) for task, dataset in zip(tasks, datasets))
+    _check_names("tasks", [task.name for task in tasks])
     for task, dataset in zip(tasks, datasets):
         if task.seconds is None and dataset not in CLIP_SECONDS:
-            raise ValueError(f"{path}, task {task.name}: no length is published for it; say seconds = …")
-    probe = _build(ProbeSettings, table.pop("probe", {}), f"{path}, probe")
-    return _build(EvaluationConfig, table | {"task": tasks, "network": networks, "probe": probe}, str(path))
+            raise ValueError(f"task {task.name}: no length is published for it; say seconds = …")
+    return tasks
 
 
-def _pop_entries(table: dict[str, Any], key: str, path: object) -> list[Mapping[str, Any]]:
-    """Take an array of tables, ``[[key]]``, out of a TOML table."""
-    entries = table.pop(key, None)
-    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(f"{path} has no [[{key}]]")
-    return entries
+def _name_networks(networks: Sequence[NetworkConfig]) -> tuple[NetworkConfig, ...]:
+    """Give each network its name; ValueError if names do not do."""
+    networks = tuple(replace(network, name=network.name or network.backbone) for network in networks)
+    _check_names("networks", [network.name for network in networks])
+    return networks
 
 
-def _build(kind: type[Config], table: Mapping[str, Any], place: str) -> Config:
-    known = sorted(item.name for item in fields(kind))
-    if unknown := sorted(set(table) - set(known)):
-        raise ValueError(unknown_name(f"{place}: there is no", unknown[0], known))
-    try:
-        return kind(**{name: _to_tuple(value) for name, value in table.items()})
-    except TypeError as error:
-        raise ValueError(f"{place}: {str(error).partition(') ')[2] or error}") from None
-
-
-def _to_tuple(value: Any) -> Any:
-    return tuple(map(_to_tuple, value)) if isinstance(value, list) else value
+def _check_names(kind: str, names: Sequence[str]) -> None:
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"two {kind} are called {twice[0]!r}; give each a name")
+    if bad := [name for name in names if "/" in name]:
+        raise ValueError(f"{bad[0]!r} is used as a file name, so it may hold no '/'; give it a name")

@@ -21,8 +21,8 @@ from tqdm import tqdm
 from ..adapt.waveforms import WaveformDataset
 from ..checkpoints.files import read_tensors, save_safetensors
 from ..data.clips import Clip, Dataset
-from ..data.protocols import Split
-from ..data.splits import folds, hold_out
+from ..data.protocols import Split, hold_out_validation
+from ..data.splits import folds
 from .fusion import Fusion, weights_sha256
 from .probes import ProbeSettings, SplitArrays, fit_probes, score
 
@@ -209,22 +209,15 @@ def split_dataset(dataset: Dataset, seed: int, n_folds: int | None = None) -> li
     """
     names = np.array([clip.split for clip in dataset.clips])
     if {"train", "test"} <= set(names):
-        train, valid, test = (np.flatnonzero(names == name) for name in ("train", "valid", "test"))
-        return [_hold_out_validation(dataset, Split("splits", train, valid, test), seed)]
-    empty = np.array([], int)
-    return [
-        _hold_out_validation(dataset, Split(f"fold {i + 1}", outside, empty, inside), seed)
-        for i, (outside, inside) in enumerate(folds(dataset, n_folds))
-    ]
-
-
-def _hold_out_validation(dataset: Dataset, split: Split, seed: int) -> Split:
-    if len(split.valid):
-        return split
-    kept, held = hold_out(dataset.select(split.train), 0.1, seed)
-    if not len(held):
-        raise ValueError(f"{split.name}: {len(kept)} clips are too few to hold some out for validation")
-    return split._replace(train=split.train[kept], valid=split.train[held])
+        splits = [Split("splits", *(np.flatnonzero(names == name) for name in ("train", "valid", "test")))]
+    else:
+        parts = enumerate(folds(dataset, n_folds), 1)
+        splits = [Split(f"fold {i}", outside, np.array([], int), inside) for i, (outside, inside) in parts]
+    splits = [hold_out_validation(dataset, split, seed) for split in splits]
+    for split in splits:
+        if not len(split.valid):
+            raise ValueError(f"{split.name}: {len(split.train)} clips are too few to hold some out for validation")
+    return splits
 
 
 def embed_clips(

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from ..data import Dataset
 from ..data.toml import read_toml
 from ..data.utterances import Utterance, read_digit_strings, read_librispeech
-from ..data.validation import coerce, unknown_name
+from ..data.validation import from_table
 from .layer_probes import CLASSIFIERS
 from .mixing import SNRS
 from .noises import read_noises
@@ -134,7 +133,7 @@ def read_study(path: str | os.PathLike[str]) -> StudyConfig:
     """
     content = read_toml(path)
     try:
-        study = _build(StudyConfig, content, "")
+        study = from_table(StudyConfig, content)
         for name in ("low", "high"):  # the defaults need not be mixed: then there is no comparison
             snr = getattr(study.robustness, name)
             if name in content.get("robustness", {}) and snr not in study.mix.snrs:
@@ -143,33 +142,3 @@ def read_study(path: str | os.PathLike[str]) -> StudyConfig:
         return study
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-_TABLES: Mapping[str, type] = {
-    "speech": SpeechConfig,
-    "noise": NoiseConfig,
-    "probe": NoiseConfig,
-    "mix": MixConfig,
-    "robustness": RobustnessConfig,
-}
-
-
-def _build(kind: type, content: Mapping[str, Any], prefix: str) -> Any:
-    """Build a dataclass from a TOML table; ``prefix`` precedes names in error messages."""
-    known = {item.name: item for item in fields(kind)}
-    hints = get_type_hints(kind)
-    for key in content:
-        if key not in known:
-            raise ValueError(unknown_name("there is no key", prefix + key, [prefix + name for name in known]))
-    for name, item in known.items():
-        if name not in content and item.default is MISSING and item.default_factory is MISSING:
-            raise ValueError(f"{prefix}{name} is missing")
-    values: dict[str, Any] = {}
-    for key, value in content.items():
-        if key in _TABLES and kind is StudyConfig:
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{key} must be a table, [{key}]")
-            values[key] = _build(_TABLES[key], value, f"{key}.")
-        else:
-            values[key] = coerce(value, hints[key], prefix + key)
-    return kind(**values)

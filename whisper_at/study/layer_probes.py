@@ -14,10 +14,9 @@ import torch
 from safetensors.numpy import load_file
 from tqdm import tqdm
 
-from ..checkpoints.files import atomic_write, save_safetensors
+from ..checkpoints.files import atomic_write, save_safetensors, size_and_mtime
 from ..data import Clip, Dataset, folds
-from ..train.encode import load_clip
-from ..train.feature_files import size_and_mtime
+from ..features.encode import load_clip
 
 Encoder = Callable[[np.ndarray], np.ndarray]
 """Function from audio, float32 ``(samples,)`` at 16 kHz, to ``(layers + 1, dim)``: the input of the first layer and

@@ -28,7 +28,7 @@ def find_events(
 
     An event begins where a class reaches its threshold and lasts, before and after, while it is no more than
     `hysteresis` below. It is as sharp in time as rows are: ask `transcribe` for short ones (``at_time_res`` of 0.4
-    to 2). Of several resolutions the finest is taken. No event goes on through rows that were not heard.
+    to 2). Of several resolutions the finest is taken. No event goes on through rows without audio.
 
     Parameters
     ----------
@@ -120,12 +120,12 @@ def _explained_by_child(active: np.ndarray, classes: ClassSet, wanted: list[int]
     return explained
 
 
-def _runs(active: np.ndarray, gap: float = 0.0, unheard: np.ndarray | None = None) -> Iterator[tuple[int, int]]:
-    """First and last row of every run; runs with no more than `gap` rows between them, all of them heard, are one."""
+def _runs(active: np.ndarray, gap: float = 0.0, empty: np.ndarray | None = None) -> Iterator[tuple[int, int]]:
+    """First and last row of every run; runs with no more than `gap` rows between them, all with audio, are one."""
     rows = np.flatnonzero(active)
     if len(rows):
         apart = np.diff(rows) - 1 > gap + 1e-6
-        if unheard is not None:
-            apart |= np.diff(np.cumsum(unheard)[rows]) > 0
+        if empty is not None:
+            apart |= np.diff(np.cumsum(empty)[rows]) > 0
         breaks = np.flatnonzero(apart)
         yield from zip(rows[[0, *(breaks + 1)]].tolist(), rows[[*breaks, -1]].tolist())

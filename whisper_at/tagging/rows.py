@@ -64,13 +64,13 @@ class HeadRows:
     classes : ClassSet
         What the columns mean.
     logits : dict of float to ndarray
-        Seconds of a row → float64 logits ``(rows, classes)``, NaN where nothing was heard.
+        Seconds of a row → float64 logits ``(rows, classes)``, NaN where there was no audio.
     several : bool
         Whether the result has a dict of resolutions rather than a single one.
     duration : float, optional
         Seconds of audio.
     coverage : dict of float to list, optional
-        Seconds of a row → share of each row that was heard.
+        Seconds of a row → share of each row that held audio.
     segments : ndarray, optional
         Logits ``(segments, classes)`` of the transcript's segments.
     """

@@ -1,1 +1,1 @@
-"""Training of heads on pooled states of a frozen Whisper: features on disk, recipe, metrics, calibration, report."""
+"""Training of heads on pooled states of a frozen Whisper: recipe, metrics, calibration, report."""

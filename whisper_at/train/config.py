@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..data.toml import parse_assignment
-from ..suggest import did_you_mean
+from ..data.validation import coerce_fields
+from ..features.encode import PROTOCOLS
 from .fit import PRECISIONS, FitOptions
 from .schedules import Schedule, schedule_cosine, schedule_steps
-
-PROTOCOLS = ("10", "30", "30+")
-"""How clips are presented to the encoder, see `whisper_at.train.encode.describe_features`."""
-JOINED = "joined"
-"""Another protocol, under which heads are scored, not trained: clips in context only."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ class Settings:
     threshold_precision : float
         Precision that the threshold of each class is to reach on held-out clips.
     protocol, seconds : str, float
-        How clips are encoded, see `whisper_at.train.encode.describe_features`.
+        How clips are encoded, see `whisper_at.features.encode.describe_features`.
     precision : str
         Precision of training: ``float32``, ``bfloat16``, or ``float16``, which needs a GPU. Scores are always computed
         in float32 (defect T6).
@@ -275,42 +271,12 @@ def update_settings(settings: Settings, values: Mapping[str, Any], source: str) 
     ValueError
         If a name is unknown, or a value is of the wrong type or out of bounds.
     """
-    names = [field.name for field in fields(Settings)]
-    new: dict[str, Any] = {}
-    for name, value in values.items():
-        if name not in names:
-            raise ValueError(f"{source}: no setting is called {name!r}; {did_you_mean(name, names)}")
-        new[name] = _convert(name, value, getattr(settings, name), source)
+    if isinstance(number := values.get("protocol"), int):
+        values = {**values, "protocol": str(number)}
     try:
-        return replace(settings, **new)
+        return replace(settings, **coerce_fields(Settings, values))
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
-
-
-def _convert(name: str, value: Any, current: Any, source: str) -> Any:
-    """Convert a value to the type of the current one; ValueError if it is of another kind."""
-    number = (int, float)
-    if isinstance(current, tuple):
-        kinds = number if name == "betas" else (int,)
-        if isinstance(value, (list, tuple)) and all(isinstance(v, kinds) and not isinstance(v, bool) for v in value):
-            return tuple(value)
-        raise ValueError(f"{source}: {name} must be a list of numbers, as [3, 5], not {value!r}")
-    if isinstance(current, bool):
-        if isinstance(value, bool):
-            return value
-    elif isinstance(current, str):
-        if isinstance(value, str):
-            return value
-        if name == "protocol" and isinstance(value, int):
-            return str(value)
-    elif (
-        isinstance(value, number)
-        and not isinstance(value, bool)
-        and (isinstance(current, float) or float(value).is_integer())
-    ):
-        return type(current)(value)
-    kind = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}[type(current)]
-    raise ValueError(f"{source}: {name} must be {kind}, not {value!r}")
 
 
 def parse_assignments(pairs: Sequence[str]) -> dict[str, Any]:

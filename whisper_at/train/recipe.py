@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..features.store import Features
 from ..tagging.timeline import WINDOW_STEPS
 from .config import Settings
-from .features import Features
 from .metrics import decision_scores, ranking_scores
 
 MAX_STEPS_PER_PASS = 3000

@@ -18,13 +18,13 @@ from ..checkpoints import save_safetensors
 from ..checkpoints.files import atomic_write
 from ..data.clips import Dataset
 from ..data.splits import hold_out
+from ..features.files import FeatureMetadata, IndexRow
+from ..features.store import Features
 from ..tagging.classes import ClassSet
 from ..tagging.heads import PREFIX, Head, make_head
 from ..tagging.labels import audioset_labels
 from .calibration import fit_temperature, probabilities, thresholds_for_precision
 from .config import Settings, settings_dict
-from .feature_files import FeatureMetadata, IndexRow
-from .features import Features
 from .fit import HISTORY_FILE, STATE_FILE, FitResult, fit
 from .metrics import average_precision, one_hot
 from .recipe import SCORES, HeadTask, compute_logits, compute_scores

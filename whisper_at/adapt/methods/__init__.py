@@ -50,6 +50,16 @@ NORM_METHODS = ("layer_norm", "linear_probe")
 """Methods that only train LayerNorms."""
 
 
+def method_tables(method: Any) -> list[dict[str, Any]]:
+    """Return one or several methods as tables with a ``name``; ValueError if one is neither a name nor a table."""
+    several = method if isinstance(method, Sequence) and not isinstance(method, str) else [method]
+    tables = [{"name": one} if isinstance(one, str) else one for one in several]
+    for table in tables:
+        if not isinstance(table, Mapping) or not isinstance(table.get("name"), str):
+            raise ValueError(f'a method is a name or a table with one, {{name = "lora", rank = 8}}; not {table!r}')
+    return [dict(table) for table in tables]
+
+
 def adapt(backbone: Backbone, methods: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> None:
     """Freeze a backbone and add methods to it; ``backbone(waveforms, lengths)`` then gives adapted states.
 

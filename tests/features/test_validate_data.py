@@ -13,9 +13,9 @@ from conftest import SAMPLE_RATE, noise
 from whisper_at.data.clips import Clip, Dataset
 from whisper_at.data.readers import read_folders
 from whisper_at.data.splits import hold_out
-from whisper_at.train import validate_data
-from whisper_at.train.audio_info import load_cache, probe_audio, save_cache
-from whisper_at.train.validate_data import (
+from whisper_at.features import validate_data
+from whisper_at.features.audio_info import load_cache, probe_audio, save_cache
+from whisper_at.features.validate_data import (
     Finding,
     audio_digests,
     check_labels,

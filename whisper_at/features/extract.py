@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ..checkpoints.files import size_and_mtime
 from ..data.clips import Clip
 from ..windows import Window
 from .concat_clips import group_into_recordings, shuffle_clips, states_in_context
-from .config import JOINED
 from .encode import (
     FRAMES_PER_SECOND,
+    JOINED,
     MIN_SAMPLES,
     MelWindow,
     encode_recordings,
@@ -27,9 +28,9 @@ from .encode import (
     mel_windows,
     num_steps,
 )
-from .feature_files import FeatureMetadata, clip_key, size_and_mtime
-from .feature_writer import FeatureWriter
+from .files import FeatureMetadata, clip_key
 from .progress import CostEstimator
+from .writer import FeatureWriter
 
 if TYPE_CHECKING:
     from ..model import WhisperAT
@@ -72,7 +73,7 @@ def extract_features(
     model : WhisperAT
         The model.
     metadata : FeatureMetadata
-        Protocol and precision, see `whisper_at.train.encode.describe_features`.
+        Protocol and precision, see `whisper_at.features.encode.describe_features`.
     workers : int
         Processes that decode and compute spectrograms; 0 for this one.
     batch : int

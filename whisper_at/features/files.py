@@ -5,7 +5,7 @@ A store is a folder::
     features.json            what the states are: model, encoder_sha256, protocol, seconds, layers, dim, dtype, hearings
     index.jsonl              a row per clip; after the rows of a shard, a line with the shard's file, SHA-256 and size
     shard-00000.safetensors  "states", shape (steps of all its clips, layers, dim)
-    heard.jsonl              cache of `whisper_at.train.validate_data`; optional
+    heard.jsonl              cache of `whisper_at.features.validate_data`; optional
 
 A shard is valid once its line is in the index, which is only appended to. A killed run therefore loses no more than the
 shard that it was filling.
@@ -42,7 +42,7 @@ class FeatureMetadata:
     encoder_sha256 : str
         Hash of its encoder, see `whisper_at.checkpoints.encoder_sha256`.
     protocol : str
-        How clips are presented to the encoder, see `whisper_at.train.encode.describe_features`.
+        How clips are presented to the encoder, see `whisper_at.features.encode.describe_features`.
     seconds : float
         Length of the clips under protocol ``"10"``; 0 otherwise.
     layers, dim : int
@@ -122,12 +122,6 @@ def split_key(key: str) -> tuple[str, str]:
     """Return file and part (``#start-end`` or empty) of a key; file names may contain ``#`` themselves."""
     part = re.search(r"#[\d.]+-[\d.]*$", key)
     return (key[: part.start()], part.group()) if part else (key, "")
-
-
-def size_and_mtime(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Return bytes and time of change (ns) of a file, by which changed files are recognised."""
-    stat = os.stat(path)
-    return stat.st_size, stat.st_mtime_ns
 
 
 def read_metadata(folder: Path) -> FeatureMetadata:

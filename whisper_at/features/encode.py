@@ -17,8 +17,7 @@ from ..data.clips import Clip
 from ..mel import LogMel
 from ..tagging.timeline import POSITION_FRAMES, STEP_POSITIONS, pool_steps
 from ..windows import Window
-from .config import JOINED, PROTOCOLS
-from .feature_files import FeatureMetadata, num_views
+from .files import FeatureMetadata, num_views
 
 if TYPE_CHECKING:
     from ..model import WhisperAT
@@ -26,6 +25,10 @@ if TYPE_CHECKING:
 FRAMES_PER_SECOND = SAMPLE_RATE // HOP_LENGTH
 MIN_SAMPLES = POSITION_FRAMES * HOP_LENGTH
 """A clip must hold one encoder position, 20 ms."""
+PROTOCOLS = ("10", "30", "30+")
+"""How clips are presented to the encoder, see `describe_features`."""
+JOINED = "joined"
+"""Another protocol, under which heads are scored, not trained: clips in context only."""
 
 MelWindow = tuple[np.ndarray, Window]
 """Log-mel spectrogram, shape (n_mels, frames), and where it lies in its recording."""
@@ -54,7 +57,7 @@ def describe_features(
             As in transcription: windows of 30 s, padded with 0.0; only steps that hold audio are kept.
         ``"30+"``
             As ``"30"``, and besides three times in context: concatenated with other clips of the same split and fold to
-            recordings of some minutes, each time in another order (see `whisper_at.train.concat_clips`).
+            recordings of some minutes, each time in another order (see `whisper_at.features.concat_clips`).
         ``"joined"``
             In context only and once, for scoring heads.
     seconds : float, optional
@@ -65,7 +68,7 @@ def describe_features(
     Returns
     -------
     FeatureMetadata
-        For `whisper_at.train.extract.extract_features`.
+        For `whisper_at.features.extract.extract_features`.
 
     Raises
     ------

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .feature_files import FeatureMetadata
+from .files import FeatureMetadata
 
 WARMUP_BATCHES = 2  # batches of one clip each, at the start: the first one's time includes that of starting
 TIMED_BATCHES = 3  # full batches after these, which give a better estimate

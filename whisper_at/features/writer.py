@@ -11,10 +11,10 @@ import numpy as np
 from safetensors.numpy import save
 from torch import Tensor
 
-from ..checkpoints.files import atomic_write, write_text
+from ..checkpoints.files import atomic_write, size_and_mtime, write_text
 from ..checkpoints.hashing import file_sha256
 from ..data.clips import Clip
-from .feature_files import (
+from .files import (
     DTYPES,
     INDEX_FILE,
     METADATA_FILE,
@@ -25,10 +25,9 @@ from .feature_files import (
     open_locked,
     read_index,
     read_metadata,
-    size_and_mtime,
     stem_key,
 )
-from .features import Features
+from .store import Features
 
 MAX_SHARD_BYTES = 256 << 20
 MAX_SHARD_CLIPS = 1000

@@ -18,15 +18,14 @@ from conftest import SAMPLE_RATE, noise
 
 from whisper_at.audio import load_audio
 from whisper_at.data.clips import Clip
+from whisper_at.features import extract as extraction
+from whisper_at.features import progress
+from whisper_at.features.concat_clips import concat_sounds, shuffle_clips
+from whisper_at.features.encode import JOINED, describe_features, encode_windows, load_clip, mel_windows, num_steps
+from whisper_at.features.extract import extract_features
+from whisper_at.features.store import Features
+from whisper_at.features.writer import FeatureWriter
 from whisper_at.mel import LogMel
-from whisper_at.train import extract as extraction
-from whisper_at.train import progress
-from whisper_at.train.concat_clips import concat_sounds, shuffle_clips
-from whisper_at.train.config import JOINED
-from whisper_at.train.encode import describe_features, encode_windows, load_clip, mel_windows, num_steps
-from whisper_at.train.extract import extract_features
-from whisper_at.train.feature_writer import FeatureWriter
-from whisper_at.train.features import Features
 from whisper_at.windows import Window
 
 SECONDS = (0.7, 3.0, 5.0, 31.0)
@@ -180,8 +179,8 @@ def test_recordings_are_of_one_split_and_fold_and_some_minutes_long(clips, model
         recordings.append([len(sound) for sound in sounds])
         return concat_sounds(sounds)
 
-    monkeypatch.setattr("whisper_at.train.concat_clips.concat_sounds", concat_and_note)
-    monkeypatch.setattr("whisper_at.train.concat_clips.MIN_RECORDING_SAMPLES", 100_000)
+    monkeypatch.setattr("whisper_at.features.concat_clips.concat_sounds", concat_and_note)
+    monkeypatch.setattr("whisper_at.features.concat_clips.MIN_RECORDING_SAMPLES", 100_000)
     folds = [replace(clips[i % 3], start=0.1 * (i // 6), fold=str(i % 2), split="test" * (i < 2)) for i in range(18)]
     assert not extract_features(folds, tmp_path / "f", model_en, describe_features("random", model_en, JOINED))
     ordered = shuffle_clips(folds)
@@ -202,8 +201,8 @@ def test_recordings_are_of_one_split_and_fold_and_some_minutes_long(clips, model
 
 def test_recordings_are_the_same_after_a_kill(clips, model_en, tmp_path, monkeypatch):
     """Recordings end where shards may end, so that what is left is concatenated as it would have been."""
-    monkeypatch.setattr("whisper_at.train.concat_clips.MIN_RECORDING_SAMPLES", 100_000)
-    monkeypatch.setattr("whisper_at.train.feature_writer.MAX_SHARD_CLIPS", 2)
+    monkeypatch.setattr("whisper_at.features.concat_clips.MIN_RECORDING_SAMPLES", 100_000)
+    monkeypatch.setattr("whisper_at.features.writer.MAX_SHARD_CLIPS", 2)
     monkeypatch.setattr(extraction, "load_clip", functools.cache(load_clip))
     many = [replace(clips[i % 3], start=0.01 * (i // 3)) for i in range(12)]
     metadata = describe_features("random", model_en, "30+", dtype="float32")

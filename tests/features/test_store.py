@@ -12,9 +12,9 @@ import torch
 from conftest import SAMPLE_RATE, noise
 
 from whisper_at.data.clips import Clip
-from whisper_at.train.feature_files import FeatureMetadata, clip_key, stem_key
-from whisper_at.train.feature_writer import FeatureWriter, write_npz
-from whisper_at.train.features import Features
+from whisper_at.features.files import FeatureMetadata, clip_key, stem_key
+from whisper_at.features.store import Features
+from whisper_at.features.writer import FeatureWriter, write_npz
 
 METADATA = FeatureMetadata("m", "sha", "30", 0.0, 2, 3)
 

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checkpoints.files import size_and_mtime
 from ..checkpoints.hashing import file_sha256
 from ..data.clips import Clip
-from .feature_files import (
+from .files import (
     INDEX_FILE,
     METADATA_FILE,
     FeatureMetadata,
@@ -25,14 +26,13 @@ from .feature_files import (
     clip_key,
     read_index,
     read_metadata,
-    size_and_mtime,
     split_key,
     stem_key,
 )
 
 
 class Features:
-    """Pooled states of clips in a store, see `whisper_at.train.feature_files`; open one with :meth:`open`.
+    """Pooled states of clips in a store, see `whisper_at.features.files`; open one with :meth:`open`.
 
     Shards are memory-mapped. Each is compared with its SHA-256 at its first use, unless `verify` is False.
     """

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from ..audio import ffmpeg_binary
-from ..checkpoints.files import write_text
+from ..checkpoints.files import size_and_mtime, write_text
 from ..data.clips import Clip, Dataset
-from .feature_files import clip_key, size_and_mtime
+from .files import clip_key
 
 CACHE_FILE = "heard.jsonl"
 """Cache of `AudioInfo`, in the folder of the features."""

@@ -14,10 +14,10 @@ from ..data.readers import read_dataset
 from ..model import WhisperAT
 from .audio_info import load_cache, save_cache
 from .extract import UnreadableClip, extract_features
-from .feature_files import FeatureMetadata, check_metadata
-from .feature_writer import FeatureWriter
-from .features import Features
+from .files import FeatureMetadata, check_metadata
+from .store import Features
 from .validate_data import audio_digests, group_copies, validate
+from .writer import FeatureWriter
 
 Log = Callable[[str], object]
 
