@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numba
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from numba.core.caching import CacheImpl
 
 from whisper_at.engine import cpu_kernels, simd
@@ -73,3 +78,19 @@ def test_loops_compile_where_nothing_can_be_written(monkeypatch):
 
 def abs_difference(a, b):
     return abs(a - b)
+
+
+@pytest.mark.parametrize("setting", ["OMP_NUM_THREADS", "set_num_threads"])
+def test_pytorch_keeps_the_number_of_threads_it_was_given(setting):
+    """Numba's threads start at the first call, and would make it one for each core."""
+    program = (
+        "import numba, torch, whisper_at\n"
+        "if SET: torch.set_num_threads(1)\n"
+        "model = whisper_at.load_model('nano.en', 'cpu', head=None)\n"
+        "model.decode(torch.zeros(80, 3000), language='en', fp16=False, sample_len=3)\n"
+        "print(torch.get_num_threads(), numba.get_num_threads())\n"
+    )
+    env = {**os.environ, "NUMBA_NUM_THREADS": "2", "OMP_NUM_THREADS": "1" if setting == "OMP_NUM_THREADS" else "2"}
+    command = [sys.executable, "-c", program.replace("SET", str(setting == "set_num_threads"))]
+    found = subprocess.run(command, env=env, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout.split() == ["1", "1"]

@@ -317,9 +317,7 @@ def _check_arguments(parser: Parser, args: dict[str, Any]) -> None:
     if args["sound_captions"] and args["output_format"] not in (*CAPTION_FORMATS, "all"):
         parser.error(f"--sound_captions is for {' and '.join(CAPTION_FORMATS)}, not -f {args['output_format']}")
     if args["draft"] is not None and (args["beam_size"] is not None or (args["batch_size"] or 1) > 1):
-        parser.error(
-            "--draft is for one greedy text at a time: add --beam_size None, leave out --batch_size"
-        )
+        parser.error("--draft is for one greedy text at a time: add --beam_size None, leave out --batch_size")
     increment = args["temperature_increment_on_fallback"]
     if increment is not None and not increment > 0:
         parser.error("--temperature_increment_on_fallback must be above 0, or None for one try only")

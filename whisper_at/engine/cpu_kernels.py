@@ -50,8 +50,15 @@ KERNEL_LOCK = threading.Lock()
 
 
 def use_threads() -> None:
-    """Give kernels that are called from this thread as many threads as PyTorch has."""
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    """Give kernels that are called from this thread as many threads as PyTorch has.
+
+    Numba starts its threads at the first call, and sets OpenMP's number, which is PyTorch's too, to one for each core:
+    it is set back, or every later product of PyTorch's would ignore ``OMP_NUM_THREADS`` and `torch.set_num_threads`.
+    """
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 class LinearWeights(NamedTuple):

@@ -156,6 +156,7 @@ class Decoder:
         if self.packed is None or len(hidden) > cpu_kernels.MAX_KERNEL_TOKENS:
             return onednn.linear(hidden, self.projection.to(hidden.dtype)).float()
         out = np.empty((len(hidden), len(self.embedding)), np.float32)
+        cpu_kernels.use_threads()
         with cpu_kernels.KERNEL_LOCK:
             cpu_kernels.matmul(*self.packed.embedding, hidden.numpy(), out, 0.0)
         return torch.from_numpy(out)
