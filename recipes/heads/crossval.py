@@ -25,14 +25,13 @@ from whisper_at.checkpoints import EMBEDDED
 from whisper_at.data.clips import Dataset
 from whisper_at.data.splits import folds, hold_out
 from whisper_at.data.toml import read_toml
-from whisper_at.features.encode import describe_features
+from whisper_at.features.encode import JOINED, describe_features
 from whisper_at.features.extract import extract_features
 from whisper_at.features.prepare import read_data
 from whisper_at.features.store import Features
 from whisper_at.loading import load_model
 from whisper_at.model import WhisperAT
 from whisper_at.train.config import (
-    JOINED,
     Settings,
     parse_assignments,
     preset_settings,

@@ -144,7 +144,7 @@ def test_probes_by_another_classifier_or_of_other_clips_are_another_run(study_fi
             "no key 'noise.folde': did you mean 'noise.folder'? There are noise.folder, noise.only",
         ),
         (('folder = "noise"', ""), "noise.folder is missing"),
-        (('folder = "noise"', "folder = 3"), "noise.folder = 3 is not str"),
+        (('folder = "noise"', "folder = 3"), "noise.folder = 3 is not text"),
         (("whisper_at:nano.en", "whisper_at:nano"), "no recogniser 'whisper_at:nano'"),
         (('kind = "digits"', "takes = [9, 1]"), "speech.takes must be the first and the last"),
         (('kind = "digits"', "count = 0"), "speech.count must be at least 1"),

@@ -264,10 +264,10 @@ def test_missing_data_are_reported(tmp_path):
         ("files", {"folds": "x"}, "has no option 'folds': did you mean 'fold'"),
         ("files", {"classes": ["a"]}, "has no option 'classes'"),
         ("emodb", {"klasses": ["happy"]}, "did you mean 'classes'"),
-        ("emodb", {"classes": "happy"}, "reader.classes = 'happy' is not a list of str"),
+        ("emodb", {"classes": "happy"}, "reader.classes = 'happy' is not a list of texts"),
         ("emodb", {"classes": ["neutral", "hapy"]}, "no emotion 'hapy': did you mean 'happy'"),
         ("iemocap", {"classes": ["joy"]}, "no emotion 'joy'"),
-        ("iemocap", {"improvised": "yes"}, "reader.improvised = 'yes' is not bool"),
+        ("iemocap", {"improvised": "yes"}, "reader.improvised = 'yes' is not true or false"),
         ("esc50", {"root": "x"}, "has no option 'root'"),
     ],
 )

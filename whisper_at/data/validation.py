@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Dataclass = TypeVar("Dataclass", bound=DataclassInstance)
 
-_TYPE_NAMES = {int: "whole number", float: "number", str: "text", dict: "table"}
+_TYPE_NAMES = {int: "whole number", float: "number", dict: "table"}
 
 
 def from_table(kind: type[Dataclass], table: Mapping[str, Any], prefix: str = "") -> Dataclass:
@@ -120,8 +120,8 @@ def _type_name(hint: Any) -> str:
     origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
     if origin is collections.abc.Sequence or (origin is tuple and args[-1] is ...):
         return f"a list of {_type_name(args[0]).removeprefix('a ')}s"
-    if origin is bool:
-        return "true or false"
+    if origin in (bool, str):
+        return {bool: "true or false", str: "text"}[origin]
     if dataclasses.is_dataclass(origin):
         return "a table"
     name = _TYPE_NAMES.get(origin)
