@@ -47,8 +47,9 @@ def load_model(
     ----------
     name : str
         One of `available_models()`; the path of a checkpoint in openai-whisper's layout (``.pt``, ``.safetensors``) or
-        of a folder in Hugging Face's (``config.json`` and ``model.safetensors``); or a model's id on its hub,
-        ``"distil-whisper/distil-large-v3"`` (needs the package huggingface_hub).
+        ggml's (``ggml-base.bin``), or of a folder in Hugging Face's (``config.json`` and ``model.safetensors``) or
+        CTranslate2's (``model.bin``), or of an adapter of the package peft, which is merged into its model; or a
+        model's id on the Hugging Face hub, ``"distil-whisper/distil-large-v3"`` (needs huggingface_hub).
     device : str or torch.device, optional
         Where to put the model; CUDA if there is any, else the CPU.
     download_root : str, optional
@@ -106,7 +107,7 @@ def load_model(
 
     draft_path = None if draft is None else checkpoints.find_whisper(draft, download_root)
     path = checkpoints.find_whisper(name, download_root)
-    dims, state = checkpoints.open_whisper(path, in_memory)
+    dims, state = checkpoints.open_whisper(path, in_memory, download_root)
     with _NoInitialValues():
         model = WhisperAT(ModelDimensions(**dims), compute_type=compute_type)
     halves = _half_precision_names(model) if on_cpu or compute_type == "float16" else set()
@@ -114,7 +115,7 @@ def load_model(
         half = key in halves and is_exact_in_half(state[key])
         state[key] = state[key].to(torch.float16 if half else torch.float32, copy=True)
     model.load_state_dict(state, assign=True)
-    if (dump := checkpoints.alignment_heads(name, path, dims)) is not None:
+    if (dump := checkpoints.alignment_heads(name, path, dims, download_root)) is not None:
         model.set_alignment_heads(dump)
     if draft_path is not None:
         model.draft = _open_draft(draft_path, draft, model, name)

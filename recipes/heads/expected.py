@@ -28,6 +28,7 @@ import torch
 from whisper.audio import SAMPLE_RATE
 from whisper.model import ModelDimensions
 
+from whisper_at.checkpoints import model_dims
 from whisper_at.data.clips import Clip
 from whisper_at.data.toml import read_toml
 from whisper_at.features.concat_clips import NUM_ORDERS, concat_sounds
@@ -39,7 +40,6 @@ from whisper_at.model import WhisperAT
 from whisper_at.tagging.heads import make_head
 from whisper_at.train.config import Settings, resolve_settings
 from whisper_at.train.fit import fit
-from whisper_at.train.flops import model_dims
 from whisper_at.train.recipe import HeadTask, batches_per_epoch, compute_logits
 from whisper_at.train.train_head import make_optimizer, with_supported_precision
 

@@ -13,7 +13,7 @@ from tiny_checkpoints import logits, tiny_whisper, write_folder
 
 import whisper_at
 from whisper_at.checkpoints import find_whisper
-from whisper_at.checkpoints.huggingface import is_hub_id
+from whisper_at.checkpoints.hub import is_hub_id
 from whisper_at.cli.arguments import model_name
 
 
@@ -96,6 +96,18 @@ def test_pickles_are_fetched_only_where_there_is_nothing_else(hub):
     hub.files = {"config.json", "pytorch_model.bin", "training_args.bin"}
     assert find_whisper("me/tiny") == hub.folder
     assert hub.cached == {"config.json", "pytorch_model.bin"}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [{"config.json", "model.bin"}, {"adapter_config.json", "adapter_model.safetensors"}],
+    ids=["ct2", "adapter"],
+)
+def test_other_layouts_are_fetched(hub, files):
+    """As Systran/faster-whisper-small, and an adapter that names its model."""
+    hub.files = {*files, "vocabulary.json", "README.md"}
+    assert find_whisper("me/other") == hub.folder
+    assert hub.cached == files
 
 
 @pytest.mark.parametrize(("files", "message"), [([], r"did not give it \(404 Client"), (["config.json"], "no weights")])

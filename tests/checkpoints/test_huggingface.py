@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from tiny_checkpoints import TEXT_LAYERS, hf_config, hf_tensors, logits, tiny_whisper, write_folder
 
 import whisper_at
-from whisper_at.checkpoints import alignment_heads, decode_alignment_heads, huggingface, open_whisper
+from whisper_at.checkpoints import alignment_heads, decode_alignment_heads, open_whisper, shapes
 
 
 def load(folder: Path, **options) -> whisper_at.WhisperAT:
@@ -138,7 +138,7 @@ def test_a_padded_vocabulary_is_trimmed_with_a_warning(tmp_path, known, rows):
     key = "model.decoder.embed_tokens.weight"
     tensors[key] = torch.cat([tensors[key], torch.zeros(rows - known, 16)])
     write_folder(tmp_path / "m", model, tensors, vocab_size=rows)
-    if rows in huggingface.VOCABULARY_SIZES:  # as large as another of Whisper's: taken as it is
+    if rows in shapes.VOCABULARY_SIZES:  # as large as another of Whisper's: taken as it is
         assert load(tmp_path / "m").dims.n_vocab == rows
         return
     with pytest.warns(UserWarning, match=f"the last {rows - known} of {rows} tokens are empty") as caught:
@@ -253,7 +253,7 @@ def test_errors_for_adapters_and_single_files_say_what_to_give(folder):
     with pytest.raises(RuntimeError, match="Hugging Face's layout, of which the folder is given"):
         load(folder / "model.safetensors")
     (folder / "config.json").rename(folder / "adapter_config.json")
-    with pytest.raises(RuntimeError, match="merge it into its model"):
+    with pytest.raises(RuntimeError, match="does not say of which model the adapter is; merge it where it was trained"):
         load(folder)
 
 

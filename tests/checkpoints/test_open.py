@@ -7,6 +7,7 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from local_server import files_in
@@ -14,7 +15,7 @@ from safetensors import safe_open
 from tiny_checkpoints import DIMS, official_head, torch_bytes
 from whisper.model import ModelDimensions
 
-from whisper_at.checkpoints import head_shapes, open_head, open_whisper, save_safetensors
+from whisper_at.checkpoints import find_whisper, head_shapes, open_head, open_whisper, save_safetensors
 
 
 @pytest.mark.parametrize("in_memory", [False, True])
@@ -183,3 +184,51 @@ def test_saving_is_atomic(tmp_path):
         save_safetensors({"a": shared}, path, {"k": 1})
     assert path.read_bytes() == before
     assert files_in(tmp_path) == ["x.safetensors"]
+
+
+LOOKS = {
+    "GGUF": (b"GGUF" + bytes(60), "a GGUF file of llama.cpp"),
+    "TFLite": (b"\x1c\0\0\0TFL3" + bytes(60), "a TensorFlow Lite model"),
+    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(60), "an HDF5 file"),
+    "gzip": (b"\x1f\x8b\x08" + bytes(60), "a gzip archive"),
+    "tar": (b"model.ckpt".ljust(257, b"\0") + b"ustar" + bytes(250), "a tar archive"),
+    "FLAC": (b"fLaC" + bytes(60), "a recording"),
+    "MP4": (b"\0\0\0\x20ftypisom" + bytes(60), "a recording"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), LOOKS.values(), ids=LOOKS)
+def test_files_that_are_no_checkpoints_are_named_for_what_they_look_like(tmp_path, content, message):
+    for suffix in (".pt", ".bin"):
+        path = tmp_path / f"weights{suffix}"
+        path.write_bytes(content)
+        with pytest.raises(RuntimeError, match=f"is {message}.*Give openai-whisper's") as error:
+            open_whisper(path)
+        assert "\n" not in str(error.value)
+
+
+def test_archives_are_named_for_what_is_in_them(tmp_path):
+    np.savez(tmp_path / "weights.npz", a=np.zeros(3))
+    with pytest.raises(RuntimeError, match=r"an archive of NumPy arrays \(MLX"):
+        open_whisper(tmp_path / "weights.npz")
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "script.pt")
+    with pytest.raises(RuntimeError, match="a TorchScript program"):
+        open_whisper(tmp_path / "script.pt")
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("encoder.onnx", "ONNX, with encoder.onnx"),
+        ("openvino_encoder_model.xml", "OpenVINO's"),
+        ("weights.npz", "MLX's"),
+        ("tf_model.h5", "TensorFlow's"),
+        ("small.pt", "a folder of checkpoints: give the file, with small.pt"),
+        ("readme.txt", "neither Hugging Face's layout nor CTranslate2's; give"),
+    ],
+)
+def test_folders_of_other_layouts_are_named_for_what_they_look_like(tmp_path, file, message):
+    (tmp_path / file).write_bytes(b"x")
+    for load in (find_whisper, open_whisper):
+        with pytest.raises(RuntimeError, match=message):
+            load(tmp_path)

@@ -16,9 +16,9 @@ from whisper_at.checkpoints import (
     available_models,
     head_name,
     head_shapes,
-    huggingface,
+    shapes,
 )
-from whisper_at.checkpoints.huggingface import is_hub_id
+from whisper_at.checkpoints.hub import is_hub_id
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,9 +109,10 @@ def test_the_manual_lists_every_head():
 def test_the_manual_describes_folders_and_hub_ids():
     text = (Path(__file__).parents[2] / "pretrained_models" / "README.md").read_text(encoding="utf-8")
     named = re.findall(r'load_model\("([^"]*/[^"]*)"', text)
-    assert [name for name in named if is_hub_id(name)] == ["distil-whisper/distil-medium.en"]
+    ids = [name for name in named if is_hub_id(name)]
+    assert ids == ["distil-whisper/distil-medium.en", "Systran/faster-whisper-small"]
     assert re.search(r"It must be Whisper's: (\d+), (\d+) or (\d+) tokens", text).groups() == tuple(
-        str(n) for n in huggingface.VOCABULARY_SIZES
+        str(n) for n in shapes.VOCABULARY_SIZES
     )
     for word in ("whisper-at convert SOURCE TARGET.safetensors", "`huggingface_hub`", "`encoder_sha256`"):
         assert word in text

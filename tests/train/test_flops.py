@@ -10,7 +10,7 @@ import whisper
 from torch.utils.flop_counter import FlopCounterMode
 from whisper.model import AudioEncoder, ModelDimensions, disable_sdpa
 
-from whisper_at.checkpoints import available_models
+from whisper_at.checkpoints import available_models, model_dims, whisper_parameters
 from whisper_at.tagging.heads import make_head
 from whisper_at.train.flops import (
     BASELINES,
@@ -19,8 +19,6 @@ from whisper_at.train.flops import (
     encoder_macs,
     head_macs,
     head_parameters,
-    model_dims,
-    whisper_parameters,
 )
 
 LAST = {"large": "large-v2"}  # the heads of "large" are on 80 mels

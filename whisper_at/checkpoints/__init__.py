@@ -17,10 +17,12 @@ from .registry import (
     available_models,
     head_name,
 )
-from .shapes import check_shapes, head_shapes, whisper_shapes
+from .shapes import check_shapes, head_shapes, model_dims, whisper_parameters, whisper_shapes
 from .whisper import (
     alignment_heads,
+    check_folder,
     decode_alignment_heads,
+    find_local,
     find_whisper,
     open_whisper,
     published_encoder_sha256,
@@ -35,17 +37,21 @@ __all__ = [
     "alignment_heads",
     "available_heads",
     "available_models",
+    "check_folder",
     "check_shapes",
     "decode_alignment_heads",
     "encoder_sha256",
     "file_sha256",
     "find_head",
+    "find_local",
     "find_whisper",
     "head_name",
     "head_shapes",
+    "model_dims",
     "open_head",
     "open_whisper",
     "published_encoder_sha256",
     "save_safetensors",
+    "whisper_parameters",
     "whisper_shapes",
 ]

@@ -30,7 +30,7 @@ def convert(
     Parameters
     ----------
     source : str or path
-        What `load_model` takes: an official name, a file, a folder in Hugging Face's layout, a hub id.
+        What `load_model` takes: an official name, a file, a folder, a hub id.
     target : str or path
         File to write, atomically; one that is there is replaced.
     dtype : {"float16", "float32"}, optional
@@ -59,11 +59,11 @@ def convert(
         raise ValueError(f"dtype must be {' or '.join(DTYPES)}, or None to keep the source's, not {dtype!r}")
 
     path = find_whisper(source, download_root)
-    dims, state = open_whisper(path)
+    dims, state = open_whisper(path, download_root=download_root)
     message = f"{path} does not hold the parameters of a Whisper of its dimensions"
     check_shapes(state, whisper_shapes(dims), message, error=RuntimeError)
     metadata = {"format": "pt", "dims": json.dumps(dims)}  # "format" is what other readers of .safetensors look for
-    if (dump := alignment_heads(source, path, dims)) is not None:
+    if (dump := alignment_heads(source, path, dims, download_root)) is not None:
         metadata["alignment_heads"] = json.dumps(decode_alignment_heads(dump, dims))
     if dtype is not None:
         state = {name: _cast(name, tensor, DTYPES[dtype]) for name, tensor in state.items()}

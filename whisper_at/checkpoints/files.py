@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pickle
+import struct
 import uuid
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,38 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .registry import MANUAL
+
+KNOWN_LAYOUTS = (
+    "openai-whisper's .pt or .safetensors, ggml's .bin (whisper.cpp), or a folder in Hugging Face's or CTranslate2's "
+    "layout (faster-whisper)"
+)
+_FORMATS = (
+    (0, b"GGUF", "a GGUF file of llama.cpp"),
+    (0, struct.pack("<I", 0x67676D6C), "a ggml file of whisper.cpp"),
+    (4, b"TFL3", "a TensorFlow Lite model"),
+    (0, b"\x89HDF", "an HDF5 file of Keras or TensorFlow"),
+    (0, b"\x93NUMPY", "a NumPy array"),
+    (0, b"\x1f\x8b", "a gzip archive"),
+    (0, b"7z\xbc\xaf", "a 7-Zip archive"),
+    (257, b"ustar", "a tar archive (NeMo's layout?)"),
+    *((0, magic, "a recording") for magic in (b"RIFF", b"fLaC", b"OggS", b"ID3", b"\xff\xfb")),
+    (4, b"ftyp", "a recording"),
+)
+"""Offset and first bytes of formats that are not checkpoints of Whispers here."""
+_FOLDERS = (
+    ("*.onnx", "ONNX"),
+    ("openvino_*.xml", "OpenVINO's"),
+    ("*.mlmodelc", "Core ML's"),
+    ("*.mlpackage", "Core ML's"),
+    ("weights.*", "MLX's"),
+    ("tf_model.h5", "TensorFlow's"),
+    ("flax_model.msgpack", "Flax's"),
+    ("*.nemo", "NeMo's"),
+    ("*.pt", "a folder of checkpoints: give the file"),
+    ("*.safetensors", "a folder of checkpoints: give the file"),
+    ("ggml-*.bin", "whisper.cpp's: give the file"),
+)
+"""Files by which layouts of folders that do not load are told."""
 
 
 def save_safetensors(
@@ -158,6 +191,31 @@ def read_tensors(path: Path, in_memory: bool = False) -> tuple[Any, dict[str, st
             raise RuntimeError(f"{path} {_diagnose(path, error)}") from error
 
 
+def describe_format(start: bytes, path: Path) -> str | None:
+    """Return what a file that begins with some bytes looks like, if that is no format of PyTorch's."""
+    for offset, magic, format in _FORMATS:
+        if start[offset:].startswith(magic):
+            return format
+    if start.startswith(b"PK") and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if any(name.endswith(".npy") for name in names):
+            return "an archive of NumPy arrays (MLX's layout?)"
+        if any("/code/" in name for name in names):
+            return "a TorchScript program"
+        if not any(name.endswith("data.pkl") for name in names):
+            return "a ZIP archive"
+    return "an ONNX model" if path.suffix == ".onnx" else None
+
+
+def describe_folder(folder: Path) -> str:
+    """Return ``" (it looks like …)"`` for a folder of a layout that does not load, or an empty text."""
+    for pattern, layout in _FOLDERS:
+        if found := next(folder.glob(pattern), None):
+            return f" (it looks like {layout}, with {found.name})"
+    return ""
+
+
 def _diagnose(path: Path, error: Exception) -> str:
     """Return why a file could not be read, and what to do."""
     again = f"Delete it and load again, or put the right file in its place (see {MANUAL})"
@@ -171,6 +229,8 @@ def _diagnose(path: Path, error: Exception) -> str:
         return "is a Git LFS pointer, not the checkpoint itself; run `git lfs pull` in the repository it came from"
     if all(byte >= 32 or byte in b"\t\r\n" for byte in start):
         return f"is a text file, not a checkpoint. {again}"
+    if (format := describe_format(start, path)) is not None:
+        return f"is {format}, not a checkpoint of a layout that is known. Give {KNOWN_LAYOUTS}"
     if start.startswith(b"PK") and not zipfile.is_zipfile(path):
         return f"is cut short: its end is missing. {again}"
     if isinstance(error, pickle.UnpicklingError) and start.startswith((b"PK", b"\x80")):

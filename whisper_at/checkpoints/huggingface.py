@@ -1,4 +1,4 @@
-"""Whispers in Hugging Face's layout: a folder of config.json and weights, or an id on the hub.
+"""Whispers in Hugging Face's layout: a folder of config.json and weights.
 
 The architecture is openai-whisper's under other names, so reading is renaming. Nothing in the folder is run, and
 ``.bin`` is opened with ``weights_only=True``.
@@ -7,27 +7,16 @@ The architecture is openai-whisper's under other names, so reading is renaming. 
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .files import is_state_dict, read_json, read_tensors
-from .shapes import check_shapes, whisper_shapes
-
-VOCABULARY_SIZES = (51864, 51865, 51866)
-"""Tokens of English-only models, of multilingual ones, and of large-v3, which knows one language more."""
+from .shapes import check_shapes, cut_padding, whisper_shapes
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in order of preference, as transformers has it
-_CONFIGS = ("config.json", "generation_config.json")
-# By their full names: a repository may keep the same weights in several precisions, of gigabytes each.
-_ALLOW_PATTERNS = (
-    (*_CONFIGS, "model.safetensors", "model.safetensors.index.json", "model-*.safetensors"),
-    (*_CONFIGS, "pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"),
-)
 
 _CONFIG_KEYS = {
     "n_mels": "num_mel_bins",
@@ -60,82 +49,20 @@ _BLOCK_NAMES = {
     "mlp.2": "fc2",
     "mlp_ln": "final_layer_norm",
 }
-_USE_A_COPY = "give the folder of a downloaded copy (with config.json and model.safetensors)"
 _EMBEDDING = "decoder.embed_tokens.weight"
 _OUTPUT = "proj_out.weight"
 
 
-# --- folders and the hub ------------------------------------------------------------------------------------
-
-
-def check_config(folder: Path) -> None:
-    """Raise RuntimeError if a folder has no config.json."""
-    if (folder / "config.json").is_file():
-        return
-    hint = "give one that has it and model.safetensors, or a file"
-    if (folder / "adapter_config.json").is_file():
-        hint = "it is an adapter: merge it into its model, save that, and give its folder"
-    raise RuntimeError(f"{folder} is a folder without config.json, so it is not in Hugging Face's layout; {hint}")
-
-
-def is_hub_id(name: str) -> bool:
-    """Return whether a name has the form ``owner/model``, and not that of a file of weights."""
-    weights = name.endswith((".pt", ".pth", ".bin", ".safetensors"))
-    return not weights and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) is not None
-
-
-def download_from_hub(name: str, download_root: str | None = None) -> Path:
-    """Return the folder of a model on the hub, from its cache on this machine if it is complete there.
-
-    Needs the package huggingface_hub. ``.bin`` weights are downloaded only where there are no ``.safetensors``.
-
-    Parameters
-    ----------
-    name : str
-        ``owner/model``.
-    download_root : str, optional
-        Where downloads go; the hub's own cache (``$HF_HOME``) by default.
-
-    Raises
-    ------
-    RuntimeError
-        If huggingface_hub is missing, the model cannot be downloaded, or it has no weights that load here.
-    """
-    try:
-        import huggingface_hub as hub
-    except ImportError:
-        raise RuntimeError(
-            f"Model {name!r} is no file or folder here; to fetch it from the Hugging Face hub, pip install "
-            f"huggingface_hub, or {_USE_A_COPY}"
-        ) from None
-    cache = None if download_root is None else str(Path(download_root).expanduser())
-    problem = ""
-    for local_only in (True, False):
-        for patterns in _ALLOW_PATTERNS:
-            options: dict[str, Any] = {"allow_patterns": list(patterns), "local_files_only": local_only}
-            try:
-                folder = Path(hub.snapshot_download(name, cache_dir=cache, **options))
-                _find_shards(folder)
-                return folder
-            except RuntimeError as error:  # of _find_shards: it came without weights
-                problem = str(error)
-            except Exception as error:  # the network's, the server's and the package's own, of many types
-                if not local_only:
-                    reason = str(error).strip().partition("\n")[0] or type(error).__name__
-                    raise RuntimeError(
-                        f"Model {name!r} is no file or folder here, and the Hugging Face hub did not give it "
-                        f"({reason}); check it, or {_USE_A_COPY}"
-                    ) from error
-    raise RuntimeError(f"Model {name!r} of the Hugging Face hub cannot be loaded: {problem}")
+def has_weights(folder: Path) -> bool:
+    """Return whether a folder has a config.json and weights in Hugging Face's layout."""
+    files = [folder / f"{name}{suffix}" for name in WEIGHTS for suffix in ("", ".index.json")]
+    return (folder / "config.json").is_file() and any(file.is_file() for file in files)
 
 
 def read_alignment_heads(folder: Path) -> object:
     """Return ``alignment_heads`` of generation_config.json, which should be a list of [layer, head], or None."""
     path = folder / "generation_config.json"
     return read_json(path).get("alignment_heads") if path.is_file() else None
-
-
-# --- weights ------------------------------------------------------------------------------------------------
 
 
 def open_folder(folder: Path, in_memory: bool = False) -> tuple[dict[str, int], dict[str, Tensor]]:
@@ -163,7 +90,6 @@ def open_folder(folder: Path, in_memory: bool = False) -> tuple[dict[str, int], 
         If a file is missing or damaged, parameters are missing, of other shapes or too many, or openai-whisper's
         model cannot express this one: it is not a Whisper, or has another vocabulary or an untied output layer.
     """
-    check_config(folder)
     dims = _read_dims(folder / "config.json")
     found = _read_weights(folder, in_memory)
     embedding, output = found.get(_EMBEDDING), found.pop(_OUTPUT, None)
@@ -175,11 +101,11 @@ def open_folder(folder: Path, in_memory: bool = False) -> tuple[dict[str, int], 
             "one cannot be loaded here"
         )
     if embedding is not None and embedding.dim() == 2 and len(embedding) == dims["n_vocab"]:
-        dims["n_vocab"] = _vocabulary_size(folder, embedding)
-        found[_EMBEDDING] = embedding[: dims["n_vocab"]]
+        found[_EMBEDDING] = cut_padding(embedding, folder)
+        dims["n_vocab"] = len(found[_EMBEDDING])
 
     shapes = whisper_shapes(dims)
-    names = {name: _hf_name(name) for name in shapes}
+    names = {name: hf_name(name) for name in shapes}
     check_shapes(
         found,
         {names[name]: shape for name, shape in shapes.items()},
@@ -190,10 +116,10 @@ def open_folder(folder: Path, in_memory: bool = False) -> tuple[dict[str, int], 
     return dims, {name: found[key] for name, key in names.items()}
 
 
-def _hf_name(name: str) -> str:
+def hf_name(name: str) -> str:
     """Return Hugging Face's name of a parameter.
 
-    >>> _hf_name("encoder.blocks.0.attn.query.weight")
+    >>> hf_name("encoder.blocks.0.attn.query.weight")
     'encoder.layers.0.self_attn.q_proj.weight'
     """
     part, rest = name.split(".", 1)
@@ -225,31 +151,10 @@ def _is_positive_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _vocabulary_size(folder: Path, embedding: Tensor) -> int:
-    """Return how many tokens an embedding `(tokens, width)` holds, without those that are only padding."""
-    rows = len(embedding)
-    if rows in VOCABULARY_SIZES:
-        return rows
-    used = int(embedding.any(dim=1).nonzero().max()) + 1 if embedding.any() else 0
-    if used in VOCABULARY_SIZES:
-        warnings.warn(f"{folder}: the last {rows - used} of {rows} tokens are empty, and are left out", stacklevel=5)
-        return used
-    why = (
-        f"{rows - VOCABULARY_SIZES[-1]} more than large-v3, so tokens were added to it"
-        if rows > VOCABULARY_SIZES[-1]
-        else "so its tokens are not Whisper's"
-    )
-    raise RuntimeError(
-        f"{folder} has a vocabulary of {rows} tokens, {why}; openai-whisper derives language and timestamp tokens from "
-        f"that number, which must be one of {', '.join(map(str, VOCABULARY_SIZES))}. "
-        "Give a model trained with Whisper's own tokenizer"
-    )
-
-
 def _read_weights(folder: Path, in_memory: bool) -> dict[str, Tensor]:
     """Return the tensors of all weight files, named without the prefix ``model.``."""
     tensors: dict[str, Tensor] = {}
-    for path, keys in _find_shards(folder).items():
+    for path, keys in find_shards(folder).items():
         content, _ = read_tensors(path, in_memory)
         if not is_state_dict(content):
             raise RuntimeError(f"{path} is not a flat dict of tensors; give a folder saved by save_pretrained")
@@ -259,15 +164,14 @@ def _read_weights(folder: Path, in_memory: bool) -> dict[str, Tensor]:
     return tensors
 
 
-def _find_shards(folder: Path) -> dict[Path, Collection[str]]:
+def find_shards(folder: Path) -> dict[Path, Collection[str]]:
     """Return the weight files of a folder, each with the names of the tensors that it must have.
 
     Raises
     ------
     RuntimeError
-        If there is no config.json, there are no weights, or a file that the index names is missing.
+        If there are no weights, or a file that the index names is missing.
     """
-    check_config(folder)
     for name in WEIGHTS:
         if (folder / name).is_file():
             return {folder / name: ()}

@@ -2,11 +2,69 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping
 
+import whisper
 from torch import Tensor
 
 Shape = tuple[int, ...]
+VOCABULARY_SIZES = (51864, 51865, 51866)
+"""Tokens of English-only models, of multilingual ones, and of large-v3, which knows one language more."""
+# name: encoder layers, width, decoder layers, mels, vocabulary (spec section 1.1)
+_SIZES = {
+    "tiny": (4, 384, 4, 80, 51865),
+    "base": (6, 512, 6, 80, 51865),
+    "small": (12, 768, 12, 80, 51865),
+    "medium": (24, 1024, 24, 80, 51865),
+    "large-v2": (32, 1280, 32, 80, 51865),
+    "large-v3": (32, 1280, 32, 128, 51866),
+    "turbo": (32, 1280, 4, 128, 51866),
+}
+_ALIASES = {"large": "large-v3", "large-v1": "large-v2", "large-v3-turbo": "turbo"}
+
+
+def model_dims(name: str) -> dict[str, int]:
+    """Return the dimensions of an official Whisper, without its file.
+
+    Parameters
+    ----------
+    name : str
+        Name of the model, such as ``"small.en"``.
+
+    Returns
+    -------
+    dict of str to int
+        The fields of `whisper.model.ModelDimensions`.
+
+    Raises
+    ------
+    ValueError
+        If openai-whisper has no such model.
+    """
+    base = name.removesuffix(".en")
+    english = base != name
+    if name not in whisper._MODELS:
+        raise ValueError(f"openai-whisper has no model {name!r}; it has {', '.join(whisper._MODELS)}")
+    layers, width, decoder_layers, mels, vocabulary = _SIZES[_ALIASES.get(base, base)]
+    return {
+        "n_mels": mels,
+        "n_audio_ctx": 1500,
+        "n_audio_state": width,
+        "n_audio_head": width // 64,
+        "n_audio_layer": layers,
+        "n_vocab": vocabulary - english,
+        "n_text_ctx": 448,
+        "n_text_state": width,
+        "n_text_head": width // 64,
+        "n_text_layer": decoder_layers,
+    }
+
+
+def whisper_parameters(dims: Mapping[str, int]) -> int:
+    """Count the parameters of a Whisper, with positional embeddings; the shared token embedding counts once."""
+    return sum(math.prod(shape) for shape in whisper_shapes(dict(dims)).values())
 
 
 def check_shapes(
@@ -91,3 +149,27 @@ def _block_shapes(width: int, cross_attention: bool = False) -> dict[str, Shape]
 
 def _weight_and_bias(name: str, shape: Shape) -> dict[str, Shape]:
     return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+
+
+def cut_padding(embedding: Tensor, source: object) -> Tensor:
+    """Return a token embedding ``(tokens, width)`` without rows of zeros that round the vocabulary up.
+
+    Warns of rows that are cut, and names `source` there; RuntimeError if what is left is no vocabulary of Whisper's.
+    """
+    rows = len(embedding)
+    if rows in VOCABULARY_SIZES:
+        return embedding
+    used = int(embedding.any(dim=1).nonzero().max()) + 1 if embedding.any() else 0
+    if used in VOCABULARY_SIZES:
+        warnings.warn(f"{source}: the last {rows - used} of {rows} tokens are empty, and are left out", stacklevel=6)
+        return embedding[:used]
+    why = (
+        f"{rows - VOCABULARY_SIZES[-1]} more than large-v3, so tokens were added to it"
+        if rows > VOCABULARY_SIZES[-1]
+        else "so its tokens are not Whisper's"
+    )
+    raise RuntimeError(
+        f"{source} has a vocabulary of {rows} tokens, {why}; openai-whisper derives language and timestamp tokens from "
+        f"that number, which must be one of {', '.join(map(str, VOCABULARY_SIZES))}. "
+        "Give a model trained with Whisper's own tokenizer"
+    )

@@ -14,6 +14,7 @@ from . import transcribe
 from .reporting import one_line, report
 
 SUBCOMMANDS = {
+    "models": "",
     "convert": "",
     "features": "train",
     "train": "train",

@@ -123,11 +123,11 @@ optional_float = upstream_type("optional_float")
 def model_name(name: str) -> str:
     """Read the name of a model, a path, or a hub id."""
     from .. import checkpoints
-    from ..checkpoints import huggingface
+    from ..checkpoints import hub
     from ..suggest import did_you_mean
 
     names = checkpoints.available_models()
-    if name in names or os.path.exists(os.path.expanduser(name)) or huggingface.is_hub_id(name):
+    if name in names or os.path.exists(os.path.expanduser(name)) or hub.is_hub_id(name):
         return name
     raise argparse.ArgumentTypeError(f"{name!r} is neither a file nor a known name; {did_you_mean(name, names)}")
 

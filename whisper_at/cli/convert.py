@@ -23,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Write a Whisper as one .safetensors, which --model and load_model open.",
     )
     add = parser.add_argument
-    help = "model name, checkpoint file, folder in Hugging Face's layout, or id on its hub (owner/model)"
+    help = "model name, checkpoint file, folder in Hugging Face's or CTranslate2's layout, or hub id (owner/model)"
     add("source", metavar="SOURCE", help=help)
     add("target", metavar="TARGET.safetensors", help="file to write")
     add("--dtype", choices=list(DTYPES), help="precision of the weights; the source's if not given")

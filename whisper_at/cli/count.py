@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from .. import checkpoints
+from ..checkpoints import model_dims
 from ..suggest import did_you_mean
 from ..tagging.heads import build_head, infer_mode, make_head
-from ..train.flops import BASELINES, TL_TR, count_head, model_dims
+from ..train.flops import BASELINES, TL_TR, count_head
 
 COLUMNS = ("model", "params", "head", "head params", "10 s", "encoder 10 s", "ratio", "encoder 30 s", "ratio, 3 rows")
 
@@ -59,7 +60,7 @@ def count_target(target: str, model_dir: str | None) -> list[dict[str, Any]]:
         raise FileNotFoundError(f"{target!r} is neither a file, a model nor a head; {did_you_mean(target, known)}")
     path = checkpoints.find_whisper(target, model_dir)
     try:
-        dims, _ = checkpoints.open_whisper(path)
+        dims, _ = checkpoints.open_whisper(path, download_root=model_dir)
     except RuntimeError as not_whisper:
         try:
             tensors, metadata = checkpoints.open_head(path)

@@ -123,7 +123,7 @@ def _train(parser: argparse.ArgumentParser, args: argparse.Namespace, output: Pa
         parser.error(str(error))
 
     path = checkpoints.find_whisper(args.model, args.model_dir)
-    dims, state = checkpoints.open_whisper(path)
+    dims, state = checkpoints.open_whisper(path, download_root=args.model_dir)
     layers, dim = dims["n_audio_layer"], dims["n_audio_state"]
     try:
         settings = resolve_settings(args.preset or default_preset, dim, config, overrides, args.config)

@@ -62,6 +62,7 @@ examples:
   whisper-at night/*.wav --model base --include_classes "Dog; Siren; /m/03m9d0z"
 
 other commands (each with --help):
+  whisper-at models                              the Whispers that load by name
   whisper-at convert                             any Whisper as one .safetensors
   whisper-at train | features | evaluate | count heads for your own sounds, from frozen features
   whisper-at adapt                               adapters, LoRA, prompts … on any frozen audio encoder
@@ -208,7 +209,7 @@ def build_parser() -> Parser:
 
     group = parser.add_argument_group("model")
     add = group.add_argument
-    help = "model name, file, Hugging Face folder or id"
+    help = "model name, file, folder (Hugging Face's, CTranslate2's) or hub id"
     add("--model", default="turbo", type=model_name, metavar="NAME", help=help)
     add_model_arguments(group)
     add("--fp16", default=True, **boolean, help="compute in half precision where the device can")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from .. import checkpoints
-from ..checkpoints import huggingface
+from ..checkpoints import hub
 from ..suggest import did_you_mean
 
 Recogniser = Callable[[np.ndarray], str]
@@ -52,11 +52,11 @@ def parse_recogniser(name: str) -> tuple[str, str]:
         raise ValueError(f"no recogniser {name!r}: give kind:model, such as {', '.join(EXAMPLES)}")
     exists = os.path.exists(os.path.expanduser(model))
     if kind == "ctc":
-        if not exists and not huggingface.is_hub_id(model):
+        if not exists and not hub.is_hub_id(model):
             raise ValueError(f"no recogniser {name!r}: {model!r} is neither a folder nor an id as in {EXAMPLES[2]}")
         return kind, model
     known = [n for n in checkpoints.available_models() if kind == "whisper_at" or n != checkpoints.EMBEDDED]
-    if not exists and model not in known and not (kind == "whisper_at" and huggingface.is_hub_id(model)):
+    if not exists and model not in known and not (kind == "whisper_at" and hub.is_hub_id(model)):
         raise ValueError(f"no recogniser {name!r}: no file or model has that name; {did_you_mean(model, known)}")
     return kind, model
 

@@ -7,74 +7,19 @@ mean over an attention block's tokens before its last product. Nothing is downlo
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from .. import checkpoints
-from ..checkpoints.shapes import whisper_shapes
+from ..checkpoints import whisper_parameters
 from ..tagging.heads import N_CLASSES, make_head
 
-# name: encoder layers, width, decoder layers, mels, vocabulary (spec section 1.1)
-_SIZES = {
-    "tiny": (4, 384, 4, 80, 51865),
-    "base": (6, 512, 6, 80, 51865),
-    "small": (12, 768, 12, 80, 51865),
-    "medium": (24, 1024, 24, 80, 51865),
-    "large-v2": (32, 1280, 32, 80, 51865),
-    "large-v3": (32, 1280, 32, 128, 51866),
-    "turbo": (32, 1280, 4, 128, 51866),
-}
-_ALIASES = {"large": "large-v3", "large-v1": "large-v2", "large-v3-turbo": "turbo"}
 TL_TR = ("tl_tr_1_8", "tl_down_tr_512_1_8")
 BASELINES = ("mean_mlp", "last_mlp", "wa_mlp", "mean_tr_1", "last_tr_1", "wa_tr_1", "wa_down_tr_512_1")
 POSITIONS_PER_SECOND = 50
 STEPS_10_S = 25
-
-
-def model_dims(name: str) -> dict[str, int]:
-    """Return the dimensions of an official Whisper, without its file.
-
-    Parameters
-    ----------
-    name : str
-        Name of the model, such as ``"small.en"``.
-
-    Returns
-    -------
-    dict of str to int
-        The fields of `whisper.model.ModelDimensions`.
-
-    Raises
-    ------
-    ValueError
-        If openai-whisper has no such model.
-    """
-    base = name.removesuffix(".en")
-    english = base != name
-    if name not in checkpoints.available_models() or name == checkpoints.EMBEDDED:
-        raise ValueError(f"openai-whisper has no model {name!r}; it has {', '.join(checkpoints.available_models())}")
-    layers, width, decoder_layers, mels, vocabulary = _SIZES[_ALIASES.get(base, base)]
-    return {
-        "n_mels": mels,
-        "n_audio_ctx": 1500,
-        "n_audio_state": width,
-        "n_audio_head": width // 64,
-        "n_audio_layer": layers,
-        "n_vocab": vocabulary - english,
-        "n_text_ctx": 448,
-        "n_text_state": width,
-        "n_text_head": width // 64,
-        "n_text_layer": decoder_layers,
-    }
-
-
-def whisper_parameters(dims: Mapping[str, int]) -> int:
-    """Count the parameters of a Whisper, with positional embeddings; the shared token embedding counts once."""
-    return sum(math.prod(shape) for shape in whisper_shapes(dict(dims)).values())
 
 
 def head_parameters(mode: str, *, n_layer: int, rep_dim: int, label_dim: int = N_CLASSES) -> int:

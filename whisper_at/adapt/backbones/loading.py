@@ -15,7 +15,7 @@ from torch import nn
 from whisper.model import AudioEncoder, Conv1d
 
 from ... import checkpoints
-from ...checkpoints import huggingface
+from ...checkpoints import check_folder, hub
 from ...checkpoints.files import read_json
 from .backbone import Backbone
 from .blocks import Attention, Block, FeedForward, RelativeBias, WhisperLayerNorm, share_frozen
@@ -225,9 +225,10 @@ def _find_model_type(source: str) -> str:
         return "whisper"
     model_type: str
     if path.is_dir():
-        huggingface.check_config(path)
-        model_type = read_json(path / "config.json").get("model_type", "whisper")
-    elif huggingface.is_hub_id(source):
+        check_folder(path)
+        config = path / "config.json"
+        model_type = read_json(config).get("model_type", "whisper") if config.is_file() else "whisper"
+    elif hub.is_hub_id(source):
         model_type = _from_pretrained("AutoConfig", source).model_type
     else:
         known = ", ".join([*checkpoints.available_models(), *HUB_IDS])
@@ -238,7 +239,7 @@ def _find_model_type(source: str) -> str:
 
 
 def _load_whisper_encoder(source: str, download_root: str | None) -> AudioEncoder:
-    dims, state = checkpoints.open_whisper(checkpoints.find_whisper(source, download_root))
+    dims, state = checkpoints.open_whisper(checkpoints.find_whisper(source, download_root), download_root=download_root)
     sizes = (dims[key] for key in ("n_mels", "n_audio_ctx", "n_audio_state", "n_audio_head", "n_audio_layer"))
     encoder = AudioEncoder(*sizes)
     prefix = "encoder."
