@@ -18,7 +18,8 @@ from .engine.speculative import DraftModel
 from .engine.weights import is_exact_in_half
 from .model import WhisperAT
 from .tagging.heads import Head
-from .tagging.labels import N_CLASSES, audioset_classes
+from .tagging.labels import N_CLASSES, is_audioset
+from .tagging.listeners import WaveformClassifier
 from .tagging.load_head import load_head_or_classifier
 
 N_MELS = 80
@@ -122,46 +123,70 @@ def load_model(
 
     for source in heads:
         if source == "auto":
-            published = checkpoints.head_name(name, at_low_compute)
-            if published is None:
-                published = _head_of_encoder(model, at_low_compute, download_root)
-                name = name if published is None else published.removesuffix("_low")  # which it is, as heads go
-            if published is None:
-                model.head_missing = (
-                    f"no head is published for {name!r} or its encoder; train one, or give a file: "
-                    f"load_model({name!r}, head=FILE)"
-                )
-                if len(heads) > 1:  # a caller who asked for no other is told when tags are asked for
-                    warnings.warn(f"no tags of AudioSet's classes: {model.head_missing}", stacklevel=2)
-                continue
-            source = published
+            source = _automatic_head(model, name, at_low_compute, download_root)
+            if source is None and len(heads) > 1:  # a caller who asked for no other is told when tags are asked for
+                warnings.warn(f"no tags of AudioSet's classes: {model.head_missing}", stacklevel=2)
         if source is not None:
-            found = load_head_or_classifier(source, model, download_root, name)
-            if isinstance(found, Head) and found.classes is None:
-                message = f"head {source} has {found.label_dim} outputs without names, not AudioSet's {N_CLASSES}"
-                raise ValueError(f"{message}; `whisper-at train` writes heads that name theirs")
-            if isinstance(found, Head) and found.classes == audioset_classes():
-                if model.head is not None:
-                    raise ValueError(f"head {source} is a second one for AudioSet's classes: a model has one")
-                model.head = found
-            else:
-                model.attach(Path(source).name.removesuffix(".safetensors").removesuffix(".head"), found)
+            _add_head(model, load_head_or_classifier(source, model, download_root, name), source)
     return model.to(device)
+
+
+def _automatic_head(model: WhisperAT, name: str, low: bool, download_root: str | None) -> str | None:
+    """Return the name of the head for a model's encoder, fetched; None, said in `head_missing`, where there is none.
+
+    Where the published one cannot be downloaded, that of this package stands in for it, with a warning.
+    """
+    published = checkpoints.head_name(name, low) or _head_of_encoder(model, low, download_root)
+    if published is None:
+        model.head_missing = (
+            f"no head is published for {name!r} or its encoder; train one, or give a file: "
+            f"load_model({name!r}, head=FILE)"
+        )
+        return None
+    try:
+        checkpoints.find_head(published, download_root)
+    except RuntimeError as error:
+        stand_in = checkpoints.open_head_name(published)
+        if stand_in is None:
+            raise
+        reason = str(error).partition("\n")[0]
+        warnings.warn(
+            f"{reason} {stand_in!r}, which comes with whisper_at, is used instead: it knows fewer classes (see "
+            f"pretrained_models/open_heads.md); head={stand_in!r} takes it without a warning",
+            stacklevel=3,
+        )
+        return stand_in
+    return published
+
+
+def _add_head(model: WhisperAT, found: Head | WaveformClassifier, source: str | Path) -> None:
+    """Give a model what was found at `source`: as AudioSet's head if it has those classes, else attached."""
+    if isinstance(found, Head) and found.classes is None:
+        message = f"head {source} has {found.label_dim} outputs without names, not AudioSet's {N_CLASSES}"
+        raise ValueError(f"{message}; `whisper-at train` writes heads that name theirs")
+    if isinstance(found, Head) and is_audioset(found.classes):
+        if model.head is not None:
+            raise ValueError(f"head {source} is a second one for AudioSet's classes: a model has one")
+        model.head = found
+    else:
+        model.attach(Path(source).name.removesuffix(".safetensors").removesuffix(".head"), found)
 
 
 def _head_of_encoder(model: WhisperAT, low: bool, download_root: str | None) -> str | None:
     """Return the head published for the Whisper that has this model's encoder, weight for weight, or None.
 
-    The encoder is compared with those of the embedded model and of official ones that are here already.
+    The encoder is compared with those that the heads of this package name, and of official Whispers that are here.
     """
+    if model.dims.n_mels != N_MELS:
+        return None
     own: str | None = None
-    for name in checkpoints.available_heads():
-        if name == checkpoints.EMBEDDED:
-            tensors, metadata = checkpoints.open_head(checkpoints.find_head(name))
-            width, theirs = len(tensors["mlp_layer.0.weight"]), metadata.get("encoder_sha256")
-        else:
-            width, theirs = checkpoints.HEADS[name].width, None
-        if (width, N_MELS) != (model.dims.n_audio_state, model.dims.n_mels) or name.endswith("_low"):
+    candidates: list[tuple[str, int, str | None]] = []  # Whisper, width, SHA-256 of its encoder
+    for name, path in checkpoints.packaged_heads().items():
+        tensors, metadata = checkpoints.open_head(path)
+        candidates.append((name, len(tensors["mlp_layer.0.weight"]), metadata.get("encoder_sha256")))
+    candidates += [(name, head.width, None) for name, head in checkpoints.HEADS.items() if not head.low_compute]
+    for name, width, theirs in candidates:
+        if width != model.dims.n_audio_state:
             continue  # what cannot be it is not read
         theirs = theirs or checkpoints.published_encoder_sha256(name, download_root)
         if theirs is not None:

@@ -28,7 +28,7 @@ from .engine.simd import has_bfloat16
 from .engine.speculative import DraftModel
 from .engine.weights import is_unmodified
 from .tagging.heads import Head
-from .tagging.labels import audioset_classes
+from .tagging.labels import is_audioset
 from .tagging.listeners import StateClassifier, WaveformClassifier
 from .tagging.load_head import load_head_or_classifier
 from .tagging.rows import AUDIOSET, RESERVED_NAMES
@@ -130,7 +130,7 @@ class WhisperAT(Whisper):
             head = load_head_or_classifier(head, self)
         if isinstance(head, Head):
             head = self._prepare_head(head)
-            if head.classes is None or head.classes == audioset_classes():
+            if head.classes is None or is_audioset(head.classes):
                 raise ValueError(
                     "this head's outputs have no names of their own: set model.head if they are AudioSet's classes, "
                     "else give it a ClassSet"

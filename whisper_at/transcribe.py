@@ -92,6 +92,8 @@ def transcribe(
         - ``at_time_res``: the resolution in seconds
         - by the name of each attached head or classifier (`WhisperAT.attach`): a dict of its ``classes``, ``kind``,
           ``temperature``, ``thresholds``, and ``logits``, rows as above, ``segments``, ``(segments, classes)``
+        - ``audio_tag_calibration``: ``temperature``, ``thresholds``, indices of ``known`` classes, if AudioSet's head
+          has them; logits of classes that it does not know are NaN
         - ``duration``: seconds of audio
         - ``task``: ``transcribe`` or ``translate``, which the language of labels depends on
 

@@ -23,7 +23,7 @@ from .tagging.labels import display_names, tag_language
 from .tagging.rows import AUDIOSET, HeadRows, TagOptions, head_rows, read_rows, select_tags
 
 UPSTREAM_KEYS = ("text", "segments", "language")
-TAG_KEYS = ("duration", "at_time_res", "audio_tag_coverage", "audio_tag")
+TAG_KEYS = ("duration", "at_time_res", "audio_tag_calibration", "audio_tag_coverage", "audio_tag")
 FORMATS = ("txt", "vtt", "srt", "tsv", "json")
 CAPTION_FORMATS = ("srt", "vtt")
 

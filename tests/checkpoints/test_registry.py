@@ -36,7 +36,7 @@ def test_the_table_of_heads():
     whispers = "tiny.en tiny base.en base small.en small medium.en medium large-v1 large-v2".split()
     assert [name for name in HEADS if not HEADS[name].low_compute] == whispers
     assert [name for name in HEADS if HEADS[name].low_compute] == [f"{name}_low" for name in whispers[4:]]
-    assert available_heads() == [*HEADS, "nano.en"]
+    assert available_heads() == [*HEADS, "open.tiny.en", "open.base", "nano.en"]
     assert HEADS["small"] == PublishedHead(
         "small_ori.pth",
         768,

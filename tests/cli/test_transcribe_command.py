@@ -308,17 +308,17 @@ def test_tags_on_screen_and_in_json(run, capsys, tmp_path):
     without = {e: (tmp_path / "out" / f"noise.{e}").read_bytes() for e in FORMATS}
     assert run(*arguments, "--head", "head.pth", "--at_time_res", "10", "--top_k", "2", "--p_threshold=-9") == 0
     output = capsys.readouterr().out
-    assert output.startswith(plain)
-    lines = output[len(plain) :].splitlines()
+    lines = [line for line in output.splitlines() if "] (" in line]
+    assert sorted(line for line in output.splitlines() if line not in lines) == sorted(plain.splitlines())
     content = json.loads((tmp_path / "out" / "noise.json").read_text())
     rows = content["audio_tag"]
     assert [(row["start"], row["end"]) for row in rows] == [(0, 10), (10, 20), (20, 25)]
     assert [row["coverage"] for row in rows] == pytest.approx([0.5, 0, 0.8])
     assert [len(row["tags"]) for row in rows] == [2, 0, 2]
-    first = ", ".join(f"{tag['name']} ({tag['logit']:.2f})" for tag in rows[0]["tags"])
-    assert lines[0] == f"[00:00.000 --> 00:10.000] {first}"
+    first = ", ".join(f"{tag['name']} {tag['probability']:.2f}" for tag in rows[0]["tags"])
+    assert lines[0] == f"[00:00.000 --> 00:10.000] ({first})"
     assert len(lines) == 2
-    assert lines[1].startswith("[00:20.000 --> 00:25.000] ")
+    assert lines[1].startswith("[00:20.000 --> 00:25.000] (")
     for extension in FORMATS[:4]:
         assert (tmp_path / "out" / f"noise.{extension}").read_bytes() == without[extension]
     before = json.loads(without_noise(without["json"].decode()))
@@ -330,7 +330,9 @@ def test_several_resolutions(run, capsys, tmp_path):
     arguments = "short.flac --head head.pth --at_time_res 0.4,1.2 --p_threshold -99 --top_k 1".split()
     assert run(*arguments) == 0
     output = capsys.readouterr().out
-    assert output.index("Sounds every 0.4 s:") < output.index("Sounds every 1.2 s:")
+    starts = [line.split("]")[0] for line in output.splitlines() if "] (" in line]
+    assert starts[:3] == ["[00:00.000 --> 00:01.200", "[00:00.000 --> 00:00.400", "[00:00.400 --> 00:00.800"]
+    assert len(starts) == 7
     content = json.loads((tmp_path / "out" / "short.json").read_text())
     assert {key: len(rows) for key, rows in content["audio_tag"].items()} == {"0.4": 5, "1.2": 2}
     assert content["at_time_res"] == [0.4, 1.2]
@@ -432,12 +434,36 @@ def test_rows_without_tags_are_not_shown():
     logits[1, 74], logits[1, 72], logits[2] = 2.31, 2.1, float("nan")
     result = {"text": "", "segments": [], "language": "en", "audio_tag": logits, "at_time_res": 10.0}
     result |= {"audio_tag_coverage": torch.tensor([1.0, 1.0, 0.0]), "duration": 24.0}
-    assert list(command.tag_lines(result)) == ["[00:10.000 --> 00:20.000] Dog (2.31), Animal (2.10)"]
-    assert list(command.tag_lines(result, TagOptions(1, include_classes=[72]))) == [
-        "[00:10.000 --> 00:20.000] Animal (2.10)"
+    assert list(command.timeline_lines(result)) == ["[00:10.000 --> 00:20.000] (Dog 0.91, Animal 0.89)"]
+    assert list(command.timeline_lines(result, TagOptions(1, include_classes=[72]))) == [
+        "[00:10.000 --> 00:20.000] (Animal 0.89)"
     ]
     assert len(tag_rows(result)) == 3
-    assert list(command.tag_lines({"text": "", "segments": [], "language": "en"})) == []
+    assert list(command.timeline_lines({"text": "", "segments": [], "language": "en"})) == []
+
+
+def test_words_and_sounds_are_one_timeline():
+    """In order of time; of what begins together, long rows, short rows, words."""
+    logits = torch.full((2, 527), -5.0)
+    logits[:, 74] = torch.tensor([2.31, 1.0])
+    result = {
+        "text": " One. Two.",
+        "segments": [{"start": 0.0, "end": 3.0, "text": " One."}, {"start": 12.0, "end": 14.0, "text": " Two."}],
+        "language": "en",
+        "audio_tag": {10.0: logits, 20.0: logits[:1]},
+        "at_time_res": [10.0, 20.0],
+        "duration": 20.0,
+        "mine": {"classes": ["a", "b"], "kind": "multi_label", "temperature": 1.0, "thresholds": None}
+        | {"logits": {10.0: torch.tensor([[-9.0, -9.0], [3.0, -9.0]]), 20.0: torch.full((1, 2), -9.0)}},
+    }
+    assert list(command.timeline_lines(result)) == [
+        "[00:00.000 --> 00:20.000] (Dog 0.91)",
+        "[00:00.000 --> 00:10.000] (Dog 0.91)",
+        "[00:00.000 --> 00:03.000]  One.",
+        "[00:10.000 --> 00:20.000] (Dog 0.73)",
+        "[00:10.000 --> 00:20.000] (mine: a 0.95)",
+        "[00:12.000 --> 00:14.000]  Two.",
+    ]
 
 
 # --- failure -----------------------------------------------------------------------------------------------
@@ -569,7 +595,9 @@ def test_a_sample_from_end_to_end(tmp_path, capsys):
     assert content["duration"] == pytest.approx(56.0)
     assert content["text"].strip()
     assert content["segments"]
-    assert "Sounds every 10 s:" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "[00:00.000 --> 00:10.000] (" in output
+    assert "[00:02.000 --> 00:04.000] (" in output
 
 
 @needs_nano

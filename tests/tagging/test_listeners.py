@@ -321,7 +321,7 @@ def test_command_line(checkpoint, tmp_path, monkeypatch, capsys):
     line = f"a.wav --model {checkpoint} --language en --head birds.safetensors --head engines.safetensors -f json"
     options = "--device cpu --fp16 False --temperature 0 --beam_size None --temperature_increment_on_fallback None"
     assert cli.main([*line.split(), *options.split(), "--p_threshold", "-30"]) == 0
-    assert "birds:\n[00:00.000 --> 00:05.000] " in capsys.readouterr().out
+    assert "[00:00.000 --> 00:05.000] (birds: " in capsys.readouterr().out
     written = json.loads((tmp_path / "a.json").read_text())
     assert {tag["name"] for tag in written["engines"]["rows"][0]["tags"]} == {"car", "train"}
     assert {(event["head"], event["name"]) for event in written["events"]} == {

@@ -6,11 +6,12 @@ package writes is ``.safetensors``.
 
 from .files import save_safetensors
 from .hashing import encoder_sha256, file_sha256
-from .heads import find_head, open_head
+from .heads import find_head, open_head, open_head_name, packaged_heads
 from .registry import (
     EMBEDDED,
     HEADS,
     MANUAL,
+    OPEN_HEADS,
     WIDTHS,
     PublishedHead,
     available_heads,
@@ -32,6 +33,7 @@ __all__ = [
     "EMBEDDED",
     "HEADS",
     "MANUAL",
+    "OPEN_HEADS",
     "WIDTHS",
     "PublishedHead",
     "alignment_heads",
@@ -49,7 +51,9 @@ __all__ = [
     "head_shapes",
     "model_dims",
     "open_head",
+    "open_head_name",
     "open_whisper",
+    "packaged_heads",
     "published_encoder_sha256",
     "save_safetensors",
     "whisper_parameters",

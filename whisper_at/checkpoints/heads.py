@@ -19,8 +19,10 @@ from .download import download, verify
 from .files import is_state_dict, read_tensors, write_text
 from .hashing import file_sha256
 from .registry import (
+    ASSETS,
     EMBEDDED,
     HEADS,
+    OPEN_HEADS,
     PublishedHead,
     asset_path,
     available_heads,
@@ -61,6 +63,8 @@ def find_head(name_or_path: str | os.PathLike[str], download_root: str | None = 
     name = os.fspath(name_or_path)
     if name == EMBEDDED:
         return asset_path("nano.en.head.safetensors")
+    if name in OPEN_HEADS:
+        return asset_path(f"{name}.head.safetensors")
     if name not in HEADS:
         if name.endswith("_low"):
             head_name(name.removesuffix("_low"), low_compute=True)  # raises with the way out
@@ -86,6 +90,19 @@ def find_head(name_or_path: str | os.PathLike[str], download_root: str | None = 
     if recorded is None:
         _write_record(path, record)
     return path
+
+
+def packaged_heads() -> dict[str, Path]:
+    """Return the files of the heads that come with this package, by the name of their Whisper."""
+    files = {EMBEDDED: EMBEDDED, **{whisper_name: name for name, whisper_name in OPEN_HEADS.items()}}
+    paths = {whisper_name: ASSETS / f"{name}.head.safetensors" for whisper_name, name in files.items()}
+    return {whisper_name: path for whisper_name, path in paths.items() if path.is_file()}
+
+
+def open_head_name(published: str) -> str | None:
+    """Return the name of the head in this package that can stand in for a published one, or None."""
+    wanted = published.removesuffix("_low")
+    return next((name for name, whisper_name in OPEN_HEADS.items() if whisper_name == wanted), None)
 
 
 def open_head(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -71,14 +71,18 @@ HEADS = {name: _published_head(name) for name in _DROPBOX_LINKS}
 """Every official Whisper-AT head by name; those that end in ``_low`` are TL-TR-512."""
 
 
+OPEN_HEADS = {"open.tiny.en": "tiny.en", "open.base": "base"}
+"""Heads that come with this package, and the Whisper of each; what they know is in pretrained_models/open_heads.md."""
+
+
 def available_models() -> list[str]:
     """Return the Whispers that load by name: openai-whisper's, in its order, then the embedded one."""
     return [*whisper._MODELS, EMBEDDED]
 
 
 def available_heads() -> list[str]:
-    """Return the names of the heads that load by name: the official ones, then the embedded one."""
-    return [*HEADS, EMBEDDED]
+    """Return the names of the heads that load by name: the official ones, then those that come with this package."""
+    return [*HEADS, *OPEN_HEADS, EMBEDDED]
 
 
 def head_name(whisper_name: str, low_compute: bool = False) -> str | None:

@@ -8,6 +8,7 @@ when it is needed, so that ``--help`` comes at once.
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import re
 import warnings
@@ -114,6 +115,11 @@ def main(argv: Sequence[str]) -> int:
     else:
         load_options["head"] = heads[0] if len(heads) == 1 else heads
     output_dir, output_format, captions = (args.pop(n) for n in ("output_dir", "output_format", "sound_captions"))
+    # Sounds are known when their row is over, words when their window is: with sounds, a bar shows progress, and
+    # the whole timeline is printed at the end of each recording.
+    print_timeline = bool(args["at_time_res"] and args["verbose"])
+    if print_timeline:
+        args["verbose"] = False
     threads = args.pop("threads")
     if threads is not None and threads > 0:
         torch.set_num_threads(threads)
@@ -132,8 +138,8 @@ def main(argv: Sequence[str]) -> int:
         try:
             if isinstance(result, Exception):
                 raise result
-            if args["verbose"]:
-                for line in tag_lines(result, TagOptions(**tag_options)):
+            if print_timeline:
+                for line in timeline_lines(result, TagOptions(**tag_options)):
                     print(make_safe(line))
             writer(result, path, **word_options)
         except Exception as error:
@@ -162,31 +168,29 @@ def _transcribe_files(
             yield path, error
 
 
-def tag_lines(result: Mapping[str, Any], options: TagOptions | None = None) -> Iterator[str]:
-    """Yield sounds as they are shown: ``[00:10.000 --> 00:20.000] Dog (2.31), Animal (2.10)``, one line a row.
+def timeline_lines(result: Mapping[str, Any], options: TagOptions | None = None) -> Iterator[str]:
+    """Yield words and sounds in order of time: ``[00:10.000 --> 00:20.000] (Dog 0.91, Animal 0.89)``, one line a row.
 
-    Rows without tags are left out, several resolutions come one after the other under a heading each, and a
-    result without tags has no lines. Attached heads follow under their names, with probabilities.
+    Numbers are probabilities. Rows without tags are left out; of those that begin together, longer ones come first, and
+    words last. Names of attached heads stand before what they found.
     """
     from whisper.utils import format_timestamp
 
     from ..tagging.rows import AUDIOSET, read_rows
     from ..writers import tag_rows
 
+    lines = [(segment["start"], math.inf, segment["text"]) for segment in result["segments"]]
+    ends = [segment["end"] for segment in result["segments"]]
     for name in read_rows(result):
-        heading, score = ("Sounds", "logit") if name == AUDIOSET else (name, "probability")
         rows = tag_rows(result, options, name)
-        by_seconds = rows if isinstance(rows, dict) else {result["at_time_res"]: rows}
-        for seconds, members in by_seconds.items():
-            if len(by_seconds) > 1:
-                yield f"{heading} every {seconds:g} s:"
-            elif name != AUDIOSET:
-                yield f"{heading}:"
-            for row in members:
-                if row["tags"]:
-                    start, end = format_timestamp(row["start"]), format_timestamp(row["end"])
-                    tags = ", ".join(f"{tag['name']} ({tag[score]:.2f})" for tag in row["tags"])
-                    yield f"[{start} --> {end}] {tags}"
+        for row in (row for part in (rows.values() if isinstance(rows, dict) else [rows]) for row in part):
+            if row["tags"]:
+                tags = ", ".join(f"{tag['name']} {tag['probability']:.2f}" for tag in row["tags"])
+                prefix = "" if name == AUDIOSET else f"{name}: "
+                lines.append((row["start"], row["start"] - row["end"], f"({prefix}{tags})"))
+                ends.append(row["end"])
+    for (start, _, text), end in sorted(zip(lines, ends), key=lambda line: line[0][:2]):
+        yield f"[{format_timestamp(start)} --> {format_timestamp(end)}] {text}"
 
 
 # --- arguments ----------------------------------------------------------------------------------------------
@@ -224,7 +228,12 @@ def build_parser() -> Parser:
     formats = ["txt", "vtt", "srt", "tsv", "json", "all"]
     help = "txt, vtt, srt, tsv, json or all"
     add("--output_format", "-f", type=str, default="all", choices=formats, metavar="FORMAT", help=help)
-    add("--verbose", default=True, **boolean, help="print text and sounds as they are found")
+    add(
+        "--verbose",
+        default=True,
+        **boolean,
+        help="print text as it is decoded; with sounds, both at the end",
+    )
 
     group = parser.add_argument_group(
         "sound tags",

@@ -34,6 +34,8 @@ class ClassSet:
         The probability from which each class makes an event and, for ``multi_label``, counts as a tag.
     mids : tuple of str, optional
         The identifier (``/m/…``) of each class in AudioSet's ontology, for classes that lie in it.
+    known : tuple of int, optional
+        Indices of the classes that the head has learned to tell, the others' logits being NaN; None for all.
     """
 
     names: tuple[str, ...]
@@ -41,6 +43,7 @@ class ClassSet:
     temperature: float = 1.0
     thresholds: tuple[float, ...] | None = None
     mids: tuple[str, ...] | None = None
+    known: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.names or len(set(self.names)) != len(self.names):
@@ -51,9 +54,19 @@ class ClassSet:
             raise ValueError(f"temperature must be a positive number, not {self.temperature}")
         if self.thresholds is not None and len(self.thresholds) != len(self.names):
             raise ValueError(f"there are {len(self.thresholds)} thresholds for {len(self.names)} classes")
+        if self.known is not None and not set(self.known) <= set(range(len(self.names))):
+            raise ValueError(f"known classes must be indices below {len(self.names)}, not {sorted(self.known)}")
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def mask(self, logits: Tensor) -> Tensor:
+        """Return logits ``(…, classes)`` with NaN for classes that the head has not learned."""
+        if self.known is None:
+            return logits
+        masked = torch.full_like(logits, math.nan)
+        masked[..., list(self.known)] = logits[..., list(self.known)]
+        return masked
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the calibrated probabilities of logits ``(…, classes)``, in float32 or float64."""
@@ -138,6 +151,8 @@ class ClassSet:
         values = {"classes": list(self.names), "kind": self.kind, "temperature": self.temperature}
         if self.thresholds is not None:  # JSON has no infinity: a class that never counts has null
             values["thresholds"] = [t if math.isfinite(t) else None for t in self.thresholds]
+        if self.known is not None:
+            values["known"] = list(self.known)
         return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
 
     @classmethod
@@ -158,20 +173,21 @@ class ClassSet:
                     "kind": metadata.get("kind", "multi_label"),
                     "temperature": float(metadata.get("temperature", 1.0)),
                     "thresholds": json.loads(metadata.get("thresholds", "null")),
+                    "known": json.loads(metadata.get("known", "null")),
                 }
             )
         except (TypeError, ValueError) as error:
             raise ValueError(f"the head's metadata about its classes are damaged: {error}") from None
 
     def values(self) -> dict[str, Any]:
-        """Return ``classes``, ``kind``, ``temperature`` and ``thresholds`` as a result of `transcribe` has them."""
-        thresholds = None if self.thresholds is None else list(self.thresholds)
-        return {
+        """Return names, kind, calibration and, unless all are, ``known`` classes, as results of `transcribe` do."""
+        values: dict[str, Any] = {
             "classes": list(self.names),
             "kind": self.kind,
             "temperature": self.temperature,
-            "thresholds": thresholds,
+            "thresholds": None if self.thresholds is None else list(self.thresholds),
         }
+        return values if self.known is None else {**values, "known": list(self.known)}
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> ClassSet:
@@ -179,7 +195,9 @@ class ClassSet:
         thresholds = values.get("thresholds")
         if thresholds is not None:
             thresholds = tuple(math.inf if threshold is None else float(threshold) for threshold in thresholds)
-        return cls(tuple(values["classes"]), values["kind"], values["temperature"], thresholds)
+        known = values.get("known")
+        known = None if known is None else tuple(map(int, known))
+        return cls(tuple(values["classes"]), values["kind"], values["temperature"], thresholds, known=known)
 
 
 def logit(probabilities: np.ndarray) -> np.ndarray:

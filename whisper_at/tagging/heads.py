@@ -7,7 +7,9 @@ are built of openai-whisper's own attention block and always compute in float32.
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from whisper.model import ResidualAttentionBlock
 
 from ..checkpoints.shapes import check_shapes
 from .classes import ClassSet
-from .labels import N_CLASSES, audioset_classes
+from .labels import N_CLASSES, audioset_classes, with_audioset_mids
 
 PREFIX = "at_model."
 """Prefix of the parameter names in official checkpoints."""
@@ -144,6 +146,31 @@ class LayerPoolHead(Head):
         return self.mlp_layer(x.mean(dim=1))
 
 
+def classes_from_metadata(metadata: Mapping[str, str], label_dim: int) -> ClassSet | None:
+    """Return what the outputs of a head mean: AudioSet's classes where its file does not say and there are 527.
+
+    Parameters
+    ----------
+    metadata : mapping of str to str
+        Metadata of the head's file. A head of AudioSet's classes may have a temperature, thresholds and known classes,
+        too.
+    label_dim : int
+        Number of outputs.
+
+    Raises
+    ------
+    ValueError
+        If the metadata are damaged, or name another number of classes.
+    """
+    names = metadata.get("classes", "")
+    if not names.startswith("[") and label_dim == N_CLASSES:
+        names = json.dumps(audioset_classes().names)
+    classes = ClassSet.from_metadata({**metadata, "classes": names})
+    if classes is not None and len(classes) != label_dim:
+        raise ValueError(f"this head has {label_dim} outputs, but its metadata name {len(classes)} classes")
+    return None if classes is None else with_audioset_mids(classes)
+
+
 def make_head(mode: str, *, n_layer: int, rep_dim: int, label_dim: int = N_CLASSES) -> Head:
     """Return a freshly initialised head by the name of its mode.
 
@@ -204,8 +231,5 @@ def build_head(tensors: dict[str, Tensor], metadata: dict[str, str] | None, *, n
     head = make_head(mode, n_layer=n_layer, rep_dim=rep_dim, label_dim=last.shape[0])
     check_shapes(tensors, head.state_dict(), f"not a {mode} head of width {rep_dim}")
     head.load_state_dict(tensors)
-    if (classes := ClassSet.from_metadata(metadata or {})) is not None:
-        if len(classes) != head.label_dim:
-            raise ValueError(f"this head has {head.label_dim} outputs, but its metadata name {len(classes)} classes")
-        head.classes = classes
+    head.classes = classes_from_metadata(metadata or {}, head.label_dim)
     return head.float().eval().requires_grad_(False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,8 +17,11 @@ from .timeline import seconds_to_steps, steps_to_seconds
 
 AUDIOSET = "audio_tag"
 """Key of a result, and the name of the head, that AudioSet's rows have."""
+CALIBRATION = "audio_tag_calibration"
+"""Key of a result that has what AudioSet's head says of itself: temperature, thresholds, the classes it knows."""
 RESERVED_NAMES = frozenset(
-    "text segments words language duration task at_time_res audio_tag audio_tag_coverage audio events auto".split()
+    "text segments words language duration task at_time_res audio_tag audio_tag_coverage audio_tag_calibration audio "
+    "events auto".split()
 )
 """Keys that a result has, or may come to have, and that no attached head can be called."""
 DEFAULT_THRESHOLD = -1.0
@@ -109,7 +112,11 @@ def read_rows(result: Mapping[str, Any]) -> dict[str, HeadRows]:
     duration = None if result.get("duration") is None else float(result["duration"])
     seconds = result["at_time_res"]
     if result.get(AUDIOSET) is not None:
-        classes, rows, coverage = audioset_classes(), result[AUDIOSET], result.get("audio_tag_coverage")
+        classes = audioset_classes()
+        if (values := result.get(CALIBRATION)) is not None:
+            values = {"classes": classes.names, "kind": classes.kind, **values}
+            classes = replace(ClassSet.from_values(values), mids=classes.mids)
+        rows, coverage = result[AUDIOSET], result.get("audio_tag_coverage")
         if isinstance(coverage, Mapping) != isinstance(rows, Mapping):
             coverage = None
         found[AUDIOSET] = HeadRows(
@@ -132,6 +139,14 @@ def read_rows(result: Mapping[str, Any]) -> dict[str, HeadRows]:
                 segments=None if value.get("segments") is None else _as_logits(value["segments"], classes),
             )
     return found
+
+
+def audioset_values(classes: ClassSet) -> dict[str, Any]:
+    """Return what a result says of its AudioSet head beside the rows; nothing for one that is not calibrated."""
+    if classes == audioset_classes():
+        return {}
+    values = classes.values()
+    return {CALIBRATION: {name: values[name] for name in ("temperature", "thresholds", "known") if name in values}}
 
 
 def head_rows(result: Mapping[str, Any], head: str | None = None) -> HeadRows:

@@ -14,7 +14,7 @@ from whisper.audio import HOP_LENGTH, SAMPLE_RATE
 
 from ..windows import Window
 from .listeners import WaveformClassifier, check_sample_rate, class_set, classify_spans, span_logits
-from .rows import AUDIOSET
+from .rows import AUDIOSET, audioset_values
 from .timeline import STEP_SECONDS, Classifier, TagRows, is_single, pool_steps, resolutions, row_spans, steps_to_seconds
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class Tagger:
         coverage: list[Tensor] = []
         for name, by_steps in self.rows.items():
             logits, coverages = zip(*(rows.finish() for rows in by_steps.values()))
-            found[name] = {"logits": by_resolution(list(logits))}
+            found[name] = {"logits": by_resolution(list(map(self.classes[name].mask, logits)))}
             coverage = coverage or list(coverages)  # the same for all heads
             if name in self.segments:
                 n_classes = len(self.classes[name])
@@ -136,6 +136,7 @@ class Tagger:
         out: dict[str, Any] = {"at_time_res": seconds if self.several else seconds[0]}
         if AUDIOSET in found:
             out["audio_tag"] = found.pop(AUDIOSET)["logits"]
+            out |= audioset_values(self.classes[AUDIOSET])
         if coverage:
             out["audio_tag_coverage"] = by_resolution(coverage)
         out |= {"duration": self.seconds, "task": task}

@@ -209,7 +209,7 @@ class TagRows:
         if self._row_weight is not None:
             self.logits /= self._row_weight[:, None]
         coverage = self._coverage()
-        coverage[self.logits.isnan().any(dim=1)] = 0.0
+        coverage[self.logits.isnan().all(dim=1)] = 0.0
         return self.logits, coverage
 
     def _cell_frames(self) -> tuple[np.ndarray, np.ndarray]:

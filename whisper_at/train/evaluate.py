@@ -10,7 +10,8 @@ import numpy as np
 from ..checkpoints import available_heads
 from ..data.clips import Dataset
 from ..tagging.classes import ClassSet
-from ..tagging.labels import audioset_labels, find_class
+from ..tagging.heads import classes_from_metadata
+from ..tagging.labels import N_CLASSES, audioset_labels, find_class
 
 
 def classes_of_head(metadata: Mapping[str, str], label_dim: int) -> ClassSet:
@@ -28,16 +29,9 @@ def classes_of_head(metadata: Mapping[str, str], label_dim: int) -> ClassSet:
     ValueError
         If nothing says what the outputs mean.
     """
-    classes = ClassSet.from_metadata(metadata)
-    if classes is not None:
-        return classes
-    names = _audioset_names()
-    if label_dim != len(names):
-        raise ValueError(f"the head's {label_dim} outputs have no names, and are not AudioSet's {len(names)}")
-    try:  # a head for AudioSet's classes may have a temperature and thresholds all the same
-        return ClassSet.from_metadata(dict(metadata, classes=json.dumps(names))) or ClassSet(names)
-    except ValueError:
-        return ClassSet(names)
+    if (classes := classes_from_metadata(metadata, label_dim)) is None:
+        raise ValueError(f"the head's {label_dim} outputs have no names, and are not AudioSet's {N_CLASSES}")
+    return classes
 
 
 def targets_for(dataset: Dataset, classes: ClassSet) -> np.ndarray:
