@@ -8,20 +8,24 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import torch
 
 from .. import checkpoints
+from ..data.clips import Dataset
 from ..data.toml import read_toml
 from ..features.files import FeatureMetadata, num_views
 from ..features.prepare import check_encoder, prepare_features, read_splits
 from ..features.store import Features
 from ..loading import load_model
 from ..tagging.heads import make_head
+from ..tagging.labels import audioset_classes
 from ..tagging.rows import RESERVED_NAMES
 from ..train.config import PRESETS, Settings, parse_assignments, resolve_settings
 from ..train.distributed import broadcast, local_device, process_group
+from ..train.teacher import CLIP_SECONDS, cut_recordings, taught_dataset, teach_by_model, teach_by_table
 from ..train.train_head import (
     SplitIndices,
     TrainedHead,
@@ -51,10 +55,14 @@ examples:
   whisper-at train --data esc50.csv --root audio/ --test_fold 5 --model small.en -o esc50.safetensors
   whisper-at train --data train.json --test eval.json --labels audioset_label.csv --model medium.en \\
         --preset audioset -o medium.en.safetensors
+  whisper-at train --data recordings/ --teacher base --model large-v3 -o large-v3.safetensors
+                        what the head of base says of unlabelled recordings is what a head of large-v3 learns
 
 A run that was stopped is resumed by the same command."""
 
 Log = Callable[[str], object]
+TAUGHT_SETTINGS = {"loss": "bce", "select": "-valid_loss", "smoothing": 0.0}
+"""What differs from the preset where probabilities are learned instead of labels."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -73,6 +81,10 @@ def build_parser() -> argparse.ArgumentParser:
     help = "quick: look at labels and names, decode no file"
     data.add_argument("--check", choices=("full", "quick"), default="full", help=help)
     add_skip_bad_argument(data, "leave out clips with errors and go on")
+    help = "learn from what this says of unlabelled recordings: a Whisper with a head, or a .csv of probabilities"
+    data.add_argument("--teacher", metavar="MODEL|CSV", help=help)
+    help = "the teacher's head, by name or file, if not the one published for it"
+    data.add_argument("--teacher_head", metavar="FILE|NAME", default="auto", help=help)
     model = parser.add_argument_group("model")
     model.add_argument("--model", required=True, help="Whisper to train for: a name, file, folder or hub id")
     add_device_arguments(model)
@@ -116,7 +128,12 @@ def _train(parser: argparse.ArgumentParser, args: argparse.Namespace, output: Pa
         config = read_toml(args.config) if args.config else {}
         default_preset = config.pop("preset", "own")
         overrides = parse_assignments(args.set)
-        dataset = read_splits(args.data, args.valid, args.test, **data_options(args))
+        if args.teacher is not None:
+            _check_teacher_arguments(parser, args)
+            overrides = {**TAUGHT_SETTINGS, **config, **overrides}
+            dataset = Dataset((), audioset_classes().names)
+        else:
+            dataset = read_splits(args.data, args.valid, args.test, **data_options(args))
         if args.test_fold is not None and not any(clip.fold for clip in dataset.clips):
             parser.error("--test_fold needs data with folds: a column fold, or --fold for folders")
     except (ValueError, OSError) as error:
@@ -142,6 +159,10 @@ def _train(parser: argparse.ArgumentParser, args: argparse.Namespace, output: Pa
     del state
 
     folder = Path(args.features).expanduser() if args.features else output.with_suffix(".features")
+    taught: np.ndarray | None = None
+    if args.teacher is not None:
+        lesson = _learn_from_teacher(args, device, folder, log) if is_first else None
+        dataset, taught = cast(tuple[Dataset, np.ndarray], broadcast(lesson))
     prepared = None
     if is_first:
         prepared = prepare_features(
@@ -149,7 +170,7 @@ def _train(parser: argparse.ArgumentParser, args: argparse.Namespace, output: Pa
             folder,
             metadata,
             lambda: load_model(args.model, device, args.model_dir, head=None).eval(),
-            decode=args.check == "full",
+            decode=args.check == "full" and args.teacher is None,
             skip_bad=args.skip_bad,
             workers=args.workers,
             progress=not args.quiet,
@@ -164,7 +185,11 @@ def _train(parser: argparse.ArgumentParser, args: argparse.Namespace, output: Pa
     if not features.metadata.encoder_sha256:
         source = f"{args.model}'s, protocol {metadata.protocol}"
         log(f"{folder} does not say whose states it holds: they are taken for {source}")
+    if taught is not None:
+        row_of = {clip.key: row for row, clip in enumerate(dataset.clips)}
     dataset = prepared.select(np.flatnonzero(features.find(prepared.clips) >= 0))  # all, unless some were left out
+    if taught is not None:
+        taught = taught[[row_of[clip.key] for clip in dataset.clips]]
 
     split = split_dataset(dataset, settings, args.test_fold)
     log(f"{len(split.train)} clips to train on, {len(split.valid)} held out, {len(split.test)} to test on")
@@ -181,6 +206,7 @@ def _train(parser: argparse.ArgumentParser, args: argparse.Namespace, output: Pa
             run_dir=run_dir,
             progress=is_first and not args.quiet,
             on_epoch_end=on_epoch_end,
+            targets=taught,
         )
     if is_first:
         log_results(trained, settings, log)
@@ -190,9 +216,40 @@ def _train(parser: argparse.ArgumentParser, args: argparse.Namespace, output: Pa
     return 0
 
 
+def _check_teacher_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse options of labelled data, which a teacher replaces."""
+    for name in ("valid", "test", "test_fold", "labels", "root", "fold", "group"):
+        if getattr(args, name) is not None:
+            parser.error(f"--{name} is for labelled data; with --teacher, --data is a folder of recordings")
+    if args.teacher.endswith(".csv") and not Path(args.teacher).expanduser().is_file():
+        parser.error(f"there is no table {args.teacher}")
+
+
+def _learn_from_teacher(
+    args: argparse.Namespace, device: str | torch.device, folder: Path, log: Log
+) -> tuple[Dataset, np.ndarray]:
+    """Return clips of the recordings, and the probabilities that the teacher gives them."""
+    source = Path(args.data).expanduser()
+    clips = cut_recordings(source, folder.with_suffix(".clips"), not args.quiet, print_error)
+    log(f"{len(clips)} clips of {CLIP_SECONDS:g} s, {len({clip.group for clip in clips})} recordings")
+    if args.teacher.endswith(".csv"):
+        classes, targets = teach_by_table(Path(args.teacher).expanduser(), clips, source)
+    else:
+        teacher = load_model(args.teacher, device, args.model_dir, head=args.teacher_head).eval()
+        store = folder.with_suffix(".teacher")
+        progress = not args.quiet
+        classes, targets = teach_by_model(teacher, args.teacher, clips, store, args.workers, progress, log)
+    dataset, targets = taught_dataset(clips, classes, targets)
+    known = int(np.isfinite(targets).any(0).sum())
+    sure = {name for clip in dataset.clips for name in clip.labels}
+    log(f"the teacher knows {known} of {len(classes)} classes, and is sure of {len(sure)} of them here")
+    return dataset, targets
+
+
 def log_results(trained: TrainedHead, settings: Settings, log: Log) -> None:
     """Log how well a head does on held-out and test clips."""
-    for line in format_table(trained.table):
+    occurring = [row for row in trained.table if row.get("trained") or row.get("held out") or not trained.is_audioset]
+    for line in format_table(occurring):
         log(line)
     kept = f"epoch {trained.epoch}" if trained.epoch else f"the average of epochs {list(settings.average)}"
     if trained.scores:

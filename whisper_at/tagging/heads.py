@@ -8,8 +8,10 @@ are built of openai-whisper's own attention block and always compute in float32.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +19,10 @@ from whisper.model import ResidualAttentionBlock
 
 from ..checkpoints.shapes import check_shapes
 from .classes import ClassSet
-from .labels import N_CLASSES, audioset_classes, with_audioset_mids
+from .labels import N_CLASSES, audioset_classes, is_audioset
 
+DEFAULT_THRESHOLD = 0.5
+"""Probability from which a class of AudioSet's counts, if a head was calibrated on too few clips of it."""
 PREFIX = "at_model."
 """Prefix of the parameter names in official checkpoints."""
 
@@ -168,7 +172,10 @@ def classes_from_metadata(metadata: Mapping[str, str], label_dim: int) -> ClassS
     classes = ClassSet.from_metadata({**metadata, "classes": names})
     if classes is not None and len(classes) != label_dim:
         raise ValueError(f"this head has {label_dim} outputs, but its metadata name {len(classes)} classes")
-    return None if classes is None else with_audioset_mids(classes)
+    if classes is None or not is_audioset(classes):
+        return classes
+    thresholds = classes.thresholds and tuple(t if math.isfinite(t) else DEFAULT_THRESHOLD for t in classes.thresholds)
+    return replace(classes, mids=audioset_classes().mids, thresholds=thresholds)
 
 
 def make_head(mode: str, *, n_layer: int, rep_dim: int, label_dim: int = N_CLASSES) -> Head:

@@ -11,7 +11,7 @@ import csv
 import json
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -81,14 +81,9 @@ def audioset_classes() -> ClassSet:
     return ClassSet(tuple(label.name for label in labels), mids=tuple(label.mid for label in labels))
 
 
-def with_audioset_mids(classes: ClassSet) -> ClassSet:
-    """Return a class set with AudioSet's MIDs if its names are AudioSet's, else as it is."""
-    return replace(classes, mids=audioset_classes().mids) if is_audioset(classes) else classes
-
-
-def is_audioset(classes: ClassSet) -> bool:
+def is_audioset(classes: ClassSet | None) -> bool:
     """Return whether classes are AudioSet's 527, whatever their calibration."""
-    return classes.names == audioset_classes().names
+    return classes is not None and classes.names == audioset_classes().names
 
 
 def find_class(query: int | str) -> int:

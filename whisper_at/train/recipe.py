@@ -39,14 +39,15 @@ def sampling_weights(targets: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     targets : ndarray, shape (clips, classes)
-        0 and 1.
+        0 and 1, or probabilities; NaN counts as 0.
 
     Returns
     -------
     ndarray, shape (clips,)
         float64, not normalised.
     """
-    return targets.astype(np.float64) @ (1000.0 / (targets.sum(axis=0, dtype=np.float64) + 0.01))
+    targets = np.nan_to_num(targets.astype(np.float64))
+    return targets @ (1000.0 / (targets.sum(axis=0) + 0.01))
 
 
 def smooth_targets(
@@ -75,7 +76,7 @@ def smooth_targets(
         float32.
     """
     floor = smoothing / targets.shape[1]
-    unmixed = np.where(targets > 0, 1 - smoothing, floor)
+    unmixed = np.where(targets == 1, 1 - smoothing, floor + (1 - smoothing) * targets)  # of 0, that is ε/C
     if partners is None or share is None:
         return unmixed.astype(np.float32)
     part = share[:, None]
@@ -114,7 +115,7 @@ class HeadTask:
     clips : ndarray, shape (n,)
         Indices in `features` of the clips to train on.
     targets : ndarray, shape (n, classes)
-        float32, 0 and 1.
+        float32, 0 and 1, or probabilities; NaN for classes that are not known.
     settings : Settings
         How to train.
     valid : (ndarray of shape (m,), ndarray of shape (m, classes)), optional
@@ -235,8 +236,14 @@ class HeadTask:
 
 
 def head_loss(logits: Tensor, targets: Tensor, loss: str) -> Tensor:
-    """Return binary (``bce``) or categorical (``ce``) cross-entropy; for ``ce``, targets are normalised to sum to 1."""
+    """Return binary (``bce``) or categorical (``ce``) cross-entropy; for ``ce``, targets are normalised to sum to 1.
+
+    Of ``bce``, classes of a clip whose target is NaN do not count.
+    """
     if loss == "bce":
+        known = ~targets.isnan()
+        if not known.all():
+            return F.binary_cross_entropy_with_logits(logits[known], targets[known])
         return F.binary_cross_entropy_with_logits(logits, targets)
     return F.cross_entropy(logits, targets / targets.sum(1, keepdim=True))
 
@@ -299,7 +306,8 @@ def compute_scores(targets: np.ndarray, logits: np.ndarray, loss: str) -> dict[s
     """
     valid_loss = float(head_loss(torch.from_numpy(logits), torch.from_numpy(targets), loss))
     ranked = logits if loss == "bce" else torch.from_numpy(logits).log_softmax(1).numpy()
-    scores = {"valid_loss": valid_loss, **ranking_scores(targets, ranked)}
+    known = np.isfinite(targets).all(0)
+    scores = {"valid_loss": valid_loss, **ranking_scores(targets[:, known], ranked[:, known])}
     if loss == "ce":
         scores |= decision_scores(targets.argmax(1), logits.argmax(1))
     return scores

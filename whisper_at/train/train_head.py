@@ -153,6 +153,7 @@ def train_head(
     run_dir: Path | None = None,
     progress: bool = False,
     on_epoch_end: Callable[[int, Mapping[str, float]], object] | None = None,
+    targets: np.ndarray | None = None,
 ) -> TrainedHead:
     """Train a head on pooled states; select its weights and calibrate it on held-out clips.
 
@@ -174,6 +175,8 @@ def train_head(
         Whether to show a progress bar.
     on_epoch_end : callable, optional
         Takes the epoch (from 1) and its scores.
+    targets : ndarray, shape (clips, classes), optional
+        Probabilities to learn instead of the labels, float32; NaN for classes that are not known.
 
     Raises
     ------
@@ -186,7 +189,9 @@ def train_head(
     if (indices < 0).any():
         missing = [clip.path.name for clip, i in zip(dataset.clips, indices) if i < 0]
         raise ValueError(f"{len(missing)} clips have no states in {features.folder} ({missing[0]} …)")
-    targets = dataset.targets()
+    taught = targets is not None
+    targets = dataset.targets() if targets is None else targets
+    known = np.isfinite(targets).any(0)
     layers, dim = features.metadata.layers, features.metadata.dim
     torch.manual_seed(settings.seed)
     head = make_head(settings.mode, n_layer=layers, rep_dim=dim, label_dim=len(dataset.classes)).to(device)
@@ -200,7 +205,7 @@ def train_head(
     run_config = {
         "settings": settings_dict(settings),
         "features": features.metadata.to_dict(),
-        "data": _data_digest(dataset, split, [features.rows[i] for i in indices]),
+        "data": _data_digest(dataset, split, [features.rows[i] for i in indices], targets if taught else None),
     }
     if run_dir is not None and not (run_dir / STATE_FILE).exists():
         (run_dir / HISTORY_FILE).unlink(missing_ok=True)  # of a run that ended
@@ -209,12 +214,13 @@ def train_head(
 
     max_steps = max(settings.rows)
     multi_label = settings.loss == "bce"
-    temperature, thresholds, scores, table = 1.0, None, {}, _class_table(dataset, split, targets)
+    temperature, thresholds, scores, table = 1.0, None, {}, _class_table(dataset, split, dataset.targets())
     if valid is not None:
         views, wanted = valid
         logits = compute_logits(head, features, views, max_steps)
         scores = compute_scores(wanted, logits, settings.loss)
-        temperature = fit_temperature(wanted, logits, multi_label)
+        wanted = (np.nan_to_num(wanted) > 0.5).astype(np.float32)
+        temperature = fit_temperature(wanted[:, known], logits[:, known], multi_label)
         p = probabilities(logits, multi_label, temperature)
         thresholds = thresholds_for_precision(wanted, p, settings.threshold_precision)
         thresholds = np.where(np.isnan(thresholds), 0.5, thresholds)  # no held-out clip has the class
@@ -228,6 +234,7 @@ def train_head(
         "multi_label" if multi_label else "single_label",
         temperature,
         None if thresholds is None else tuple(float(t) for t in thresholds),
+        known=None if known.all() else tuple(np.flatnonzero(known).tolist()),
     )
     return TrainedHead(head, classes, fitted, scores, test_scores, table)
 
@@ -326,11 +333,15 @@ def _add_scores(
         row["threshold"] = float(thresholds[i])
 
 
-def _data_digest(dataset: Dataset, split: SplitIndices, rows: Sequence[IndexRow]) -> str:
-    """Return a hash of clips, labels, classes, files (by size and time) and split."""
+def _data_digest(
+    dataset: Dataset, split: SplitIndices, rows: Sequence[IndexRow], targets: np.ndarray | None = None
+) -> str:
+    """Return a hash of clips, labels or targets, classes, files (by size and time) and split."""
     parts: list[Any] = [list(dataset.classes)]
     parts.append([[clip.key, sorted(clip.labels), row.size, row.mtime] for clip, row in zip(dataset.clips, rows)])
     parts += [part.tolist() for part in (split.train, split.valid)]
+    if targets is not None:
+        parts.append(hashlib.sha256(targets.tobytes()).hexdigest())
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
