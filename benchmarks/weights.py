@@ -141,7 +141,7 @@ def write_tokenizer(encoding: Any, folder: Path) -> None:
     import whisper
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
-    ranks = Path(whisper.__file__).parent / "assets" / "multilingual.tiktoken"
+    ranks = Path(whisper.__file__).parent / "assets" / encoding.name  # gpt2.tiktoken or multilingual.tiktoken
     names = sorted(encoding.special_tokens_set, key=encoding.encode_single_token)
     converted = TikTokenConverter(str(ranks), pattern=SPLIT_PATTERN, extra_special_tokens=names).converted()
     converted.save(str(folder / "tokenizer.json"))
