@@ -1,9 +1,11 @@
 """Draw a timeline of a recording: its text, and the most probable classes of sound.
 
-python sample/draw_timeline.py [FILE] [IMAGE] [MODEL]
+python sample/draw_timeline.py [FILE] [IMAGE] [MODEL] [HEAD]
 """
 
 import sys
+import textwrap
+from itertools import zip_longest
 from pathlib import Path
 
 import matplotlib
@@ -14,12 +16,12 @@ import matplotlib.pyplot as plt
 import whisper_at as whisper
 
 here = Path(__file__).parent
-file = sys.argv[1] if len(sys.argv) > 1 else str(here / "street.ogg")
-output = sys.argv[2] if len(sys.argv) > 2 else str(here / "timeline.png")
-model = whisper.load_model(sys.argv[3] if len(sys.argv) > 3 else "nano.en")
+defaults = [str(here / "reading.ogg"), str(here / "timeline.png"), "tiny.en", "open.tiny.en"]
+file, output, name, head = (argument or default for argument, default in zip_longest(sys.argv[1:], defaults))
+model = whisper.load_model(name, head=head)
 
-result = model.transcribe(file, at_time_res=0.4)
-probabilities = result["audio_tag"].sigmoid()
+result = model.transcribe(file, beam_size=5, at_time_res=0.4)
+probabilities = result["audio_tag"].sigmoid().nan_to_num()  # of classes that the head does not know: 0
 classes = probabilities.topk(min(3, len(probabilities)), dim=0).values.mean(dim=0).topk(10).indices.tolist()
 names = [whisper.label_names("en")[i] for i in classes]
 
@@ -28,7 +30,9 @@ figure, (text_axes, tag_axes) = plt.subplots(
 )
 for i, segment in enumerate(result["segments"]):
     text_axes.axvspan(segment["start"], segment["end"], color="tab:cyan", alpha=0.35)
-    text_axes.text(segment["start"], 0.25 + 0.5 * (i % 2), segment["text"].strip(), fontsize=8, va="center")
+    text_axes.text(
+        segment["start"], 0.25 + 0.5 * (i % 2), textwrap.fill(segment["text"].strip(), 42), fontsize=7, va="center"
+    )
 text_axes.set(
     ylim=(0, 1),
     yticks=[],

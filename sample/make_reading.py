@@ -1,12 +1,13 @@
-"""Make ``reading.ogg``: a real voice and real sounds, from recordings that anybody may use.
+"""Make ``reading.ogg``: a real voice and real sounds, from recordings that may be passed on.
 
 Usage::
 
-    python sample/make_reading.py SPEECH_FOLDER SOUNDS_FOLDER
+    python sample/make_reading.py SPEECH SONIC_PI OPENCLONK
 
-The sentences are LibriVox's reading of Jane Austen's "Sense and Sensibility" (public domain), as the package
-pocketsphinx-testdata of Debian has them in ``test/data/librivox``; the sounds are those of Sonic Pi (CC0 1.0), as
-Debian's package sonic-pi-samples has them. Needs scipy and soundfile.
+The folders are ``test/data/librivox`` of Debian's package pocketsphinx-testdata (LibriVox's reading of Jane Austen's
+"Sense and Sensibility", public domain), ``samples`` of sonic-pi-samples (CC0 1.0), and the unpacked ``Sound.ocg`` of
+openclonk-data (`recipes.open_head.openclonk` unpacks it; authors and licences are in README.md). Needs scipy and
+soundfile.
 """
 
 from __future__ import annotations
@@ -20,21 +21,20 @@ import soundfile
 from scipy.signal import resample_poly
 
 SAMPLE_RATE = 16000
-SECONDS = 60
+SECONDS = 51
 FADE = 0.02  # seconds, at both ends of every part
 SPEECH = "sense_and_sensibility_01_austen_64kb-{}.wav"
 
-# start (s), file, peak
+# start and end (s), folder, file, peak
 PARTS = (
-    (0.5, SPEECH.format("0870"), 0.6),
-    *((second, "misc_crow.flac", 0.5) for second in (8.7, 9.6, 10.6, 11.5, 12.3)),
-    (13.6, SPEECH.format("0890"), 0.6),
-    (20.0, "guit_em9.flac", 0.45),
-    (24.4, SPEECH.format("0920"), 0.6),
-    (32.0, "perc_bell.flac", 0.5),
-    (39.0, "loop_amen_full.flac", 0.4),
-    (46.4, SPEECH.format("0930"), 0.6),
-    (50.0, "loop_tabla.flac", 0.45),
+    (0.5, 8.0, "speech", SPEECH.format("0870"), 0.6),
+    (8.0, 13.5, "openclonk", "Environment.ocg/BirdsLoop.ogg", 0.4),
+    (13.6, 19.5, "speech", SPEECH.format("0890"), 0.6),
+    (20.0, 30.0, "sonic_pi", "guit_em9.flac", 0.4),
+    (24.4, 30.6, "speech", SPEECH.format("0920"), 0.6),
+    (31.0, 38.5, "openclonk", "Fire.ocg/Fire.ogg", 0.4),
+    (39.0, 46.0, "sonic_pi", "loop_amen_full.flac", 0.4),
+    (46.4, 50.0, "speech", SPEECH.format("0930"), 0.6),
 )
 
 
@@ -48,17 +48,18 @@ def read(path: Path) -> np.ndarray:
 def main() -> None:
     """Write ``reading.ogg`` beside this file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("speech", type=Path, help="folder of the sentences")
-    parser.add_argument("sounds", type=Path, help="folder of the sounds")
-    args = parser.parse_args()
+    for name in ("speech", "sonic_pi", "openclonk"):
+        parser.add_argument(name, type=Path)
+    folders = vars(parser.parse_args())
     mixed = np.zeros(SECONDS * SAMPLE_RATE)
-    for start, name, peak in PARTS:
-        samples = read((args.speech if name.endswith(".wav") else args.sounds) / name)
-        samples = samples[: len(mixed) - round(start * SAMPLE_RATE)]
+    for start, end, folder, name, peak in PARTS:
+        samples = read(folders[folder] / name)
+        first, length = round(start * SAMPLE_RATE), round((end - start) * SAMPLE_RATE)
+        if folder == "openclonk" and "Loop" in name:  # made to be repeated
+            samples = np.tile(samples, -(-length // len(samples)))
+        samples = samples[:length]
         fade = np.minimum(1, np.arange(1, len(samples) + 1) / (FADE * SAMPLE_RATE))
-        samples = samples * fade * fade[::-1] * peak / np.abs(samples).max()
-        at = round(start * SAMPLE_RATE)
-        mixed[at : at + len(samples)] += samples
+        mixed[first : first + len(samples)] += samples * fade * fade[::-1] * peak / np.abs(samples).max()
         print(f"{start:5.1f} – {start + len(samples) / SAMPLE_RATE:5.1f}  {name}")
     soundfile.write(Path(__file__).with_name("reading.ogg"), mixed, SAMPLE_RATE, format="OGG", subtype="VORBIS")
 
