@@ -26,13 +26,14 @@ classes = probabilities.topk(min(3, len(probabilities)), dim=0).values.mean(dim=
 names = [whisper.label_names("en")[i] for i in classes]
 
 figure, (text_axes, tag_axes) = plt.subplots(
-    2, 1, figsize=(12, 4.4), sharex=True, height_ratios=[1, 4], layout="constrained", dpi=110
+    2, 1, figsize=(12, 4.4), sharex=True, height_ratios=[1.3, 4], layout="constrained", dpi=110
 )
 for i, segment in enumerate(result["segments"]):
     text_axes.axvspan(segment["start"], segment["end"], color="tab:cyan", alpha=0.35)
-    text_axes.text(
-        segment["start"], 0.25 + 0.5 * (i % 2), textwrap.fill(segment["text"].strip(), 42), fontsize=7, va="center"
-    )
+    text = textwrap.fill(segment["text"].strip(), 40)
+    late = segment["start"] > 0.8 * result["duration"]
+    place = {"x": segment["end"], "ha": "right"} if late else {"x": segment["start"], "ha": "left"}
+    text_axes.text(y=0.26 + 0.48 * (i % 2), s=text, fontsize=7, va="center", **place)
 text_axes.set(
     ylim=(0, 1),
     yticks=[],
