@@ -122,12 +122,14 @@ def load_model(
         model.draft = _open_draft(draft_path, draft, model, name)
 
     for source in heads:
+        trained_on = name
         if source == "auto":
             source = _automatic_head(model, name, at_low_compute, download_root)
+            trained_on = name if source is None else source.removesuffix("_low")  # which the model is, as heads go
             if source is None and len(heads) > 1:  # a caller who asked for no other is told when tags are asked for
                 warnings.warn(f"no tags of AudioSet's classes: {model.head_missing}", stacklevel=2)
         if source is not None:
-            _add_head(model, load_head_or_classifier(source, model, download_root, name), source)
+            _add_head(model, load_head_or_classifier(source, model, download_root, trained_on), source)
     return model.to(device)
 
 
@@ -183,7 +185,8 @@ def _head_of_encoder(model: WhisperAT, low: bool, download_root: str | None) -> 
     candidates: list[tuple[str, int, str | None]] = []  # Whisper, width, SHA-256 of its encoder
     for name, path in checkpoints.packaged_heads().items():
         tensors, metadata = checkpoints.open_head(path)
-        candidates.append((name, len(tensors["mlp_layer.0.weight"]), metadata.get("encoder_sha256")))
+        width = int(metadata.get("width", len(tensors["mlp_layer.0.weight"])))
+        candidates.append((name, width, metadata.get("encoder_sha256")))
     candidates += [(name, head.width, None) for name, head in checkpoints.HEADS.items() if not head.low_compute]
     for name, width, theirs in candidates:
         if width != model.dims.n_audio_state:

@@ -61,7 +61,7 @@ examples:
 A run that was stopped is resumed by the same command."""
 
 Log = Callable[[str], object]
-TAUGHT_SETTINGS = {"loss": "bce", "select": "-valid_loss", "smoothing": 0.0}
+TAUGHT_SETTINGS = {"loss": "bce", "smoothing": 0.0}
 """What differs from the preset where probabilities are learned instead of labels."""
 
 
@@ -126,11 +126,13 @@ def _train(parser: argparse.ArgumentParser, args: argparse.Namespace, output: Pa
     log: Log = print_line if is_first and not args.quiet else lambda line: None
     try:
         config = read_toml(args.config) if args.config else {}
-        default_preset = config.pop("preset", "own")
+        configured = config.pop("preset", "own")
+        preset = args.preset or configured
         overrides = parse_assignments(args.set)
         if args.teacher is not None:
             _check_teacher_arguments(parser, args)
-            overrides = {**TAUGHT_SETTINGS, **config, **overrides}
+            taught_settings = {**TAUGHT_SETTINGS, **({"select": "-valid_loss"} if preset == "own" else {})}
+            overrides = {**taught_settings, **config, **overrides}
             dataset = Dataset((), audioset_classes().names)
         else:
             dataset = read_splits(args.data, args.valid, args.test, **data_options(args))
@@ -143,7 +145,7 @@ def _train(parser: argparse.ArgumentParser, args: argparse.Namespace, output: Pa
     dims, state = checkpoints.open_whisper(path, download_root=args.model_dir)
     layers, dim = dims["n_audio_layer"], dims["n_audio_state"]
     try:
-        settings = resolve_settings(args.preset or default_preset, dim, config, overrides, args.config)
+        settings = resolve_settings(preset, dim, config, overrides, args.config)
         settings = resolve_loss(dataset, settings)
         make_head(settings.mode, n_layer=layers, rep_dim=dim)  # raises if it is not possible
     except ValueError as error:
