@@ -4,8 +4,9 @@ r"""Cross-validation of every mode of head on labelled recordings: a table, and 
 
 Features are computed once for each encoder: that of the Whisper, and one of the same size with random frozen weights,
 which shows how much of a score is due to the training of the encoder. Every fold is tested once for every seed, its
-clips in isolation and in context; epochs are selected on a part held out of the other folds. Rows are added to the
-table as runs finish, and runs that are in it are not repeated.
+clips in isolation and in context (under protocol 10, as they were trained on); epochs are selected on a part held out
+of the other folds. Every mode has the settings of its preset. Rows are added to the table as runs finish, and runs that
+are in it are not repeated.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import argparse
 import csv
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +46,7 @@ from whisper_at.train.run_manifest import check_same_run, clips_digest, truncate
 from whisper_at.train.train_head import SplitIndices, resolve_loss, train_head, with_supported_precision
 
 MODES = (
+    "stats_mlp",
     "last_mlp",
     "mean_mlp",
     "wa_mlp",
@@ -57,23 +60,38 @@ MODES = (
 LINEAR_RATE = 5.0
 """Learning rate of linear heads, relative to those with attention: at the same rate, they do not converge."""
 ENCODERS = ("trained", "random")
-TEST_PROTOCOLS = ("30", JOINED)
-"""How clips of a fold are encoded for its test: in isolation, and in context."""
-SCORES = ("accuracy", "mAP", "AUC", *(f"{name}_joined" for name in ("accuracy", "mAP", "AUC")))
+IN_CONTEXT = "_joined"
+"""Suffix of the scores of clips in context; those of clips in isolation have none."""
+SCORES = ("accuracy", "mAP", "AUC", *(f"{name}{IN_CONTEXT}" for name in ("accuracy", "mAP", "AUC")))
 COLUMNS = ("encoder", "mode", "seed", "fold", "parameters", "epoch", *SCORES, "seconds")
 
 
+SettingsOfMode = Callable[[str], Settings]
+"""From a mode to how it is trained."""
+
+
 class FeatureStores(NamedTuple):
-    """Features of all clips to train on, and features to test on, by fold and protocol."""
+    """Features of all clips to train on, and by suffix of the scores, store and view to test on.
+
+    Clips are encoded in the context of clips of the same fold alone, so one store does for all folds.
+    """
 
     training: Features
-    tests: Mapping[tuple[int, str], Features]
+    tests: Mapping[str, tuple[Features, int]]
 
 
 def random_encoder(model: WhisperAT, seed: int = 0) -> WhisperAT:
     """Return a Whisper of the same size with random weights."""
     torch.manual_seed(seed)
     return WhisperAT(model.dims).eval()
+
+
+def with_folds(dataset: Dataset) -> Dataset:
+    """Return the clips, each with a fold: the data set's own, or five that are drawn."""
+    fold = {i: str(number) for number, (_, inside) in enumerate(folds(dataset)) for i in inside.tolist()}
+    if all(clip.fold for clip in dataset.clips):
+        return dataset
+    return replace(dataset, clips=tuple(replace(clip, fold=fold[i]) for i, clip in enumerate(dataset.clips)))
 
 
 def extract_stores(
@@ -84,20 +102,20 @@ def extract_stores(
     model = random_encoder(model) if encoder == "random" else model
     label = name if encoder == "trained" else f"{name} with random weights"
 
-    def extract(part: Dataset, protocol: str, folder: Path) -> Features:
+    def extract(protocol: str, folder: Path) -> Features:
         metadata = describe_features(label, model, protocol, settings.seconds if protocol == "10" else None)
         options = {"workers": workers, "progress": True, "log": print}
-        if unreadable := extract_features(part.clips, folder, model, metadata, **options):
+        if unreadable := extract_features(dataset.clips, folder, model, metadata, **options):
             raise RuntimeError(f"{unreadable[0].clip.path}: {unreadable[0].reason} ({len(unreadable)} such)")
         return Features.open(folder)
 
-    training = extract(dataset, settings.protocol, out / f"{encoder}.features")
-    tests = {}
-    for fold, (_, inside) in enumerate(folds(dataset)):
-        for protocol in TEST_PROTOCOLS:
-            folder = out / f"{encoder}.fold-{fold}-{protocol}.features"
-            tests[fold, protocol] = extract(dataset.select(inside), protocol, folder)
-    return FeatureStores(training, tests)
+    training = extract(settings.protocol, out / f"{encoder}.features")
+    if settings.protocol == "30+":  # its first view is that of protocol 30, its second that of joined
+        return FeatureStores(training, {"": (training, 0), IN_CONTEXT: (training, 1)})
+    if settings.protocol == "10":
+        return FeatureStores(training, {"": (training, 0)})
+    joined = extract(JOINED, out / f"{encoder}.{JOINED}.features")
+    return FeatureStores(training, {"": (training, 0), IN_CONTEXT: (joined, 0)})
 
 
 def cross_validate(
@@ -105,7 +123,7 @@ def cross_validate(
     stores: Mapping[str, FeatureStores],
     modes: Sequence[str],
     seeds: Sequence[int],
-    settings: Settings,
+    settings: SettingsOfMode,
     table: Path,
     only_fold: int | None = None,
 ) -> list[dict[str, str]]:
@@ -116,7 +134,8 @@ def cross_validate(
     ValueError
         If the table is of other settings or recordings.
     """
-    facts = {name: value for name, value in settings_dict(settings).items() if name not in ("mode", "seed")}
+    presets = settings("tl_tr_1_8")  # stands for all of them, which the same file and flags change
+    facts = {name: value for name, value in settings_dict(presets).items() if name not in ("mode", "seed")}
     check_same_run(table, {**facts, "clips": clips_digest(dataset.clips)})
     truncate_partial_line(table)
     rows = read_rows(table)
@@ -126,7 +145,7 @@ def cross_validate(
         for fold, (outside, inside) in enumerate(divisions):
             if only_fold not in (None, fold):
                 continue
-            kept, held = hold_out(dataset.select(outside), settings.valid_share, seed)
+            kept, held = hold_out(dataset.select(outside), presets.valid_share, seed)
             split = SplitIndices(outside[kept], outside[held], inside[:0])
             test = dataset.select(inside)
             for encoder, store in stores.items():
@@ -134,15 +153,13 @@ def cross_validate(
                     if (encoder, mode, str(seed), str(fold)) in done:
                         continue
                     start = time.perf_counter()
-                    rate = settings.rate * (LINEAR_RATE if mode.endswith("_mlp") else 1)
-                    changes = {"mode": mode, "seed": seed, "rate": rate}
-                    trained = train_head(dataset, store.training, split, update_settings(settings, changes, "crossval"))
+                    chosen = replace(settings(mode), seed=seed)
+                    trained = train_head(dataset, store.training, split, chosen)
                     scores = {}
-                    for protocol in TEST_PROTOCOLS:
-                        features = store.tests[fold, protocol]
-                        logits = compute_logits(trained.head, features, features.find(test.clips), max(settings.rows))
-                        found = compute_scores(test.targets(), logits, settings.loss)
-                        suffix = "" if protocol == "30" else "_joined"
+                    for suffix, (features, view) in store.tests.items():
+                        views = features.view_indices(features.find(test.clips))[view]
+                        logits = compute_logits(trained.head, features, views, max(chosen.rows))
+                        found = compute_scores(test.targets(), logits, chosen.loss)
                         scores |= {name + suffix: value for name, value in found.items()}
                     row = {
                         "encoder": encoder,
@@ -195,7 +212,7 @@ def mean_scores(rows: Sequence[dict[str, str]], score: str) -> dict[tuple[str, s
 
 
 def draw(rows: Sequence[dict[str, str]], path: Path, title: str) -> None:
-    """Draw means and intervals by mode: a panel per score, a row per protocol, the two encoders side by side."""
+    """Draw means and intervals by mode: a panel per score, a row per way to test, the two encoders side by side."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -203,9 +220,9 @@ def draw(rows: Sequence[dict[str, str]], path: Path, title: str) -> None:
 
     scores = [name for name in SCORES if "AUC" not in name and not np.isnan([float(row[name]) for row in rows]).all()]
     modes = list(dict.fromkeys(row["mode"] for row in rows))
-    columns = len(scores) // len(TEST_PROTOCOLS)  # scores of each protocol
-    size = 5.2 * columns, len(TEST_PROTOCOLS) * (0.4 * len(modes) + 1.2)
-    figure, axes = plt.subplots(len(TEST_PROTOCOLS), columns, figsize=size, squeeze=False)
+    ways = 1 + any(name.endswith(IN_CONTEXT) for name in scores)
+    columns = len(scores) // ways  # scores of each way
+    figure, axes = plt.subplots(ways, columns, figsize=(5.2 * columns, ways * (0.4 * len(modes) + 1.2)), squeeze=False)
     look = {"trained": ("o", "#0072b2", "trained encoder"), "random": ("s", "#d55e00", "random encoder")}
     for axis, name in zip(axes.flat, scores):
         found = mean_scores(rows, name)
@@ -226,7 +243,7 @@ def draw(rows: Sequence[dict[str, str]], path: Path, title: str) -> None:
             )
         axis.set_yticks(range(len(modes)), modes)
         axis.invert_yaxis()
-        way = ", one behind the other" if name.endswith("_joined") else ", each by itself"
+        way = ", one behind the other" if name.endswith(IN_CONTEXT) else ", each by itself"
         axis.set_xlabel(f"{name.removesuffix('_joined')} (%){way}")
         axis.grid(axis="x", alpha=0.3)
     figure.suptitle(f"{title}: means over folds, 95 % intervals", x=0.02, ha="left")
@@ -253,15 +270,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
-    dataset = read_data(args.data, labels=args.labels, root=args.root, fold=args.fold, group=args.group)
+    dataset = with_folds(read_data(args.data, labels=args.labels, root=args.root, fold=args.fold, group=args.group))
     config = read_toml(args.config) if args.config else {}
     preset = config.pop("preset", "own")
-    settings = update_settings(preset_settings(preset, 0), config, args.config or "")
-    settings = resolve_loss(dataset, update_settings(settings, parse_assignments(args.set), "--set"))
-    settings = with_supported_precision(settings, "cpu")
+    overrides = parse_assignments(args.set)
+
+    def settings(mode: str) -> Settings:
+        """Return the settings that `whisper-at train` would have with this mode; linear heads have a higher rate."""
+        chosen = update_settings(preset_settings(preset, 0, mode), config, args.config or "")
+        chosen = resolve_loss(dataset, replace(update_settings(chosen, overrides, "--set"), mode=mode))
+        rate = chosen.rate * (LINEAR_RATE if mode.endswith("_mlp") and mode != "stats_mlp" else 1)
+        return with_supported_precision(replace(chosen, rate=rate), "cpu")
+
     args.out.mkdir(parents=True, exist_ok=True)
     stores = {
-        name: extract_stores(dataset, args.out, args.model, name, settings, args.workers) for name in args.encoders
+        name: extract_stores(dataset, args.out, args.model, name, settings(args.modes[0]), args.workers)
+        for name in args.encoders
     }
     rows = cross_validate(
         dataset, stores, args.modes, range(args.seeds), settings, args.out / "crossval.csv", args.only_fold

@@ -9,7 +9,7 @@ import pytest
 from whisper_at.checkpoints import save_safetensors
 from whisper_at.cli.count import format_table, main
 from whisper_at.tagging.heads import make_head
-from whisper_at.train.flops import BASELINES, TL_TR
+from whisper_at.train.flops import BASELINES, STATISTICS, TL_TR
 
 
 def test_counts_of_the_command(capsys):
@@ -21,7 +21,7 @@ def test_counts_of_the_command(capsys):
     assert "0.94 %" in large
     assert main(["tiny", "small_low", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert {row["mode"] for row in rows if row["model"] == "tiny"} == set(TL_TR + BASELINES)
+    assert {row["mode"] for row in rows if row["model"] == "tiny"} == set(TL_TR + BASELINES + STATISTICS)
     assert rows[-1]["head_parameters"] == 6_970_383
 
 

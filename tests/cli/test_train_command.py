@@ -76,7 +76,7 @@ def test_a_folder_becomes_one_file_that_tags(command, checkpoint, sounds, tmp_pa
     _, state = open_whisper(checkpoint)
     assert json.loads(metadata["classes"]) == list(CLASSES)
     assert metadata["kind"] == "single_label"
-    assert metadata["mode"] == "tl_tr_1_8"
+    assert metadata["mode"] == "stats_mlp"
     assert (metadata["n_layer"], metadata["width"]) == ("2", "64")
     assert metadata["encoder_sha256"] == encoder_sha256(state)
     assert json.loads(metadata["steps"]) == [3]
@@ -90,7 +90,7 @@ def test_a_folder_becomes_one_file_that_tags(command, checkpoint, sounds, tmp_pa
 
     model = whisper_at.load_model(str(checkpoint), device="cpu", head=str(tmp_path / "my.safetensors"))
     head = model.attached["my"]
-    assert tensors["mlp_layer.1.weight"].shape == (3, 64)
+    assert tensors["mlp_layer.1.weight"].shape == (3, 3 * 2 * 64)
     features = Features.open(sounds.parent / "features")
     clips = read_folders(sounds).clips
     with torch.no_grad():
@@ -152,6 +152,45 @@ def test_a_run_that_was_stopped_goes_on(command, tmp_path, monkeypatch):
         command("--set", "rate=1e-2")  # not that run
     assert command() == 0
     assert same(open_head(tmp_path / "my.safetensors"), open_head(tmp_path / "whole.safetensors"))
+
+
+def test_the_head_that_is_written_has_seen_every_clip(command, tmp_path, monkeypatch):
+    """It is trained on held-out clips too; its scores and thresholds are of one that was not."""
+    assert command("--set", "refit=false", out="first.safetensors") == 0
+    assert command(out="whole.safetensors") == 0
+    (first, about_first), (whole, about_whole) = (open_head(tmp_path / f"{n}.safetensors") for n in ("first", "whole"))
+    assert not torch.equal(first["mlp_layer.0.mean"], whole["mlp_layer.0.mean"])
+    assert about_first["thresholds"] == about_whole["thresholds"]
+    assert json.loads(about_first["training"])["held_out"] == json.loads(about_whole["training"])["held_out"]
+
+    real = train_head.HeadTask.batch
+
+    def stop(self, epoch, step):
+        if self.valid is None and step == 1:
+            raise KeyboardInterrupt
+        return real(self, epoch, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_head.HeadTask, "batch", stop)
+        with pytest.raises(KeyboardInterrupt):
+            command()
+    assert command() == 0
+    assert same(open_head(tmp_path / "my.safetensors"), (whole, about_whole))
+    assert not (tmp_path / "my.run" / train_head.REFIT_FOLDER).exists()
+
+
+def test_a_validation_split_of_the_data_is_not_trained_on(command, sounds, tmp_path):
+    rows = ["file,labels,split"]
+    rows += [
+        f"{clip.path.relative_to(sounds)},{clip.labels[0]},{'valid' if i % 4 == 0 else 'train'}"
+        for i, clip in enumerate(read_folders(sounds).clips)
+    ]
+    (tmp_path / "table.csv").write_text("\n".join(rows) + "\n")
+    for refit in ("true", "false"):
+        options = ["--root", str(sounds), "--set", f"refit={refit}"]
+        assert command(*options, data=tmp_path / "table.csv", out=f"{refit}.safetensors") == 0
+    (one, _), (other, _) = (open_head(tmp_path / f"{refit}.safetensors") for refit in ("true", "false"))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def test_one_command_in_the_folder_of_the_sounds_itself(sounds, checkpoint, tmp_path, monkeypatch, capsys):

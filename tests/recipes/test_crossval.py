@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -11,14 +12,16 @@ import pytest
 from conftest import SAMPLE_RATE, noise
 from scipy.io import wavfile
 
-from recipes.heads.crossval import COLUMNS, TEST_PROTOCOLS, FeatureStores, cross_validate, main, read_rows
+from recipes.heads.crossval import COLUMNS, IN_CONTEXT, FeatureStores, cross_validate, main, read_rows
 from whisper_at.data.clips import Clip, Dataset
 from whisper_at.features.files import FeatureMetadata
 from whisper_at.features.store import Features
 from whisper_at.features.writer import FeatureWriter
 from whisper_at.train.config import Settings
 
-SETTINGS = Settings(loss="ce", epochs=1, batch=8, rows=(3,), least_steps=1)
+
+def settings(mode: str, epochs: int = 1) -> Settings:
+    return Settings(mode=mode, loss="ce", epochs=epochs, batch=8, rows=(3,), least_steps=1)
 
 
 @pytest.fixture
@@ -27,42 +30,39 @@ def world(tmp_path) -> tuple[Dataset, dict[str, FeatureStores]]:
     r = np.random.default_rng(0)
 
     def store(name: str, protocol: str, some: list[Clip]) -> Features:
-        with FeatureWriter(tmp_path / name, FeatureMetadata("m", "sha", protocol, 0.0, 2, 8)) as writer:
+        with FeatureWriter(tmp_path / name, FeatureMetadata("m", "sha", protocol, 0.0, 2, 8, views=2)) as writer:
             for clip in some:
                 writer.add(clip, r.standard_normal((2, 4, 8)))
         return Features.open(tmp_path / name)
 
-    tests = {
-        (fold, protocol): store(f"{fold}{protocol}", protocol, clips[8 * fold :][:8])
-        for fold in range(2)
-        for protocol in TEST_PROTOCOLS
-    }
-    return Dataset(tuple(clips), ("a", "b")), {"trained": FeatureStores(store("f", "30+", clips), tests)}
+    training = store("f", "30+", clips)
+    tests = {"": (training, 0), IN_CONTEXT: (training, 1)}
+    return Dataset(tuple(clips), ("a", "b")), {"trained": FeatureStores(training, tests)}
 
 
 def test_a_table_goes_on_after_a_line_that_was_not_finished(world, tmp_path):
     table = tmp_path / "crossval.csv"
-    rows = cross_validate(*world, ["mean_mlp"], [0], SETTINGS, table)
+    rows = cross_validate(*world, ["mean_mlp"], [0], settings, table)
     assert len(rows) == 2
     assert tuple(rows[0]) == COLUMNS
     content = table.read_bytes()
     table.write_bytes(content[:-9])
-    again = cross_validate(*world, ["mean_mlp"], [0], SETTINGS, table)
+    again = cross_validate(*world, ["mean_mlp"], [0], settings, table)
     assert again[0] == rows[0]
     assert again[1]["accuracy"] == rows[1]["accuracy"]
     assert [row["fold"] for row in read_rows(table)] == ["0", "1"]
     table.write_bytes(content[:5])  # of the header
-    assert len(cross_validate(*world, ["mean_mlp"], [0], SETTINGS, table)) == len(read_rows(table)) == 2
-    assert len(cross_validate(*world, ["mean_mlp"], [0, 1], SETTINGS, table)) == 4  # more seeds or modes may come
+    assert len(cross_validate(*world, ["mean_mlp"], [0], settings, table)) == len(read_rows(table)) == 2
+    assert len(cross_validate(*world, ["mean_mlp"], [0, 1], settings, table)) == 4  # more seeds or modes may come
 
 
 def test_a_table_of_other_settings_or_clips_is_refused(world, tmp_path):
     table, (dataset, features) = tmp_path / "crossval.csv", world
-    cross_validate(dataset, features, ["mean_mlp"], [0], SETTINGS, table)
+    cross_validate(dataset, features, ["mean_mlp"], [0], settings, table)
     with pytest.raises(ValueError, match="holds a run with epochs = 1, not 2"):
-        cross_validate(dataset, features, ["mean_mlp"], [0], Settings(**{**vars(SETTINGS), "epochs": 2}), table)
+        cross_validate(dataset, features, ["mean_mlp"], [0], partial(settings, epochs=2), table)
     with pytest.raises(ValueError, match="holds a run with clips = "):
-        cross_validate(dataset.select(range(15)), features, ["mean_mlp"], [0], SETTINGS, table)
+        cross_validate(dataset.select(range(15)), features, ["mean_mlp"], [0], settings, table)
 
 
 def test_the_command_encodes_trains_prints_and_draws(checkpoint, tmp_path, capsys):

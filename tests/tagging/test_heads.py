@@ -106,6 +106,58 @@ def test_weighted_average_starts_at_the_mean():
     assert make_head("wa_mlp", n_layer=5, rep_dim=64).layer_weight.tolist() == pytest.approx([0.2] * 5)
 
 
+@pytest.mark.parametrize("steps", [1, 3, 75])
+def test_statistics_are_those_of_every_layer_standardised(steps):
+    torch.manual_seed(steps)
+    head = make_head("stats_mlp", n_layer=3, rep_dim=8, label_dim=5).eval()
+    torch.nn.init.normal_(head.mlp_layer[1].weight)
+    training = torch.randn(40, 3, 7, 8) * torch.logspace(-3, 3, 8) + 10  # states differ in scale by orders of magnitude
+    head.fit_statistics(training.split(16))
+    rows = [torch.cat([f(x) for f in (mean_of, max_of, min_of)]) for x in training]
+    center, scale = torch.stack(rows).mean(0), torch.stack(rows).std(0, correction=0)
+    states = torch.randn(2, 3, steps, 8)
+    for item, row in zip(states, head(states)):
+        x = (torch.cat([f(item) for f in (mean_of, max_of, min_of)]) - center) / scale
+        expected = linear(x, head.mlp_layer[1].weight, head.mlp_layer[1].bias)
+        torch.testing.assert_close(row, expected, atol=1e-2, rtol=1e-3)
+
+
+def mean_of(states: Tensor) -> Tensor:
+    return states.mean(1).flatten()
+
+
+def max_of(states: Tensor) -> Tensor:
+    return states.max(1).values.flatten()
+
+
+def min_of(states: Tensor) -> Tensor:
+    return states.min(1).values.flatten()
+
+
+def test_what_never_varies_is_not_scaled():
+    head = make_head("stats_mlp", n_layer=1, rep_dim=2, label_dim=2)
+    head.fit_statistics([torch.ones(4, 1, 3, 2)])
+    assert head.mlp_layer[0].std.tolist() == [1.0] * 6
+    assert head(torch.ones(1, 1, 3, 2)).isfinite().all()
+
+
+def test_a_head_of_statistics_comes_back_and_fits_its_encoder_alone():
+    head = make_head("stats_mlp", n_layer=3, rep_dim=8, label_dim=4)
+    head.fit_statistics([torch.randn(9, 3, 5, 8)])
+    torch.nn.init.normal_(head.mlp_layer[1].weight)
+    about = {"mode": "stats_mlp", "n_layer": "3"}
+    states = torch.randn(2, 3, 6, 8)
+    torch.testing.assert_close(build_head(head.state_dict(), about, n_layer=3, rep_dim=8)(states), head(states))
+    with pytest.raises(ValueError, match="width 8, but this Whisper's has width 16"):
+        build_head(head.state_dict(), about, n_layer=3, rep_dim=16)
+    with pytest.raises(ValueError, match="3 layers, but this Whisper's has 4"):
+        build_head(head.state_dict(), about, n_layer=4, rep_dim=8)
+    with pytest.raises(ValueError, match="mlp_layer is missing"):
+        build_head({"mlp_layer.0.mean": torch.zeros(72)}, about, n_layer=3, rep_dim=8)
+    with pytest.raises(ValueError, match="there is stats_mlp"):
+        make_head("stats_tr_8", n_layer=3, rep_dim=8)
+
+
 def test_training_names_mean_the_same_head():
     assert (
         make_head("lw_tr_1_8", n_layer=2, rep_dim=64).state_dict().keys()

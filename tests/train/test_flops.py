@@ -14,6 +14,7 @@ from whisper_at.checkpoints import available_models, model_dims, whisper_paramet
 from whisper_at.tagging.heads import make_head
 from whisper_at.train.flops import (
     BASELINES,
+    STATISTICS,
     TL_TR,
     count_head,
     encoder_macs,
@@ -77,7 +78,9 @@ def test_parameters_of_heads_are_the_published_ones(size):
             assert (row["head_parameters"], row["head_bytes"]) == published
 
 
-@pytest.mark.parametrize("mode", TL_TR + BASELINES + ("mean_tr_2", "last_down_tr_16_4", "tl_down_tr_64_2_4"))
+@pytest.mark.parametrize(
+    "mode", TL_TR + BASELINES + STATISTICS + ("mean_tr_2", "last_down_tr_16_4", "tl_down_tr_64_2_4")
+)
 @pytest.mark.parametrize("steps", [25, 3])
 def test_a_heads_formula_is_what_pytorch_counts(mode, steps):
     sizes = {"n_layer": 3, "rep_dim": 32, "label_dim": 5}

@@ -36,6 +36,13 @@ def test_presets_are_the_published_table(width, mode, rate, epochs, average):
     np.testing.assert_allclose(factors, [1, 1, 0.75, 0.75, 0.5625, 0.421875])
 
 
+def test_the_default_head_is_trained_on_all_clips_without_masks():
+    own, attention = preset_settings("own", 512), preset_settings("own", 512, "tl_tr_1_8")
+    assert (own.mode, own.refit, own.time_mask) == ("stats_mlp", True, 0)
+    assert preset_settings("own", 512, "stats_mlp") == own
+    assert attention == Settings(mode="tl_tr_1_8")  # as of 1.0.0
+
+
 def test_settings_come_from_toml_and_the_command_line(tmp_path):
     (tmp_path / "a.toml").write_text('mode = "mean_mlp"\nrows = [5, 10]\nrate = 1\nprotocol = 10\nseconds = 5\n')
     s = update_settings(Settings(), read_toml(tmp_path / "a.toml"), "a.toml")

@@ -14,8 +14,8 @@ import torch
 from .. import checkpoints
 from ..checkpoints import model_dims
 from ..suggest import did_you_mean
-from ..tagging.heads import build_head, infer_mode, make_head
-from ..train.flops import BASELINES, TL_TR, count_head
+from ..tagging.heads import build_head, encoder_width, infer_mode, make_head
+from ..train.flops import BASELINES, STATISTICS, TL_TR, count_head
 
 COLUMNS = ("model", "params", "head", "head params", "10 s", "encoder 10 s", "ratio", "encoder 30 s", "ratio, 3 rows")
 
@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def count_target(target: str, model_dir: str | None) -> list[dict[str, Any]]:
     """Return the counts of a Whisper with all modes of heads, or of a head, by name or file."""
-    modes = TL_TR + BASELINES
+    modes = TL_TR + BASELINES + STATISTICS
     official = [name for name in checkpoints.available_models() if name != checkpoints.EMBEDDED]
     if target in official:
         return [count_head(target, mode, model_dims(target)) for mode in modes]
@@ -83,12 +83,12 @@ def _is_possible(mode: str, dims: Mapping[str, int]) -> bool:
 def _count_head_file(name: str, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> dict[str, Any]:
     """Return the counts of a head's file."""
     mode = infer_mode(tensors, metadata)
-    classifier, first = tensors["mlp_layer.1.weight"], tensors.get("down_layer.0.weight", tensors["mlp_layer.0.weight"])
-    width = len(first)
+    classifier, trained_layers = tensors["mlp_layer.1.weight"], int(metadata.get("n_layer", 0))
+    width = encoder_width(tensors, mode, trained_layers or 1)
     by_width = {
         dims["n_audio_state"]: dims for dims in map(model_dims, ("tiny", "base", "small", "medium", "large-v2"))
     }
-    layers = int(metadata.get("n_layer", by_width.get(width, {}).get("n_audio_layer", 0)))
+    layers = trained_layers or by_width.get(width, {}).get("n_audio_layer", 0)
     if not layers:
         raise ValueError(f"it is made for a width of {width}, which no official Whisper has, and names no n_layer")
     build_head(tensors, metadata, n_layer=layers, rep_dim=width)

@@ -1,8 +1,9 @@
 """Heads: from pooled states of the frozen encoder, ``(batch, layers, steps, dim)``, to class logits.
 
 TL-TR and its 512-wide variant are Whisper-AT's (Gong et al., Interspeech 2023), with the official
-parameter names, so that released weights load; the others are the baselines of the same paper. All
-are built of openai-whisper's own attention block and always compute in float32.
+parameter names, so that released weights load; `LayerPoolHead` holds the baselines of the same paper. These
+are built of openai-whisper's own attention block. `StatisticsHead` is linear, for small sets of own recordings. All
+always compute in float32.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -150,6 +151,88 @@ class LayerPoolHead(Head):
         return self.mlp_layer(x.mean(dim=1))
 
 
+class Standardize(nn.Module):
+    """Subtract a mean and divide by a standard deviation, both fixed: buffers, not parameters."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return standardised vectors ``(…, width)``."""
+        return (x - self.mean) / self.std
+
+
+class StatisticsHead(Head):
+    """Statistics over time of every layer, each standardised, and a linear map: ``stats_mlp``.
+
+    The mean says what sounds throughout a row, the maximum and minimum what sounds for a moment. An encoder's states
+    have a few dimensions of far greater variance than the others, which a LayerNorm would follow, so each statistic is
+    scaled by its standard deviation on the clips to train on. With nothing but a linear map to learn, tens of clips per
+    class suffice.
+
+    Parameters
+    ----------
+    label_dim : int
+        Number of classes.
+    n_layer, rep_dim : int
+        Layers and width of the encoder.
+    mode : str
+        ``stats_mlp``.
+
+    Attributes
+    ----------
+    inputs : int
+        Number of statistics, 3 · layers · width.
+    """
+
+    STATISTICS = 3  # mean, maximum, minimum
+
+    def __init__(self, label_dim: int = N_CLASSES, *, n_layer: int, rep_dim: int, mode: str = "stats_mlp") -> None:
+        super().__init__(label_dim, n_layer, rep_dim, mode)
+        if mode != "stats_mlp":
+            raise ValueError(f"not a mode of statistics: {mode!r}; there is stats_mlp")
+        self.inputs = self.STATISTICS * n_layer * rep_dim
+        linear = nn.Linear(self.inputs, label_dim)
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        self.mlp_layer = nn.Sequential(Standardize(self.inputs), linear)
+
+    def statistics(self, states: Tensor) -> Tensor:
+        """Return what is classified, ``(batch, inputs)``, of pooled states ``(batch, layers, steps, dim)``."""
+        x = states.float()
+        return torch.cat([x.mean(dim=2).flatten(1), x.amax(dim=2).flatten(1), x.amin(dim=2).flatten(1)], dim=1)
+
+    @torch.no_grad()
+    def fit_statistics(self, batches: Iterable[Tensor]) -> None:
+        """Measure mean and standard deviation of the statistics on the clips to train on, before training.
+
+        Parameters
+        ----------
+        batches : iterable of Tensor, shape (batch, layers, steps, dim)
+            Their pooled states; the number of steps may differ between batches.
+        """
+        count, total, squares = 0, torch.zeros(()), torch.zeros(())
+        for states in batches:
+            x = self.statistics(states).double()  # a variance is a small difference of large sums
+            count, total, squares = count + len(x), total + x.sum(0), squares + x.square().sum(0)
+        mean = total / count
+        std = (squares / count - mean.square()).clamp_min(0).sqrt()
+        scale = self.mlp_layer[0]
+        assert isinstance(scale, Standardize)
+        scale.mean.copy_(mean)
+        scale.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))  # what never varies tells nothing
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return logits ``(batch, classes)`` of pooled states ``(batch, layers, steps, dim)``."""
+        logits: Tensor = self.mlp_layer(self.statistics(states))
+        return logits
+
+
 def classes_from_metadata(metadata: Mapping[str, str], label_dim: int) -> ClassSet | None:
     """Return what the outputs of a head mean: AudioSet's classes where its file does not say and there are 527.
 
@@ -186,7 +269,8 @@ def make_head(mode: str, *, n_layer: int, rep_dim: int, label_dim: int = N_CLASS
     ValueError
         If no head has that mode, or its head count does not divide its width.
     """
-    kind = TLTR if mode.startswith(("tl_", "lw_")) else LayerPoolHead
+    kind: type[TLTR | LayerPoolHead | StatisticsHead]
+    kind = TLTR if mode.startswith(("tl_", "lw_")) else StatisticsHead if mode.startswith("stats_") else LayerPoolHead
     return kind(label_dim, n_layer=n_layer, rep_dim=rep_dim, mode=mode)
 
 
@@ -210,6 +294,23 @@ def infer_mode(tensors: dict[str, Tensor], metadata: dict[str, str] | None = Non
     return "tl_tr_1_8"
 
 
+def encoder_width(tensors: dict[str, Tensor], mode: str, n_layer: int) -> int:
+    """Return the width of the encoder that a head was made for, by the shapes of its parameters.
+
+    Raises
+    ------
+    ValueError
+        If the parameters are not a head's.
+    """
+    names = ("down_layer.0.weight", "mlp_layer.0.mean", "mlp_layer.0.weight")
+    first = next((tensors[name] for name in names if name in tensors), None)
+    if first is None or "mlp_layer.1.weight" not in tensors:
+        raise ValueError("these parameters are not a head's: mlp_layer is missing")
+    if mode.startswith("stats_"):
+        return first.shape[0] // (StatisticsHead.STATISTICS * n_layer)
+    return first.shape[0]
+
+
 def build_head(tensors: dict[str, Tensor], metadata: dict[str, str] | None, *, n_layer: int, rep_dim: int) -> Head:
     """Return the head whose parameters these are, checked against an encoder of ``n_layer`` x ``rep_dim``.
 
@@ -221,21 +322,17 @@ def build_head(tensors: dict[str, Tensor], metadata: dict[str, str] | None, *, n
         If they are not a head's, are incomplete, or belong to an encoder of another width or depth.
     """
     mode = infer_mode(tensors, metadata)
-    first = tensors.get("down_layer.0.weight", tensors.get("mlp_layer.0.weight"))
-    last = tensors.get("mlp_layer.1.weight")
-    if first is None or last is None:
-        raise ValueError("these parameters are not a head's: mlp_layer is missing")
-    if first.shape[0] != rep_dim:
-        raise ValueError(
-            f"this head was made for encoders of width {first.shape[0]}, but this Whisper's has width {rep_dim}"
-        )
     trained_layers = len(tensors["layer_weight"]) if "layer_weight" in tensors else None
     trained_layers = int((metadata or {}).get("n_layer", trained_layers or n_layer))
+    width = encoder_width(tensors, mode, trained_layers)
+    if width != rep_dim:
+        raise ValueError(f"this head was made for encoders of width {width}, but this Whisper's has width {rep_dim}")
     if trained_layers != n_layer:
         raise ValueError(
             f"this head was made for encoders of {trained_layers} layers, but this Whisper's has {n_layer}"
         )
-    head = make_head(mode, n_layer=n_layer, rep_dim=rep_dim, label_dim=last.shape[0])
+    label_dim = tensors["mlp_layer.1.weight"].shape[0]
+    head = make_head(mode, n_layer=n_layer, rep_dim=rep_dim, label_dim=label_dim)
     check_shapes(tensors, head.state_dict(), f"not a {mode} head of width {rep_dim}")
     head.load_state_dict(tensors)
     head.classes = classes_from_metadata(metadata or {}, head.label_dim)

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from ..checkpoints import whisper_parameters
-from ..tagging.heads import N_CLASSES, make_head
+from ..tagging.heads import N_CLASSES, StatisticsHead, make_head
 
+STATISTICS = ("stats_mlp",)
 TL_TR = ("tl_tr_1_8", "tl_down_tr_512_1_8")
 BASELINES = ("mean_mlp", "last_mlp", "wa_mlp", "mean_tr_1", "last_tr_1", "wa_tr_1", "wa_down_tr_512_1")
 POSITIONS_PER_SECOND = 50
@@ -66,9 +67,11 @@ def head_macs(
     ValueError
         If no head has that mode.
     """
+    if mode == "stats_mlp":
+        return rows * StatisticsHead.STATISTICS * n_layer * rep_dim * label_dim
     match = re.fullmatch(r"(tl|lw|mean|last|wa)_(mlp|(?:down_tr_(\d+)|tr)(?:_\d+){1,2})", mode)
     if match is None:
-        raise ValueError(f"no head has the mode {mode!r}; some are {', '.join(TL_TR + BASELINES)}")
+        raise ValueError(f"no head has the mode {mode!r}; some are {', '.join(TL_TR + BASELINES + STATISTICS)}")
     pooling, body, down = match.groups()
     width = int(down) if down else rep_dim
     layerwise = pooling in ("tl", "lw")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..checkpoints import save_safetensors
 from ..checkpoints.files import atomic_write
@@ -21,7 +22,7 @@ from ..data.splits import hold_out
 from ..features.files import FeatureMetadata, IndexRow
 from ..features.store import Features
 from ..tagging.classes import ClassSet
-from ..tagging.heads import PREFIX, Head, make_head
+from ..tagging.heads import PREFIX, Head, StatisticsHead, make_head
 from ..tagging.labels import audioset_labels
 from .calibration import fit_temperature, probabilities, thresholds_for_precision
 from .config import Settings, settings_dict
@@ -31,6 +32,10 @@ from .recipe import SCORES, HeadTask, compute_logits, compute_scores
 
 AUDIOSET = "audioset-527"
 """What a head's file says instead of AudioSet's class names."""
+REFERENCE_INPUTS = 512
+"""Number of inputs of a linear map at which `Settings.rate` is the rate of a `StatisticsHead`."""
+REFIT_FOLDER = "refit"
+"""Folder, in that of the run, of the state of the second training, see `Settings.refit`."""
 
 
 @dataclass(frozen=True)
@@ -137,10 +142,17 @@ def with_supported_precision(settings: Settings, device: str | torch.device) -> 
 
 
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """Return the optimizer that the settings name."""
+    """Return the optimizer that the settings name.
+
+    The rate of a `StatisticsHead` is divided by the number of its inputs: a step of Adam changes every weight by about
+    the rate, so the change of a logit grows with that number, which differs 30-fold between Whispers.
+    """
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
     b1, b2 = settings.betas
-    return kind(model.parameters(), lr=settings.rate, betas=(b1, b2), weight_decay=settings.weight_decay)
+    rate = settings.rate
+    if isinstance(model, StatisticsHead):
+        rate *= REFERENCE_INPUTS / model.inputs
+    return kind(model.parameters(), lr=rate, betas=(b1, b2), weight_decay=settings.weight_decay)
 
 
 def train_head(
@@ -156,6 +168,9 @@ def train_head(
     targets: np.ndarray | None = None,
 ) -> TrainedHead:
     """Train a head on pooled states; select its weights and calibrate it on held-out clips.
+
+    With ``refit``, the head is then trained anew on these clips too; scores, temperature and thresholds remain those of
+    the first training, which did not see them.
 
     Parameters
     ----------
@@ -193,14 +208,20 @@ def train_head(
     targets = dataset.targets() if targets is None else targets
     known = np.isfinite(targets).any(0)
     layers, dim = features.metadata.layers, features.metadata.dim
-    torch.manual_seed(settings.seed)
-    head = make_head(settings.mode, n_layer=layers, rep_dim=dim, label_dim=len(dataset.classes)).to(device)
+
+    def fresh_head(part: np.ndarray) -> Head:
+        torch.manual_seed(settings.seed)
+        head = make_head(settings.mode, n_layer=layers, rep_dim=dim, label_dim=len(dataset.classes)).to(device)
+        if isinstance(head, StatisticsHead):
+            head.fit_statistics(_rows_of_all_views(features, indices[part], settings, device))
+        return head
 
     def all_views(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         views = features.view_indices(indices[part])
         return views.ravel(), np.tile(targets[part], (len(views), 1))
 
     valid = all_views(split.valid) if len(split.valid) else None
+    head = fresh_head(split.train)
     task = HeadTask(features, indices[split.train], targets[split.train], settings, valid, on_epoch_end)
     run_config = {
         "settings": settings_dict(settings),
@@ -225,6 +246,13 @@ def train_head(
         thresholds = thresholds_for_precision(wanted, p, settings.threshold_precision)
         thresholds = np.where(np.isnan(thresholds), 0.5, thresholds)  # no held-out clip has the class
         _add_scores(table, wanted, p, thresholds, multi_label)
+        if settings.refit and not any(dataset.clips[i].split for i in split.valid):
+            everything = np.concatenate([split.train, split.valid])
+            head = fresh_head(everything)
+            task = HeadTask(features, indices[everything], targets[everything], settings)
+            options = replace(options, epochs=fitted.epoch or options.epochs, select=None, patience=None)
+            refit_dir = run_dir / REFIT_FOLDER if run_dir is not None else None
+            fit(head, task, make_optimizer(head, settings), options, refit_dir, progress, run_config)
     test_scores: dict[str, float] = {}
     if len(split.test):
         views, wanted = all_views(split.test)
@@ -237,6 +265,17 @@ def train_head(
         known=None if known.all() else tuple(np.flatnonzero(known).tolist()),
     )
     return TrainedHead(head, classes, fitted, scores, test_scores, table)
+
+
+def _rows_of_all_views(
+    features: Features, clips: np.ndarray, settings: Settings, device: str | torch.device
+) -> Iterator[Tensor]:
+    """Yield pooled states of clips in all their views, in rows as long as training uses at most."""
+    views = features.view_indices(clips).ravel()
+    for steps in np.unique(wanted := np.minimum(features.n_steps[views], max(settings.rows))):
+        members = views[wanted == steps]
+        for first in range(0, len(members), settings.batch):
+            yield features.batch(members[first : first + settings.batch], int(steps)).to(device)
 
 
 def save_head(
@@ -282,13 +321,14 @@ def save_head(
 
 
 def finish_run(run_dir: Path, fitted: FitResult) -> None:
-    """Write the scores of all epochs as ``history.csv``, and delete the state."""
+    """Write the scores of all epochs as ``history.csv``, and delete the states."""
     path = run_dir / "history.csv"
     with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(fitted.history[0]) if fitted.history else [])
         writer.writeheader()
         writer.writerows(fitted.history)
     (run_dir / STATE_FILE).unlink(missing_ok=True)
+    shutil.rmtree(run_dir / REFIT_FOLDER, ignore_errors=True)
 
 
 def format_table(table: list[dict[str, Any]]) -> list[str]:
