@@ -341,6 +341,7 @@ def main() -> None:
         rows = [summarize(system, found, references, audio_seconds) for system, found in runs.items()]
         print_table(rows)
         if args.json:
+            args.data = Path(args.data.name)  # results do not tell folders
             write_results(args.json, args, machine, systems=rows)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
