@@ -28,6 +28,10 @@ AUDIOSET = "audioset-527"
 """What a head's file says instead of AudioSet's class names."""
 
 
+FALSE_ALARMS = 0.02
+"""Share of the held-out rows without a class that its threshold lets pass at most."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """How a head is trained.
@@ -226,7 +230,10 @@ def calibrate(head: Head, valid: States, precision: float) -> tuple[float, np.nd
     for i in np.flatnonzero(occurring):
         kept = sure[:, i]
         found = thresholds_for_precision(wanted[kept, i : i + 1], p[kept, i : i + 1], precision)[0]
-        thresholds[i] = np.clip(found, 0.05, 0.95) if np.isfinite(found) else 0.95
+        silent = np.quantile(
+            p[kept & (wanted[:, i] == 0), i], 1 - FALSE_ALARMS
+        )  # precision alone is easy if most have it
+        thresholds[i] = np.clip(max(found, silent), 0.05, 0.95) if np.isfinite(found) else 0.95
     return float(temperature), thresholds
 
 
