@@ -64,9 +64,9 @@ class Settings:
         Share of the training clips that is held out to select epochs and to calibrate, unless the data have a
         validation split (defect T2).
     refit : bool
-        Train a second time, on the held-out clips too, for as many epochs as were selected: the head that is written
-        has seen every clip, while its scores and calibration are those of clips that the first had not seen. Only where
-        clips are held out at random, not where the data have a validation split.
+        Train a second time, on the held-out clips too, for all epochs: the head that is written has seen every clip,
+        while its scores and calibration are those of clips that the first had not seen. Only where clips are held out
+        at random, not where the data have a validation split.
     threshold_precision : float
         Precision that the threshold of each class is to reach on held-out clips.
     protocol, seconds : str, float

@@ -250,7 +250,7 @@ def train_head(
             everything = np.concatenate([split.train, split.valid])
             head = fresh_head(everything)
             task = HeadTask(features, indices[everything], targets[everything], settings)
-            options = replace(options, epochs=fitted.epoch or options.epochs, select=None, patience=None)
+            options = replace(options, select=None, patience=None)  # to the end, where the rate is 0: nothing selects
             refit_dir = run_dir / REFIT_FOLDER if run_dir is not None else None
             fit(head, task, make_optimizer(head, settings), options, refit_dir, progress, run_config)
     test_scores: dict[str, float] = {}
