@@ -147,8 +147,8 @@ def _automatic_head(model: WhisperAT, name: str, low: bool, download_root: str |
         return None
     try:
         checkpoints.find_head(published, download_root)
-    except RuntimeError as error:
-        stand_in = checkpoints.open_head_name(published)
+    except checkpoints.DownloadError as error:
+        stand_in = checkpoints.stand_in_head(published)
         if stand_in is None:
             raise
         reason = str(error).partition("\n")[0]

@@ -21,12 +21,9 @@ from whisper_at.train.calibration import fit_temperature, probabilities, thresho
 from whisper_at.train.fit import FitOptions, fit
 from whisper_at.train.metrics import average_precision
 from whisper_at.train.schedules import schedule_cosine
+from whisper_at.train.train_head import AUDIOSET
 
 from .states import States
-
-AUDIOSET = "audioset-527"
-"""What a head's file says instead of AudioSet's class names."""
-
 
 FALSE_ALARMS = 0.02
 """Share of the held-out rows without a class that its threshold lets pass at most."""

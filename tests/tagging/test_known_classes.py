@@ -10,7 +10,7 @@ import torch
 from conftest import noise, random_whisper
 
 import whisper_at
-from whisper_at import checkpoints
+from whisper_at import checkpoints, loading
 from whisper_at.tagging.classes import ClassSet
 from whisper_at.tagging.heads import build_head, make_head
 from whisper_at.tagging.labels import audioset_classes
@@ -105,5 +105,14 @@ def test_a_head_of_the_package_stands_in_for_one_that_cannot_be_downloaded(tmp_p
     assert explicit.head.classes == loaded.head.classes
 
 
+def test_a_published_head_that_is_there_but_another_file_stays_an_error(tmp_path):
+    """Another file than the one first loaded is not a head that cannot be had: nothing stands in for it."""
+    (tmp_path / "base_ori.pth").write_bytes(b"another file")
+    (tmp_path / "base_ori.pth.sha256").write_text(f"{'0' * 64}  base_ori.pth\n")
+    whisper = random_whisper(whisper_at.WhisperAT, 51864)
+    with pytest.raises(RuntimeError, match="not the file that was first loaded"):
+        loading._automatic_head(whisper, "base", False, str(tmp_path))
+
+
 def no_network(*_: object, **__: object) -> None:
-    raise RuntimeError("no network\n  and more of it")
+    raise checkpoints.DownloadError("no network\n  and more of it")

@@ -4,9 +4,10 @@ Weights are data, never programs: ``.pt`` and ``.pth`` are opened with ``weights
 package writes is ``.safetensors``.
 """
 
+from .download import DownloadError
 from .files import save_safetensors
 from .hashing import encoder_sha256, file_sha256
-from .heads import find_head, open_head, open_head_name, packaged_heads
+from .heads import find_head, open_head, packaged_heads, stand_in_head
 from .registry import (
     EMBEDDED,
     HEADS,
@@ -35,6 +36,7 @@ __all__ = [
     "MANUAL",
     "OPEN_HEADS",
     "WIDTHS",
+    "DownloadError",
     "PublishedHead",
     "alignment_heads",
     "available_heads",
@@ -51,11 +53,11 @@ __all__ = [
     "head_shapes",
     "model_dims",
     "open_head",
-    "open_head_name",
     "open_whisper",
     "packaged_heads",
     "published_encoder_sha256",
     "save_safetensors",
+    "stand_in_head",
     "whisper_parameters",
     "whisper_shapes",
 ]

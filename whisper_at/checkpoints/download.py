@@ -19,6 +19,10 @@ TIMEOUT = 60.0  # seconds a server may stay silent
 CHUNK_BYTES = 1 << 20
 
 
+class DownloadError(RuntimeError):
+    """No address gave a file."""
+
+
 def download(
     urls: str | Iterable[str],
     path: str | os.PathLike[str],
@@ -51,7 +55,7 @@ def download(
 
     Raises
     ------
-    RuntimeError
+    DownloadError
         If no URL gave the file; it names each with its reason, `path`, and how to do without a connection.
     """
     path = Path(path)
@@ -76,7 +80,7 @@ def download(
                 failures.append(f"{url}: {problem}")
     except OSError as error:
         failures.append(str(error))
-    raise RuntimeError(
+    raise DownloadError(
         "\n  ".join([f"{path} could not be downloaded:", *failures])
         + f"\nWithout a connection, put the file at {path} yourself (see {MANUAL})."
     )

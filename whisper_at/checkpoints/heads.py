@@ -99,7 +99,7 @@ def packaged_heads() -> dict[str, Path]:
     return {whisper_name: path for whisper_name, path in paths.items() if path.is_file()}
 
 
-def open_head_name(published: str) -> str | None:
+def stand_in_head(published: str) -> str | None:
     """Return the name of the head in this package that can stand in for a published one, or None."""
     wanted = published.removesuffix("_low")
     return next((name for name, whisper_name in OPEN_HEADS.items() if whisper_name == wanted), None)

@@ -61,8 +61,11 @@ examples:
 A run that was stopped is resumed by the same command."""
 
 Log = Callable[[str], object]
-TAUGHT_SETTINGS = {"loss": "bce", "smoothing": 0.0}
-"""What differs from the preset where probabilities are learned instead of labels."""
+TAUGHT_SETTINGS: dict[str, dict[str, Any]] = {
+    "own": {"loss": "bce", "smoothing": 0.0, "select": "-valid_loss"},
+    "audioset": {"loss": "bce", "smoothing": 0.0},  # averages epochs, so it selects none
+}
+"""What differs from a preset where probabilities are learned instead of labels."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -131,8 +134,7 @@ def _train(parser: argparse.ArgumentParser, args: argparse.Namespace, output: Pa
         overrides = parse_assignments(args.set)
         if args.teacher is not None:
             _check_teacher_arguments(parser, args)
-            taught_settings = {**TAUGHT_SETTINGS, **({"select": "-valid_loss"} if preset == "own" else {})}
-            overrides = {**taught_settings, **config, **overrides}
+            overrides = {**TAUGHT_SETTINGS.get(preset, {}), **config, **overrides}
             dataset = Dataset((), audioset_classes().names)
         else:
             dataset = read_splits(args.data, args.valid, args.test, **data_options(args))
@@ -187,8 +189,7 @@ def _train(parser: argparse.ArgumentParser, args: argparse.Namespace, output: Pa
     if not features.metadata.encoder_sha256:
         source = f"{args.model}'s, protocol {metadata.protocol}"
         log(f"{folder} does not say whose states it holds: they are taken for {source}")
-    if taught is not None:
-        row_of = {clip.key: row for row, clip in enumerate(dataset.clips)}
+    row_of = {clip.key: row for row, clip in enumerate(dataset.clips)}
     dataset = prepared.select(np.flatnonzero(features.find(prepared.clips) >= 0))  # all, unless some were left out
     if taught is not None:
         taught = taught[[row_of[clip.key] for clip in dataset.clips]]

@@ -11,7 +11,7 @@ from ..checkpoints import available_heads
 from ..data.clips import Dataset
 from ..tagging.classes import ClassSet
 from ..tagging.heads import classes_from_metadata
-from ..tagging.labels import N_CLASSES, audioset_labels, find_class
+from ..tagging.labels import N_CLASSES, find_class, is_audioset
 
 
 def classes_of_head(metadata: Mapping[str, str], label_dim: int) -> ClassSet:
@@ -57,12 +57,11 @@ def targets_for(dataset: Dataset, classes: ClassSet) -> np.ndarray:
         If the head has no such class, or decides for one class and a clip has not exactly one.
     """
     index = {name: i for i, name in enumerate(classes.names)}
-    is_audioset = classes.names == _audioset_names()
     targets = np.zeros((len(dataset), len(classes.names)), np.float32)
     columns = {}
     for name in dict.fromkeys(label for clip in dataset.clips for label in clip.labels):
         try:
-            columns[name] = index[name] if name in index or not is_audioset else find_class(name)
+            columns[name] = index[name] if name in index or not is_audioset(classes) else find_class(name)
         except (KeyError, ValueError) as error:
             hint = str(error) if isinstance(error, ValueError) else f"it knows {', '.join(classes.names[:8])} …"
             raise ValueError(f"the data have the label {name!r}, which the head does not know: {hint}") from None
@@ -137,7 +136,3 @@ def trained_seconds(metadata: Mapping[str, str]) -> float | None:
         return float(json.loads(metadata.get("training", "{}"))["settings"]["seconds"]) or None
     except (KeyError, TypeError, ValueError):
         return None
-
-
-def _audioset_names() -> tuple[str, ...]:
-    return tuple(label.name for label in audioset_labels())

@@ -23,7 +23,7 @@ from ..features.files import FeatureMetadata, IndexRow
 from ..features.store import Features
 from ..tagging.classes import ClassSet
 from ..tagging.heads import PREFIX, Head, StatisticsHead, make_head
-from ..tagging.labels import audioset_labels
+from ..tagging.labels import is_audioset
 from .calibration import fit_temperature, probabilities, thresholds_for_precision
 from .config import Settings, settings_dict
 from .fit import HISTORY_FILE, STATE_FILE, FitResult, fit
@@ -81,8 +81,8 @@ class TrainedHead:
 
     @property
     def is_audioset(self) -> bool:
-        """Whether the classes are AudioSet's, whose events do not depend on thresholds of the head."""
-        return self.classes.names == tuple(label.name for label in audioset_labels())
+        """Whether the classes are AudioSet's, of which one without a threshold that can be reached has a default."""
+        return is_audioset(self.classes)
 
 
 def split_dataset(dataset: Dataset, settings: Settings, test_fold: str | None = None) -> SplitIndices:
