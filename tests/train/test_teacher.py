@@ -150,7 +150,7 @@ def test_the_command_teaches_a_head(tmp_path, capsys, monkeypatch):
         (tmp_path / "data").mkdir(exist_ok=True)
         (tmp_path / "data" / name).write_bytes((ROOT / "sample" / name).read_bytes())
     line = "train --data data --teacher nano.en --model nano.en -o taught.safetensors --workers 0"
-    settings = "--set epochs=30 --set mode=mean_mlp --set protocol=30 --set rows=[25] --set mixup=0"
+    settings = "--set epochs=80 --set protocol=30 --set rows=[25] --set mixup=0"
     assert cli.main([*line.split(), *settings.split()]) == 0
     output = capsys.readouterr().out
     assert "the teacher knows 527 of 527 classes" in output
@@ -169,7 +169,7 @@ def test_the_command_teaches_a_head(tmp_path, capsys, monkeypatch):
         )
     teacher, taught = (np.concatenate(parts) for parts in rows)
     assert len(teacher) == 12
-    assert np.corrcoef(teacher, taught)[0, 1] > 0.6  # of speech; an untrained head is near 0
+    assert np.corrcoef(teacher, taught)[0, 1] > 0.8  # of speech; an untrained head is near 0
 
 
 @pytest.mark.parametrize("option", ["--test_fold 1", "--valid x", "--labels x.csv", "--group x"])
