@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from whisper_at.checkpoints import EMBEDDED
-from whisper_at.data.clips import Dataset
+from whisper_at.data.clips import Clip, Dataset
 from whisper_at.data.splits import folds, hold_out
 from whisper_at.data.toml import read_toml
 from whisper_at.features.encode import JOINED, describe_features
@@ -33,6 +33,7 @@ from whisper_at.features.prepare import read_data
 from whisper_at.features.store import Features
 from whisper_at.loading import load_model
 from whisper_at.model import WhisperAT
+from whisper_at.train.background import add_background, background_clips, is_background
 from whisper_at.train.config import (
     Settings,
     parse_assignments,
@@ -95,10 +96,10 @@ def with_folds(dataset: Dataset) -> Dataset:
 
 
 def extract_stores(
-    dataset: Dataset, out: Path, name: str, encoder: str, settings: Settings, workers: int
+    dataset: Dataset, out: Path, name: str, encoder: str, settings: Settings, workers: int, compute_type: str | None
 ) -> FeatureStores:
     """Return the features of all clips by an encoder; compute those that are missing."""
-    model = load_model(name, device="cpu", head=None).eval()
+    model = load_model(name, device="cpu", head=None, compute_type=compute_type).eval()
     model = random_encoder(model) if encoder == "random" else model
     label = name if encoder == "trained" else f"{name} with random weights"
 
@@ -126,6 +127,7 @@ def cross_validate(
     settings: SettingsOfMode,
     table: Path,
     only_fold: int | None = None,
+    background: Sequence[Clip] = (),
 ) -> list[dict[str, str]]:
     """Train and test every mode on every fold with every seed and encoder; return the rows of the table, old and new.
 
@@ -136,6 +138,7 @@ def cross_validate(
     """
     presets = settings("tl_tr_1_8")  # stands for all of them, which the same file and flags change
     facts = {name: value for name, value in settings_dict(presets).items() if name not in ("mode", "seed")}
+    facts["background"] = len(background)
     check_same_run(table, {**facts, "clips": clips_digest(dataset.clips)})
     truncate_partial_line(table)
     rows = read_rows(table)
@@ -146,15 +149,18 @@ def cross_validate(
             if only_fold not in (None, fold):
                 continue
             kept, held = hold_out(dataset.select(outside), presets.valid_share, seed)
-            split = SplitIndices(outside[kept], outside[held], inside[:0])
-            test = dataset.select(inside)
+            quiet = is_background(dataset, background)
+            test = dataset.select(inside[~quiet[inside]])
             for encoder, store in stores.items():
                 for mode in modes:
                     if (encoder, mode, str(seed), str(fold)) in done:
                         continue
                     start = time.perf_counter()
                     chosen = replace(settings(mode), seed=seed)
-                    trained = train_head(dataset, store.training, split, chosen)
+                    split = SplitIndices(outside[kept], outside[held], inside[:0])
+                    if chosen.optimizer == "ridge":  # every clip is left out once
+                        split = SplitIndices(outside, inside[:0], inside[:0])
+                    trained = train_head(dataset, store.training, split, chosen, background=background)
                     scores = {}
                     for suffix, (features, view) in store.tests.items():
                         views = features.view_indices(features.find(test.clips))[view]
@@ -265,9 +271,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=list(ENCODERS))
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--only_fold", type=int, default=None, help="number of one fold (from 0), to try things out")
+    help = "as of whisper-at train (default: none)"
+    parser.add_argument("--background", default="none", help=help)
     parser.add_argument("--config", default=None, help="settings in TOML")
     parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[])
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--compute_type", help="precision of features, as of whisper-at train")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
     dataset = with_folds(read_data(args.data, labels=args.labels, root=args.root, fold=args.fold, group=args.group))
@@ -283,12 +292,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return with_supported_precision(replace(chosen, rate=rate), "cpu")
 
     args.out.mkdir(parents=True, exist_ok=True)
+    background = background_clips(args.background, args.out / "background")
+    dataset = add_background(dataset, background, exclusive=settings(args.modes[0]).loss == "ce")
     stores = {
-        name: extract_stores(dataset, args.out, args.model, name, settings(args.modes[0]), args.workers)
+        name: extract_stores(
+            dataset, args.out, args.model, name, settings(args.modes[0]), args.workers, args.compute_type
+        )
         for name in args.encoders
     }
     rows = cross_validate(
-        dataset, stores, args.modes, range(args.seeds), settings, args.out / "crossval.csv", args.only_fold
+        dataset, stores, args.modes, range(args.seeds), settings, args.out / "crossval.csv", args.only_fold, background
     )
     for (encoder, mode), (_, _, n) in mean_scores(rows, "mAP").items():
         found = {name: mean_scores(rows, name)[encoder, mode] for name in SCORES if "AUC" not in name}

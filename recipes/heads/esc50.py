@@ -151,8 +151,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS))
     parser.add_argument("--seeds", type=int, default=2, help="how many")
     parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="as of whisper-at train")
+    help = "as of whisper-at train; with it, a head may also say that it hears none of the classes"
+    parser.add_argument("--background", default="none", help=help)
     parser.add_argument("--yamnet", type=Path, help="folder of yamnet.tflite and class_map.csv")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--compute_type", help="precision of features, as of whisper-at train")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
     dataset = read_dataset(args.data, root=args.root)
@@ -162,7 +165,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for protocol in args.protocols:
             out = args.out / f"{Path(model).stem if Path(model).exists() else model}-{protocol}"
             command = ["--data", args.data, *(["--root", args.root] if args.root else []), "--model", model]
-            command += ["--modes", *args.modes, "--encoders", "trained", "--seeds", str(args.seeds)]
+            command += ["--background", args.background, "--modes", *args.modes, "--encoders", "trained"]
+            command += ["--seeds", str(args.seeds)]
+            command += ["--compute_type", args.compute_type] if args.compute_type else []
             command += ["--workers", str(args.workers), "--out", str(out)]
             if protocol == "10":
                 command += ["--config", str(Path(__file__).with_name("esc50.toml"))]

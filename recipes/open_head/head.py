@@ -20,8 +20,8 @@ from whisper_at.tagging.labels import N_CLASSES
 from whisper_at.train.calibration import fit_temperature, probabilities, thresholds_for_precision
 from whisper_at.train.fit import FitOptions, fit
 from whisper_at.train.metrics import average_precision
+from whisper_at.train.results import AUDIOSET
 from whisper_at.train.schedules import schedule_cosine
-from whisper_at.train.train_head import AUDIOSET
 
 from .states import States
 

@@ -23,6 +23,7 @@ import whisper_at
 from whisper_at.checkpoints import encoder_sha256, open_head, open_whisper, save_safetensors
 from whisper_at.cli import evaluate, train
 from whisper_at.cli import features as features_command
+from whisper_at.data.background import packaged_background
 from whisper_at.data.clips import Clip
 from whisper_at.data.readers import read_folders
 from whisper_at.features.files import FeatureMetadata
@@ -33,10 +34,11 @@ from whisper_at.tagging.classes import ClassSet
 from whisper_at.tagging.labels import audioset_labels
 from whisper_at.train import train_head
 from whisper_at.train.config import Settings
-from whisper_at.train.train_head import TrainedHead
+from whisper_at.train.results import TrainedHead
 
 CLASSES = ("high", "low", "noise")
-QUICK = ["--set", "epochs=3", "--set", "rows=[3]", "--set", "least_steps=3", "--set", "valid_share=0.25", "--quiet"]
+QUICK = ["--set", "optimizer=adamw", "--set", "epochs=3", "--set", "rows=[3]", "--set", "least_steps=3"]
+QUICK += ["--set", "valid_share=0.25", "--background", "none", "--quiet"]
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +99,54 @@ def test_a_folder_becomes_one_file_that_tags(command, checkpoint, sounds, tmp_pa
         logits = head(features.batch(features.find(clips[:2]), 3))
     assert logits.shape == (2, 3)
     assert logits.isfinite().all()
+
+
+@pytest.fixture(scope="module")
+def animals(tmp_path_factory) -> Path:
+    """Ten clips of each of two classes, none of which the package's background may hold."""
+    folder = tmp_path_factory.mktemp("data") / "animals"
+    for number, name in enumerate(("cricket", "owl")):
+        (folder / name).mkdir(parents=True)
+        for i in range(10):
+            t = np.arange(2 * SAMPLE_RATE) / SAMPLE_RATE
+            pulses = np.sin(2 * np.pi * (4000 + 50 * i, 400 + 10 * i)[number] * t) * (np.sin(2 * np.pi * 3 * t) > 0)
+            soundfile.write(folder / name / f"{i}.wav", 0.2 * pulses + noise(2.0, i + 100 * number), SAMPLE_RATE)
+    return folder
+
+
+def test_by_default_a_head_is_told_apart_from_background(animals, tmp_path, capsys):
+    """One command, in closed form: speech, music, noise and silence are `other`, which is never an event."""
+    out = tmp_path / "animals.safetensors"
+    arguments = ["--data", str(animals), "--model", "nano.en", "--device", "cpu", "--workers", "0", "-o", str(out)]
+    assert train.main(arguments) == 0
+    printed = capsys.readouterr().out
+    n = 20 + len(packaged_background())
+    assert f"{n} clips to train on, 0 held out" in printed
+    assert f"calibrated on all {n} clips, each by a head fitted without its part, of 10 parts" in printed
+    assert "false alarms per hour of background, rows of 2 s: " in printed
+    _, metadata = open_head(out)
+    assert json.loads(metadata["classes"]) == ["cricket", "owl", "other"]
+    thresholds = json.loads(metadata["thresholds"])
+    assert thresholds[2] is None
+    details = json.loads(metadata["training"])
+    assert details["held_out"]["accuracy"] > 0.9  # of clips of the two classes, by heads that did not see them
+    assert details["false_alarms_per_hour"].keys() == {"speech", "music", "silence"}
+    assert sum(details["false_alarms_per_hour"].values()) < 30
+
+    model = whisper_at.load_model("nano.en", "cpu", head=str(out))
+    speech = whisper_at.load_audio(str(ROOT / "sample" / "speech.flac"))
+    owl = np.concatenate([speech[: 6 * SAMPLE_RATE], whisper_at.load_audio(str(animals / "owl" / "3.wav"))])
+    result = model.transcribe(owl.astype(np.float32), at_time_res=2, temperature=0, fp16=False)
+    found = [(event["name"], event["start"]) for event in whisper_at.find_events(result, head="animals")]
+    assert found == [("owl", 6.0)]
+    tags = whisper_at.parse_at_label(result, head="animals", p_threshold=None)
+    assert not any(name == "other" for row in tags for name, _ in row["audio tags"])
+
+    assert train.main([*arguments, "--background", "none", "--false_alarms_per_hour", "5"]) == 0
+    details = json.loads(open_head(out)[1]["training"])
+    assert details["clips"]["train"] == 20
+    assert details["settings"]["false_alarms_per_hour"] == 5
+    assert details["false_alarms_per_hour"] == {}
 
 
 def test_the_run_folder_keeps_the_history(command, tmp_path, capsys):
@@ -453,7 +503,7 @@ def test_no_path_of_one_machine_is_written_down_T3():
 
 def test_a_config_names_its_preset(command, tmp_path):
     (tmp_path / "a.toml").write_text('preset = "audioset"\nprotocol = "30+"\nseconds = 0\naverage = []\nloss = "ce"\n')
-    assert command("--config", str(tmp_path / "a.toml")) == 0
+    assert command("--set", "optimizer=adam", "--config", str(tmp_path / "a.toml")) == 0
     settings = json.loads(open_head(tmp_path / "my.safetensors")[1]["training"])["settings"]
     assert settings["optimizer"] == "adam"
     assert settings["batch"] == 48

@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import soundfile
+from conftest import ROOT
 
 from whisper_at import cli
 from whisper_at.audio import load_audio, pad_or_trim
@@ -29,7 +30,7 @@ def test_own_sounds_are_named_in_a_new_recording(data, tmp_path):
         soundfile.write(new[name], load_audio(last.path), 16000)
 
     head = tmp_path / "mine.safetensors"
-    settings = ["--set", "epochs=12", "--set", "rows=[3, 12]", "--set", "batch=12", "--set", "valid_share=0.3"]
+    settings = ["--config", ROOT / "recipes" / "heads" / "own_sounds.toml", "--background", "none"]
     command = ["train", "--data", tmp_path / "sounds", "--model", "nano.en", "--device", "cpu", "--workers", "0"]
     assert cli.main([str(part) for part in (*command, "-o", head, "--quiet", *settings)]) == 0
 

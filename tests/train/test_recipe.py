@@ -352,7 +352,15 @@ def test_every_setting_does_something_T7(store):
         "seed": 2,
     }  # fmt: skip
     elsewhere = {"decay_start", "decay_every", "decay_factor"}  # of decay = "steps", below
-    files = {"valid_share", "refit", "threshold_precision", "protocol", "seconds", "readers"}  # tests of the command
+    files = {
+        "valid_share",
+        "refit",
+        "threshold_precision",
+        "false_alarms_per_hour",
+        "protocol",
+        "seconds",
+        "readers",
+    }  # tests of the command
     assert other.keys() | elsewhere | files == base.keys()
     for name, value in other.items():
         extra = {"least_steps": 1, "batch": 4} if name == "epoch_share" else {}

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from whisper_at.data.toml import read_toml
-from whisper_at.train.config import Settings, parse_assignments, preset_settings, update_settings
+from whisper_at.train.config import (
+    Settings,
+    by_gradient_descent,
+    parse_assignments,
+    preset_settings,
+    resolve_settings,
+    update_settings,
+)
 
 
 @pytest.mark.parametrize(
@@ -36,11 +45,23 @@ def test_presets_are_the_published_table(width, mode, rate, epochs, average):
     np.testing.assert_allclose(factors, [1, 1, 0.75, 0.75, 0.5625, 0.421875])
 
 
-def test_the_default_head_is_trained_on_all_clips_without_masks():
+def test_the_default_head_is_fitted_in_closed_form_to_all_clips():
     own, attention = preset_settings("own", 512), preset_settings("own", 512, "tl_tr_1_8")
-    assert (own.mode, own.refit, own.time_mask) == ("stats_mlp", True, 0)
+    assert (own.mode, own.optimizer, own.valid_share) == ("stats_mlp", "ridge", 0)
     assert preset_settings("own", 512, "stats_mlp") == own
+    descent = preset_settings("own", 512, "stats_mlp", "adamw")
+    assert (descent.mode, descent.refit, descent.time_mask, descent.valid_share) == ("stats_mlp", True, 0, 0.2)
+    own = resolve_settings("own", 512, {}, {"threshold_precision": 0.7, "rows": [5]}, None)
+    assert by_gradient_descent(own) == replace(descent, threshold_precision=0.7, rows=(5,))
     assert attention == Settings(mode="tl_tr_1_8")  # as of 1.0.0
+
+
+def test_what_a_closed_form_does_not_use_is_refused():
+    with pytest.raises(ValueError, match="epochs does nothing to a head that is fitted in closed form"):
+        resolve_settings("own", 512, {"epochs": 3}, {}, "a.toml")
+    assert resolve_settings("own", 512, {"epochs": 3}, {"optimizer": "adamw"}, "a.toml").epochs == 3
+    with pytest.raises(ValueError, match="optimizer=ridge is for mode stats_mlp"):
+        resolve_settings("own", 512, {"mode": "wa_mlp"}, {"optimizer": "ridge"}, "a.toml")
 
 
 def test_settings_come_from_toml_and_the_command_line(tmp_path):

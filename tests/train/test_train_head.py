@@ -9,7 +9,8 @@ import pytest
 
 from whisper_at.data.clips import Clip, Dataset
 from whisper_at.train.config import Settings
-from whisper_at.train.train_head import format_table, resolve_loss, split_dataset
+from whisper_at.train.results import format_table
+from whisper_at.train.train_head import resolve_loss, split_dataset
 
 
 def dataset_of(*clips: Clip) -> Dataset:

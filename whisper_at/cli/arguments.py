@@ -58,9 +58,11 @@ def data_options(args: argparse.Namespace) -> dict[str, str | None]:
 
 
 def add_device_arguments(target: Arguments) -> None:
-    """Add ``--model_dir`` and ``--device``."""
+    """Add ``--model_dir``, ``--device`` and ``--compute_type``."""
     target.add_argument("--model_dir", metavar="DIR", help="where models are kept (~/.cache/whisper)")
     target.add_argument("--device", help="PyTorch device to compute on; by default a GPU if there is one")
+    help = "precision by name: float32, float16 (GPU), bfloat16, int8 (CPU) or auto"
+    target.add_argument("--compute_type", type=compute_type, metavar="TYPE", help=help)
 
 
 def add_workers_argument(target: Arguments) -> None:
@@ -77,8 +79,6 @@ def add_model_arguments(target: Arguments) -> None:
     """Add how a model is loaded: its folder, device and precision, and its heads."""
     add_device_arguments(target)
     add = target.add_argument
-    help = "precision by name: float32, float16 (GPU), bfloat16, int8 (CPU) or auto"
-    add("--compute_type", type=compute_type, metavar="TYPE", help=help)
     help = "tagging head, if not the one published for the model (auto); repeat it for several, also of your own sounds"
     add("--head", metavar="FILE|NAME", action="append", help=help)
     add("--at_low_compute", action="store_true", help="take the small published head (small to large-v2)")

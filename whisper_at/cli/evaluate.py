@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = args.model or metadata.get("model") or published_model(args.head)
     if name is None:
         parser.error(f"{args.head} does not say which Whisper it was trained on: give --model")
-    model = load_model(name, args.device, args.model_dir, head=None).eval()
+    model = load_model(name, args.device, args.model_dir, head=None, compute_type=args.compute_type).eval()
     head = load_head(args.head, model, args.model_dir, name)
 
     scored: list[tuple[str, np.ndarray, np.ndarray]] = []  # title, which clips could be read, logits of all clips

@@ -88,7 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         clips = _find_clips(source, args)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    model = load_model(args.model, local_device(args.device), args.model_dir, head=None).eval()
+    model = load_model(
+        args.model, local_device(args.device), args.model_dir, head=None, compute_type=args.compute_type
+    ).eval()
     try:
         metadata = describe_features(args.model, model, args.protocol, args.seconds, args.dtype)
     except ValueError as error:

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from .. import checkpoints
-from ..data.clips import Dataset
+from ..data.background import background_kind
+from ..data.clips import Clip, Dataset
 from ..data.toml import read_toml
 from ..features.files import FeatureMetadata, num_views
 from ..features.prepare import check_encoder, prepare_features, read_splits
@@ -23,16 +24,15 @@ from ..loading import load_model
 from ..tagging.heads import make_head
 from ..tagging.labels import audioset_classes
 from ..tagging.rows import RESERVED_NAMES
-from ..train.config import PRESETS, Settings, parse_assignments, resolve_settings
+from ..train.background import add_background, background_clips, kinds_among_classes
+from ..train.config import PRESETS, Settings, by_gradient_descent, parse_assignments, resolve_settings
 from ..train.distributed import broadcast, local_device, process_group
+from ..train.results import TrainedHead, finish_run, format_table, save_head
+from ..train.ridge import most_rows
 from ..train.teacher import CLIP_SECONDS, cut_recordings, taught_dataset, teach_by_model, teach_by_table
 from ..train.train_head import (
     SplitIndices,
-    TrainedHead,
-    finish_run,
-    format_table,
     resolve_loss,
-    save_head,
     split_dataset,
     train_head,
     with_supported_precision,
@@ -62,7 +62,7 @@ A run that was stopped is resumed by the same command."""
 
 Log = Callable[[str], object]
 TAUGHT_SETTINGS: dict[str, dict[str, Any]] = {
-    "own": {"loss": "bce", "smoothing": 0.0, "select": "-valid_loss"},
+    "own": {"optimizer": "adamw", "loss": "bce", "smoothing": 0.0, "select": "-valid_loss"},
     "audioset": {"loss": "bce", "smoothing": 0.0},  # averages epochs, so it selects none
 }
 """What differs from a preset where probabilities are learned instead of labels."""
@@ -88,6 +88,9 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--teacher", metavar="MODEL|CSV", help=help)
     help = "the teacher's head, by name or file, if not the one published for it"
     data.add_argument("--teacher_head", metavar="FILE|NAME", default="auto", help=help)
+    help = "folder of recordings that hold none of the classes, from where the head will be used, besides those of the "
+    help += "package (speech, music, noise, silence); none: learn without any (default: those of the package)"
+    data.add_argument("--background", metavar="DIR|none", default="auto", help=help)
     model = parser.add_argument_group("model")
     model.add_argument("--model", required=True, help="Whisper to train for: a name, file, folder or hub id")
     add_device_arguments(model)
@@ -98,6 +101,8 @@ def build_parser() -> argparse.ArgumentParser:
     training.add_argument("--config", metavar="FILE", help="settings in TOML; may name a preset")
     help = "one setting, as rate=1e-4 or rows=[25]"
     training.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help=help)
+    help = "events that thresholds let background make, of all classes together (default: 1)"
+    training.add_argument("--false_alarms_per_hour", type=float, metavar="N", help=help)
     training.add_argument("--features", metavar="DIR", help="where features are kept (default: beside the head)")
     add_workers_argument(training)
     training.add_argument("--quiet", action="store_true", help="print only what is wrong")
@@ -132,6 +137,8 @@ def _train(parser: argparse.ArgumentParser, args: argparse.Namespace, output: Pa
         configured = config.pop("preset", "own")
         preset = args.preset or configured
         overrides = parse_assignments(args.set)
+        if args.false_alarms_per_hour is not None:
+            overrides["false_alarms_per_hour"] = args.false_alarms_per_hour
         if args.teacher is not None:
             _check_teacher_arguments(parser, args)
             overrides = {**TAUGHT_SETTINGS.get(preset, {}), **config, **overrides}
@@ -167,13 +174,18 @@ def _train(parser: argparse.ArgumentParser, args: argparse.Namespace, output: Pa
     if args.teacher is not None:
         lesson = _learn_from_teacher(args, device, folder, log) if is_first else None
         dataset, taught = cast(tuple[Dataset, np.ndarray], broadcast(lesson))
+    background: tuple[Clip, ...] = ()
+    if is_first and preset == "own" and args.teacher is None:
+        background = _find_background(args, dataset, folder, log)
+    background = broadcast(background)
+    dataset = add_background(dataset, background, exclusive=settings.loss == "ce")
     prepared = None
     if is_first:
         prepared = prepare_features(
             dataset,
             folder,
             metadata,
-            lambda: load_model(args.model, device, args.model_dir, head=None).eval(),
+            lambda: load_model(args.model, device, args.model_dir, head=None, compute_type=args.compute_type).eval(),
             decode=args.check == "full" and args.teacher is None,
             skip_bad=args.skip_bad,
             workers=args.workers,
@@ -194,9 +206,12 @@ def _train(parser: argparse.ArgumentParser, args: argparse.Namespace, output: Pa
     if taught is not None:
         taught = taught[[row_of[clip.key] for clip in dataset.clips]]
 
+    if settings.optimizer == "ridge" and len(dataset) * views > (most := most_rows(3 * layers * dim)):
+        log(f"{len(dataset)} clips are more than can be fitted in closed form ({most // views}): by gradient descent")
+        settings = by_gradient_descent(settings)
     split = split_dataset(dataset, settings, args.test_fold)
     log(f"{len(split.train)} clips to train on, {len(split.valid)} held out, {len(split.test)} to test on")
-    if not len(split.valid):
+    if not len(split.valid) and settings.optimizer != "ridge":
         log("warning: no clips are held out, so the last epoch is kept and nothing is calibrated")
     run_dir = output.with_suffix(".run")
     with _epoch_logger(run_dir, settings, log, tensorboard=is_first) as on_epoch_end:
@@ -210,6 +225,7 @@ def _train(parser: argparse.ArgumentParser, args: argparse.Namespace, output: Pa
             progress=is_first and not args.quiet,
             on_epoch_end=on_epoch_end,
             targets=taught,
+            background=background,
         )
     if is_first:
         log_results(trained, settings, log)
@@ -249,20 +265,36 @@ def _learn_from_teacher(
     return dataset, targets
 
 
+def _find_background(args: argparse.Namespace, dataset: Dataset, folder: Path, log: Log) -> tuple[Clip, ...]:
+    """Return what the head is to be told apart from: recordings that hold none of its classes."""
+    clips = background_clips(args.background, folder.with_suffix(".background"), not args.quiet, print_error)
+    excluded = kinds_among_classes(dataset.classes)
+    for kind, name in excluded.items():
+        if any(background_kind(clip) == kind for clip in clips):
+            log(f"{name} is a class, so the package's {kind} is no background")
+    return tuple(clip for clip in clips if background_kind(clip) not in excluded)
+
+
 def log_results(trained: TrainedHead, settings: Settings, log: Log) -> None:
     """Log how well a head does on held-out and test clips."""
     occurring = [row for row in trained.table if row.get("trained") or row.get("held out") or not trained.is_audioset]
     for line in format_table(occurring):
         log(line)
     kept = f"epoch {trained.epoch}" if trained.epoch else f"the average of epochs {list(settings.average)}"
+    if settings.optimizer == "ridge":
+        kept = f"penalty {trained.fitted.history[trained.epoch - 1]['penalty']:g}"
     if trained.scores:
-        log(f"held out, {kept}: {_format_scores(trained.scores)}; temperature {trained.classes.temperature:.2f}")
+        log(f"left out, {kept}: {_format_scores(trained.scores)}; temperature {trained.classes.temperature:.2f}")
+        log(f"calibrated on {trained.calibration}")
         never = [] if trained.is_audioset else [row["class"] for row in trained.table if np.isinf(row["threshold"])]
         if never:
             log(
                 f"note: no threshold reaches a precision of {settings.threshold_precision:g} for {', '.join(never[:5])}"
                 f"{' …' if len(never) > 5 else ''}; as events these never count (--set threshold_precision=0.5)"
             )
+    if trained.false_alarms:
+        rates = [f"{kind} {rate:.1f} (in {minutes:.0f} min)" for kind, (rate, minutes) in trained.false_alarms.items()]
+        log(f"false alarms per hour of background, rows of 2 s: {', '.join(rates)}")
     if trained.test_scores:
         log(f"test: {_format_scores(trained.test_scores)}")
 

@@ -13,6 +13,8 @@ import numpy as np
 from torch import Tensor
 from whisper.audio import HOP_LENGTH, N_SAMPLES
 
+from ..audio import load_audio
+from ..data.background import background_kind, packaged_background
 from ..data.clips import Clip
 from ..tagging.timeline import STEP_FRAMES
 
@@ -21,6 +23,8 @@ NUM_ORDERS = 3
 MIN_RECORDING_SAMPLES = 8 * N_SAMPLES
 """A recording of this length takes no further clip."""
 STEP_SAMPLES = STEP_FRAMES * HOP_LENGTH
+BACKGROUND_STRIDE = 3
+"""One in so many of the package's clips of speech and music is enough to lie under others."""
 
 
 def split_and_fold(clip: Clip) -> tuple[str, str]:
@@ -82,15 +86,44 @@ def group_into_recordings(clips: Iterable[tuple[Clip, np.ndarray]]) -> Iterator[
         yield members
 
 
+def read_background() -> np.ndarray:
+    """Return speech and music of the package, one recording behind the other, float32 of shape (samples,)."""
+    clips = [clip for clip in packaged_background() if background_kind(clip) in ("speech", "music")]
+    return np.concatenate([load_audio(clip.path) for clip in clips[::BACKGROUND_STRIDE]])
+
+
+def mix_with_background(sounds: Sequence[np.ndarray], background: np.ndarray, seed: int) -> list[np.ndarray]:
+    """Return each sound over a part of the background that is as loud, or fainter by up to 20 dB.
+
+    Parameters
+    ----------
+    sounds : sequence of ndarray, shape (samples,)
+        float32 audio.
+    background : ndarray, shape (samples,)
+        float32 audio; repeated where a sound is longer.
+    seed : int
+        Of where the parts are cut, and of their level.
+    """
+    rng = np.random.default_rng(seed)
+    mixed = []
+    for sound in sounds:
+        part = np.take(background, rng.integers(len(background)) + np.arange(len(sound)), mode="wrap")
+        level = np.sqrt(np.mean(sound**2) / max(1e-12, float(np.mean(part**2)))) * 10 ** (-rng.uniform(0, 20) / 20)
+        mixed.append(np.clip(sound + np.float32(level) * part, -1, 1))
+    return mixed
+
+
 def states_in_context(
     sounds: Sequence[np.ndarray],
     encode: Callable[[np.ndarray], Tensor],
     num_orders: int,
     isolated: Sequence[Tensor] = (),
+    background: np.ndarray | None = None,
 ) -> list[list[Tensor]]:
     """Encode sounds in recordings that hold all of them, several times in different orders.
 
-    Sounds that fill a window need no context: they are encoded once, in isolation.
+    Sounds that fill a window need no context: they are encoded once, in isolation. In the last recording, sounds may
+    lie over speech and music, so that a head finds them there.
 
     Parameters
     ----------
@@ -102,6 +135,8 @@ def states_in_context(
         How many recordings to make.
     isolated : sequence of Tensor, shape (layers, steps, dim), optional
         The states of each sound in isolation, if they are known.
+    background : ndarray, shape (samples,), optional
+        What sounds lie over in the last recording.
 
     Returns
     -------
@@ -117,7 +152,10 @@ def states_in_context(
         states = dict(long_states)
         if short:
             order = [short[i] for i in np.random.default_rng(seed).permutation(len(short))]
-            recording, steps = concat_sounds([sounds[i] for i in order])
+            ordered = [sounds[i] for i in order]
+            if background is not None and seed == num_orders - 1:
+                ordered = mix_with_background(ordered, background, len(sounds))
+            recording, steps = concat_sounds(ordered)
             states |= dict(zip(order, encode(recording)[:, : sum(steps)].split(steps, dim=1)))
         orders.append([states[i] for i in range(len(sounds))])
     return orders

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..checkpoints.files import size_and_mtime
 from ..data.clips import Clip
 from ..windows import Window
-from .concat_clips import group_into_recordings, shuffle_clips, states_in_context
+from .concat_clips import group_into_recordings, read_background, shuffle_clips, states_in_context
 from .encode import (
     FRAMES_PER_SECOND,
     JOINED,
@@ -102,24 +102,25 @@ def extract_features(
         missing = [clip for clip in ordered if not _is_written(clip, writer)]
         if not missing:
             return unreadable
-        estimator = CostEstimator(len(missing), metadata, writer.folder, log)
-        if metadata.protocol == "10":  # all clips are of one length
-            estimator.check_disk_space(num_steps(Window(0, round(metadata.seconds * FRAMES_PER_SECOND))))
-        encoded: Iterator[EncodedClip | UnreadableClip]
-        if in_context:
-            audio = _load(missing, partial(load_clip, min_samples=MIN_SAMPLES), workers)
-            encoded = _encode_in_context(audio, model, batch, estimator)
-        else:
-            load_windows = partial(_load_windows, n_mels=model.dims.n_mels, seconds=metadata.seconds)
-            encoded = _encode_isolated(_load(missing, load_windows, workers), model, batch, estimator)
-        for item in tqdm(encoded, total=len(missing), unit="clip", disable=not progress, desc="features"):
-            if isinstance(item, UnreadableClip):
-                unreadable.append(item)
-                continue
-            try:
-                writer.add(*item)
-            except ValueError as error:
-                unreadable.append(UnreadableClip(item.clip, str(error)))
+        with tqdm(total=len(missing), unit="clip", disable=not progress, desc="features") as bar:
+            estimator = CostEstimator(len(missing), metadata, writer.folder, log, bar.update)
+            if metadata.protocol == "10":  # all clips are of one length
+                estimator.check_disk_space(num_steps(Window(0, round(metadata.seconds * FRAMES_PER_SECOND))))
+            encoded: Iterator[EncodedClip | UnreadableClip]
+            if in_context:
+                audio = _load(missing, partial(load_clip, min_samples=MIN_SAMPLES), workers)
+                encoded = _encode_in_context(audio, model, batch, estimator)
+            else:
+                load_windows = partial(_load_windows, n_mels=model.dims.n_mels, seconds=metadata.seconds)
+                encoded = _encode_isolated(_load(missing, load_windows, workers), model, batch, estimator)
+            for item in encoded:
+                if isinstance(item, UnreadableClip):
+                    unreadable.append(item)
+                    continue
+                try:
+                    writer.add(*item)
+                except ValueError as error:
+                    unreadable.append(UnreadableClip(item.clip, str(error)))
     return unreadable
 
 
@@ -204,6 +205,7 @@ def _encode_in_context(
 ) -> Iterator[EncodedClip | UnreadableClip]:
     """Encode clips in recordings of several and, under protocol 30+, in isolation before."""
     unreadable: list[UnreadableClip] = []
+    background = read_background() if estimator.metadata.protocol == "30+" else None
 
     def readable() -> Iterator[tuple[Clip, np.ndarray]]:
         for item in loaded:
@@ -215,12 +217,16 @@ def _encode_in_context(
     for recording in group_into_recordings(readable()):
         yield from unreadable
         unreadable.clear()
-        yield from _encode_recording(recording, model, batch, estimator)
+        yield from _encode_recording(recording, model, batch, estimator, background)
     yield from unreadable
 
 
 def _encode_recording(
-    recording: Sequence[tuple[Clip, np.ndarray]], model: WhisperAT, batch: int, estimator: CostEstimator
+    recording: Sequence[tuple[Clip, np.ndarray]],
+    model: WhisperAT,
+    batch: int,
+    estimator: CostEstimator,
+    background: np.ndarray | None,
 ) -> Iterator[EncodedClip]:
     """Encode the clips of one recording in all their views."""
     metadata, sounds = estimator.metadata, [audio for _, audio in recording]
@@ -238,7 +244,8 @@ def _encode_recording(
         estimator.end_batch()
 
     views = [isolated] if isolated else []
-    views += states_in_context(sounds, lambda audio: encode([audio])[0], metadata.views - len(views), isolated)
+    num_orders = metadata.views - len(views)
+    views += states_in_context(sounds, lambda audio: encode([audio])[0], num_orders, isolated, background)
     for i, (clip, _) in enumerate(recording):
         steps = min(view[i].shape[1] for view in views)
         together = torch.cat([view[i][:, :steps] for view in views], dim=1)

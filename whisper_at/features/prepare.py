@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.background import background_kind
 from ..data.clips import Dataset
 from ..data.readers import read_dataset
 from ..model import WhisperAT
@@ -157,8 +158,9 @@ def prepare_features(
         check_encoder(existing.metadata, metadata, folder)
         metadata = replace(metadata, dtype=existing.metadata.dtype)  # what is added has the same precision
     has_features = existing.find(dataset.clips) >= 0 if existing is not None else np.zeros(len(dataset), bool)
-    cached = load_cache(folder, dataset)
-    findings, audio = validate(dataset, decode, workers or 1, progress, has_features, cached)
+    checked = dataset.filter(lambda clip: background_kind(clip) == "own")  # the package's, which are last, are right
+    cached = load_cache(folder, checked)
+    findings, audio = validate(checked, decode, workers or 1, progress, has_features[: len(checked)], cached)
     for finding in findings:
         warn(f"{finding.level}: {finding.text}")
     errors = [finding for finding in findings if finding.level == "error"]
@@ -178,7 +180,7 @@ def prepare_features(
             pass
     if decode and audio != cached and folder.is_dir():
         with contextlib.suppress(PermissionError):  # then files are decoded again another time
-            save_cache(folder, dataset, audio)
+            save_cache(folder, checked, audio)
     unreadable: list[UnreadableClip] = []
     if missing:
         model = load_model()

@@ -30,10 +30,19 @@ class CostEstimator:
         Where it is written.
     log : callable
         Takes a line of text.
+    on_clips : callable
+        Takes the number of clips that were encoded since it was called last.
     """
 
-    def __init__(self, n_clips: int, metadata: FeatureMetadata, folder: Path, log: Callable[[str], object]) -> None:
-        self.n_clips, self.metadata, self.folder, self.log = n_clips, metadata, folder, log
+    def __init__(
+        self,
+        n_clips: int,
+        metadata: FeatureMetadata,
+        folder: Path,
+        log: Callable[[str], object],
+        on_clips: Callable[[int], object] = lambda n: None,
+    ) -> None:
+        self.n_clips, self.metadata, self.folder, self.log, self.on_clips = n_clips, metadata, folder, log, on_clips
         self.clips = self.steps = self.batches = 0
         self._timed_from = 0, time.perf_counter()
 
@@ -45,6 +54,7 @@ class CostEstimator:
     def add_clip(self, steps: int) -> None:
         """Count a clip that has been encoded, with the steps of all its views."""
         self.clips, self.steps = self.clips + 1, self.steps + steps
+        self.on_clips(1)
 
     def end_batch(self) -> None:
         """Count a batch; log an estimate when it is time."""

@@ -16,6 +16,8 @@ from torch import Tensor
 from ..suggest import MAX_LISTED, nearest
 
 KINDS = ("multi_label", "single_label")
+OTHER = "other"
+"""Class of what is none of the others, where exactly one class is right; it is never an event."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -202,6 +203,16 @@ class StatisticsHead(Head):
         nn.init.zeros_(linear.bias)
         self.mlp_layer = nn.Sequential(Standardize(self.inputs), linear)
 
+    @property
+    def scale(self) -> Standardize:
+        """What the statistics are standardised by."""
+        return cast(Standardize, self.mlp_layer[0])
+
+    @property
+    def linear(self) -> nn.Linear:
+        """From standardised statistics to logits."""
+        return cast(nn.Linear, self.mlp_layer[1])
+
     def statistics(self, states: Tensor) -> Tensor:
         """Return what is classified, ``(batch, inputs)``, of pooled states ``(batch, layers, steps, dim)``."""
         x = states.float()
@@ -222,10 +233,8 @@ class StatisticsHead(Head):
             count, total, squares = count + len(x), total + x.sum(0), squares + x.square().sum(0)
         mean = total / count
         std = (squares / count - mean.square()).clamp_min(0).sqrt()
-        scale = self.mlp_layer[0]
-        assert isinstance(scale, Standardize)
-        scale.mean.copy_(mean)
-        scale.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))  # what never varies tells nothing
+        self.scale.mean.copy_(mean)
+        self.scale.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))  # what never varies tells nothing
 
     def forward(self, states: Tensor) -> Tensor:
         """Return logits ``(batch, classes)`` of pooled states ``(batch, layers, steps, dim)``."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .classes import ClassSet
+from .classes import OTHER, ClassSet
 from .labels import audioset_classes, display_names, tag_language
 from .timeline import seconds_to_steps, steps_to_seconds
 
@@ -224,7 +224,7 @@ def select_tags(
         At most so many tags a row.
     p_threshold : float, optional
         A class counts if the logit of its calibrated probability is above it. None takes the thresholds of the
-        classes, from which on each counts, where they are decided one by one; else -1.
+        classes, from which on each counts, where they are decided one by one; else -1, and what is `OTHER` is no tag.
     include : optional
         The wanted classes, as `ClassSet.indices` takes them; None for all.
     names : tuple of str, optional
@@ -243,6 +243,8 @@ def select_tags(
         counts = probabilities >= np.array(classes.thresholds)  # false for NaN
     else:
         counts = log_odds > (DEFAULT_THRESHOLD if p_threshold is None else p_threshold)
+        if p_threshold is None and OTHER in classes.names:
+            counts[:, classes.names.index(OTHER)] = False
     wanted = np.array(sorted(set(classes.indices(include))), dtype=np.intp)
     rows = []
     for row in range(len(logits)):

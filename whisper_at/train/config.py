@@ -31,7 +31,8 @@ class Settings:
     least_steps : int
         Least number of batches per epoch, for small data sets.
     optimizer : str
-        ``adam`` (with weight decay as L2 regularisation) or ``adamw``.
+        ``adam`` (with weight decay as L2 regularisation), ``adamw``, or ``ridge``: mode ``stats_mlp`` fitted in closed
+        form, see `whisper_at.train.ridge`, to which no setting of epochs, batches and the like applies.
     rate, betas, weight_decay : float, (float, float), float
         Learning rate and parameters of the optimizer. The rate of mode ``stats_mlp`` is divided by the number of its
         inputs and multiplied by 512.
@@ -69,6 +70,8 @@ class Settings:
         at random, not where the data have a validation split.
     threshold_precision : float
         Precision that the threshold of each class is to reach on held-out clips.
+    false_alarms_per_hour : float
+        Events per hour, of all classes together, that thresholds let background make.
     protocol, seconds : str, float
         How clips are encoded, see `whisper_at.features.encode.describe_features`.
     precision : str
@@ -109,6 +112,7 @@ class Settings:
     valid_share: float = 0.2
     refit: bool = False
     threshold_precision: float = 0.9
+    false_alarms_per_hour: float = 1.0
     protocol: str = "30+"
     seconds: float = 0.0
     precision: str = "float32"
@@ -153,7 +157,7 @@ class Settings:
 
 CHOICES = {
     "loss": ("auto", "bce", "ce"),
-    "optimizer": ("adam", "adamw"),
+    "optimizer": ("adam", "adamw", "ridge"),
     "decay": ("steps", "cosine", "none"),
     "protocol": PROTOCOLS,
     "precision": tuple(PRECISIONS),
@@ -178,21 +182,26 @@ BOUNDS = {
     "smoothing": (0, 0.999),
     "valid_share": (0, 0.9),
     "threshold_precision": (1e-6, 1),
+    "false_alarms_per_hour": (1e-3, 1e6),
     "seconds": (0, 30),
     "readers": (0, 64),
     "seed": (0, 2**31),
 }
 
 PRESETS = ("own", "audioset")
+USED_BY_RIDGE = frozenset(
+    "mode optimizer loss rows valid_share threshold_precision false_alarms_per_hour protocol seconds seed".split()
+)
+"""Settings that matter where a head is fitted in closed form."""
 
 
-def preset_settings(name: str, width: int, mode: str | None = None) -> Settings:
+def preset_settings(name: str, width: int, mode: str | None = None, optimizer: str | None = None) -> Settings:
     """Return a complete recipe by name.
 
-    ``own`` is for tens of clips per class on a laptop; its head is ``stats_mlp`` unless another mode is given, which
-    has the settings of heads with attention. ``audioset`` is that of Whisper-AT (spec section 3.5): encoders
-    of width 1024 and more (medium, large) train for 30 pseudo-epochs of 10 %, their full-width head at half the rate;
-    smaller ones for 50.
+    ``own`` is for tens of clips per class on a laptop; its head is ``stats_mlp``, fitted in closed form unless another
+    optimizer is given. Another mode has the settings of heads with attention. ``audioset`` is that of Whisper-AT (spec
+    section 3.5): encoders of width 1024 and more (medium, large) train for 30 pseudo-epochs of 10 %, their full-width
+    head at half the rate; smaller ones for 50.
 
     Parameters
     ----------
@@ -200,8 +209,8 @@ def preset_settings(name: str, width: int, mode: str | None = None) -> Settings:
         Name of the preset.
     width : int
         Width of the encoder.
-    mode : str, optional
-        Mode of the head.
+    mode, optimizer : str, optional
+        Mode of the head, and optimizer, if others are wanted.
 
     Raises
     ------
@@ -209,6 +218,8 @@ def preset_settings(name: str, width: int, mode: str | None = None) -> Settings:
         If there is no such preset.
     """
     if name == "own":
+        if mode in (None, "stats_mlp") and optimizer in (None, "ridge"):
+            return Settings(mode="stats_mlp", optimizer="ridge", valid_share=0.0)
         if mode in (None, "stats_mlp"):  # a mask would be the minimum or maximum of a row
             return Settings(mode="stats_mlp", time_mask=0, refit=True)
         return Settings(mode=mode)
@@ -239,6 +250,12 @@ def preset_settings(name: str, width: int, mode: str | None = None) -> Settings:
     )
 
 
+def by_gradient_descent(settings: Settings) -> Settings:
+    """Return settings for more clips than can be fitted in closed form."""
+    kept = {name: getattr(settings, name) for name in USED_BY_RIDGE - {"optimizer", "valid_share"}}
+    return replace(preset_settings("own", 0, settings.mode, "adamw"), **kept)
+
+
 def resolve_settings(
     name: str, width: int, config: Mapping[str, Any], overrides: Mapping[str, Any], source: str | None
 ) -> Settings:
@@ -259,9 +276,16 @@ def resolve_settings(
         As `preset_settings` and `update_settings`, or if a given setting would have no effect.
     """
     given = {**config, **overrides}
-    mode = given.get("mode")
-    settings = preset_settings(name, width, mode if isinstance(mode, str) else None)
+    mode, optimizer = (value if isinstance(value := given.get(key), str) else None for key in ("mode", "optimizer"))
+    settings = preset_settings(name, width, mode, optimizer)
     settings = update_settings(update_settings(settings, config, source or ""), overrides, "--set")
+    if settings.optimizer == "ridge":
+        if not settings.mode.startswith("stats_"):
+            raise ValueError(f"optimizer=ridge is for mode stats_mlp, not {settings.mode}: leave one of them out")
+        if useless := sorted(given.keys() - USED_BY_RIDGE):
+            raise ValueError(
+                f"{useless[0]} does nothing to a head that is fitted in closed form: give optimizer=adamw too"
+            )
     if given.get("seconds") and settings.protocol != "10":
         raise ValueError(f"seconds is for protocol 10, not {settings.protocol}: give protocol=10 too, or seconds=0")
     for setting in ("select", "patience"):

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..features.store import Features
+from ..tagging.heads import Head
 from ..tagging.timeline import WINDOW_STEPS
 from .config import Settings
 from .metrics import decision_scores, ranking_scores
@@ -297,6 +298,41 @@ def compute_logits(
     if total is None:
         raise ValueError("there are no clips to score")
     return (total / features.n_steps[views][:, None]).astype(np.float32)
+
+
+def compute_row_logits(model: Head, features: Features, views: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the logits of consecutive rows of clips, as a transcription has them.
+
+    Parameters
+    ----------
+    model : Head
+        The head.
+    features : Features
+        Where the states are.
+    views : ndarray, shape (views,)
+        Indices in `features`.
+    steps : int
+        Length of the rows; what is left at the end of a view is no row, unless the view has no other.
+
+    Returns
+    -------
+    positions : ndarray, shape (rows,)
+        Position in `views` of each row, rising.
+    logits : ndarray, shape (rows, classes)
+        float32.
+    """
+    counts = np.maximum(1, features.n_steps[views] // steps)
+    positions = np.repeat(np.arange(len(views)), counts)
+    starts = np.concatenate([np.arange(count) * steps for count in counts]) if len(views) else np.zeros(0, int)
+    size, found = max(1, MAX_STEPS_PER_PASS // steps), []
+    device = next(model.parameters()).device
+    model.eval()
+    for first in range(0, len(positions), size):
+        part = slice(first, first + size)
+        states = features.batch(views[positions[part]], steps, starts[part].tolist())
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            found.append(model(states.to(device)).float().cpu().numpy())
+    return positions, np.concatenate(found) if found else np.zeros((0, model.label_dim), np.float32)
 
 
 def compute_scores(targets: np.ndarray, logits: np.ndarray, loss: str) -> dict[str, float]:

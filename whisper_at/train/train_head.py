@@ -1,41 +1,35 @@
-"""From labelled clips and their pooled states to a head in one file: split, fit, select, calibrate, save."""
+"""From labelled clips and their pooled states to a head: split, fit, select, calibrate."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints import save_safetensors
-from ..checkpoints.files import atomic_write
-from ..data.clips import Dataset
+from ..data.background import background_kind
+from ..data.clips import Clip, Dataset
 from ..data.splits import hold_out
-from ..features.files import FeatureMetadata, IndexRow
+from ..features.files import IndexRow
 from ..features.store import Features
-from ..tagging.classes import ClassSet
-from ..tagging.heads import PREFIX, Head, StatisticsHead, make_head
-from ..tagging.labels import is_audioset
-from .calibration import fit_temperature, probabilities, thresholds_for_precision
+from ..tagging.classes import ClassSet, logit
+from ..tagging.heads import Head, StatisticsHead, make_head
+from .background import is_background
 from .config import Settings, settings_dict
 from .fit import HISTORY_FILE, STATE_FILE, FitResult, fit
-from .metrics import average_precision, one_hot
 from .recipe import SCORES, HeadTask, compute_logits, compute_scores
+from .results import REFIT_FOLDER, TrainedHead, add_scores, class_table, count_false_alarms
+from .ridge import choose_rows, fit_statistics_head, most_rows, number_groups
+from .thresholds import calibrate, score_left_out
 
-AUDIOSET = "audioset-527"
-"""What a head's file says instead of AudioSet's class names."""
 REFERENCE_INPUTS = 512
 """Number of inputs of a linear map at which `Settings.rate` is the rate of a `StatisticsHead`."""
-REFIT_FOLDER = "refit"
-"""Folder, in that of the run, of the state of the second training, see `Settings.refit`."""
 
 
 @dataclass(frozen=True)
@@ -45,44 +39,6 @@ class SplitIndices:
     train: np.ndarray
     valid: np.ndarray
     test: np.ndarray
-
-
-@dataclass
-class TrainedHead:
-    """A head and how well it does.
-
-    Attributes
-    ----------
-    head : Head
-        The head, with the weights that were selected.
-    classes : Classes
-        Names, temperature and thresholds.
-    fitted : FitResult
-        Scores of all epochs, and which one was selected.
-    scores : dict of str to float
-        Scores of the held-out clips in all their views; empty if none were held out.
-    test_scores : dict of str to float
-        Scores of the test clips; empty if there are none.
-    table : list of dict
-        A row per class: clips trained on, held-out clips, average precision, recall, threshold.
-    """
-
-    head: Head
-    classes: ClassSet
-    fitted: FitResult
-    scores: dict[str, float]
-    test_scores: dict[str, float]
-    table: list[dict[str, Any]]
-
-    @property
-    def epoch(self) -> int:
-        """Epoch (from 1) whose weights the head has; 0 for an average."""
-        return self.fitted.epoch
-
-    @property
-    def is_audioset(self) -> bool:
-        """Whether the classes are AudioSet's, of which one without a threshold that can be reached has a default."""
-        return is_audioset(self.classes)
 
 
 def split_dataset(dataset: Dataset, settings: Settings, test_fold: str | None = None) -> SplitIndices:
@@ -166,11 +122,13 @@ def train_head(
     progress: bool = False,
     on_epoch_end: Callable[[int, Mapping[str, float]], object] | None = None,
     targets: np.ndarray | None = None,
+    background: Sequence[Clip] = (),
 ) -> TrainedHead:
-    """Train a head on pooled states; select its weights and calibrate it on held-out clips.
+    """Train a head on pooled states; select its weights and calibrate it on clips that it has not seen.
 
-    With ``refit``, the head is then trained anew on these clips too; scores, temperature and thresholds remain those of
-    the first training, which did not see them.
+    By gradient descent, these are held-out clips; with ``refit``, the head is then trained anew on these clips too,
+    while scores, temperature and thresholds remain those of the first training. In closed form (``ridge``), every clip
+    is scored by a head that was fitted without it, unless the data have a validation split.
 
     Parameters
     ----------
@@ -192,6 +150,9 @@ def train_head(
         Takes the epoch (from 1) and its scores.
     targets : ndarray, shape (clips, classes), optional
         Probabilities to learn instead of the labels, float32; NaN for classes that are not known.
+    background : sequence of Clip
+        The clips of the data set that hold none of the classes that are asked for, see `whisper_at.train.background`.
+        False alarms are counted on them; scores are those of the others.
 
     Raises
     ------
@@ -207,56 +168,52 @@ def train_head(
     taught = targets is not None
     targets = dataset.targets() if targets is None else targets
     known = np.isfinite(targets).any(0)
-    layers, dim = features.metadata.layers, features.metadata.dim
-
-    def fresh_head(part: np.ndarray) -> Head:
-        torch.manual_seed(settings.seed)
-        head = make_head(settings.mode, n_layer=layers, rep_dim=dim, label_dim=len(dataset.classes)).to(device)
-        if isinstance(head, StatisticsHead):
-            head.fit_statistics(_rows_of_all_views(features, indices[part], settings, device))
-        return head
-
-    def all_views(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        views = features.view_indices(indices[part])
-        return views.ravel(), np.tile(targets[part], (len(views), 1))
-
-    valid = all_views(split.valid) if len(split.valid) else None
-    head = fresh_head(split.train)
-    task = HeadTask(features, indices[split.train], targets[split.train], settings, valid, on_epoch_end)
-    run_config = {
-        "settings": settings_dict(settings),
-        "features": features.metadata.to_dict(),
-        "data": _data_digest(dataset, split, [features.rows[i] for i in indices], targets if taught else None),
-    }
-    if run_dir is not None and not (run_dir / STATE_FILE).exists():
-        (run_dir / HISTORY_FILE).unlink(missing_ok=True)  # of a run that ended
-    options = settings.fit_options(valid is not None)
-    fitted = fit(head, task, make_optimizer(head, settings), options, run_dir, progress, run_config)
-
+    quiet = is_background(dataset, background)
     max_steps = max(settings.rows)
+    task = _Training(dataset, features, indices, targets, settings, torch.device(device))
+    if settings.optimizer == "ridge":
+        trained = task.in_closed_form(split)
+    else:
+        digest = targets if taught else None
+        run_config = {
+            "settings": settings_dict(settings),
+            "features": features.metadata.to_dict(),
+            "data": _data_digest(dataset, split, [features.rows[i] for i in indices], digest),
+        }
+        trained = task.by_gradient(split, run_dir, run_config, progress, on_epoch_end)
+
     multi_label = settings.loss == "bce"
-    temperature, thresholds, scores, table = 1.0, None, {}, _class_table(dataset, split, dataset.targets())
-    if valid is not None:
-        views, wanted = valid
-        logits = compute_logits(head, features, views, max_steps)
-        scores = compute_scores(wanted, logits, settings.loss)
-        wanted = (np.nan_to_num(wanted) > 0.5).astype(np.float32)
-        temperature = fit_temperature(wanted[:, known], logits[:, known], multi_label)
-        p = probabilities(logits, multi_label, temperature)
-        thresholds = thresholds_for_precision(wanted, p, settings.threshold_precision)
-        thresholds = np.where(np.isnan(thresholds), 0.5, thresholds)  # no held-out clip has the class
-        _add_scores(table, wanted, p, thresholds, multi_label)
-        if settings.refit and not any(dataset.clips[i].split for i in split.valid):
-            everything = np.concatenate([split.train, split.valid])
-            head = fresh_head(everything)
-            task = HeadTask(features, indices[everything], targets[everything], settings)
-            options = replace(options, select=None, patience=None)  # to the end, where the rate is 0: nothing selects
-            refit_dir = run_dir / REFIT_FOLDER if run_dir is not None else None
-            fit(head, task, make_optimizer(head, settings), options, refit_dir, progress, run_config)
+    temperature, thresholds, scores, false_alarms = 1.0, None, {}, {}
+    table = class_table(dataset, split, trained.left_out)
+    if trained.heads is not None:
+        scored = score_left_out(trained.heads, features, indices, quiet, max_steps)
+        own = ~quiet[scored.positions]
+        scores = compute_scores(targets[scored.positions[own]], scored.logits[own], settings.loss)
+        labels = (np.nan_to_num(targets) > 0.5).astype(np.float32)
+        kinds = np.array([background_kind(dataset.clips[i]) for i in scored.row_positions], dtype=object)
+        counted = kinds != "noise"  # which may sound like rain, wind and engines
+        found = calibrate(
+            scored,
+            labels,
+            known,
+            multi_label,
+            settings.threshold_precision,
+            settings.false_alarms_per_hour,
+            counted,
+        )
+        temperature, thresholds = found.temperature, found.thresholds
+        other = np.flatnonzero(labels[quiet].any(0)) if quiet.any() and not multi_label else np.zeros(0, int)
+        thresholds[other] = np.inf  # says that none of the others sounds, which is no event
+        add_scores(table, labels[scored.positions[own]], found.log_odds[own], thresholds, multi_label)
+        for i in other:
+            table[i]["threshold"] = float("nan")
+        above = found.row_log_odds[counted] >= logit(thresholds)
+        false_alarms = count_false_alarms(above, kinds[counted], scored.row_positions[counted], scored.n_row_views)
     test_scores: dict[str, float] = {}
-    if len(split.test):
-        views, wanted = all_views(split.test)
-        test_scores = compute_scores(wanted, compute_logits(head, features, views, max_steps), settings.loss)
+    if len(test := split.test[~quiet[split.test]]):
+        views = features.view_indices(indices[test])
+        logits = compute_logits(trained.head, features, views.ravel(), max_steps)
+        test_scores = compute_scores(np.tile(targets[test], (len(views), 1)), logits, settings.loss)
     classes = ClassSet(
         dataset.classes,
         "multi_label" if multi_label else "single_label",
@@ -264,7 +221,94 @@ def train_head(
         None if thresholds is None else tuple(float(t) for t in thresholds),
         known=None if known.all() else tuple(np.flatnonzero(known).tolist()),
     )
-    return TrainedHead(head, classes, fitted, scores, test_scores, table)
+    return TrainedHead(
+        trained.head, classes, trained.fitted, scores, test_scores, table, trained.calibration, false_alarms
+    )
+
+
+class _Fitted(NamedTuple):
+    """A head; the clips that were left out, and by which heads they are scored; and what a reader is told of that."""
+
+    head: Head
+    fitted: FitResult
+    left_out: np.ndarray
+    heads: Iterable[tuple[np.ndarray, Head]] | None
+    calibration: str
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What both ways of training need."""
+
+    dataset: Dataset
+    features: Features
+    indices: np.ndarray
+    targets: np.ndarray
+    settings: Settings
+    device: torch.device
+
+    def fresh_head(self) -> Head:
+        torch.manual_seed(self.settings.seed)
+        layers, dim = self.features.metadata.layers, self.features.metadata.dim
+        head = make_head(self.settings.mode, n_layer=layers, rep_dim=dim, label_dim=len(self.dataset.classes))
+        return head.to(self.device)
+
+    def in_closed_form(self, split: SplitIndices) -> _Fitted:
+        head = self.fresh_head()
+        assert isinstance(head, StatisticsHead)
+        most, lengths, seed = most_rows(head.inputs), self.settings.rows, self.settings.seed
+        rows = choose_rows(self.features, self.indices[split.train], split.train, lengths, most, seed)
+        groups = np.full(len(self.dataset), -1)
+        groups[split.train] = number_groups(self.dataset, split.train, seed)
+        fit, without = fit_statistics_head(head, self.features, rows, self.targets, groups)
+        history = [{"penalty": penalty, "valid_loss": error} for penalty, error in fit.errors.items()]
+        fitted = FitResult(history, list(fit.errors).index(fit.penalty) + 1)
+        if len(split.valid):
+            calibration = f"{len(split.valid)} held-out clips"
+            return _Fitted(head, fitted, split.valid, [(split.valid, head)], calibration)
+        n_groups = int(groups.max()) + 1
+        calibration = f"all {len(split.train)} clips, each by a head fitted without its part, of {n_groups} parts"
+        heads = ((np.flatnonzero(groups == group), other) for group, other in without)
+        return _Fitted(head, fitted, split.train, heads, calibration)
+
+    def by_gradient(
+        self,
+        split: SplitIndices,
+        run_dir: Path | None,
+        run_config: Mapping[str, Any],
+        progress: bool,
+        on_epoch_end: Callable[[int, Mapping[str, float]], object] | None,
+    ) -> _Fitted:
+        settings, features = self.settings, self.features
+
+        def start(part: np.ndarray) -> Head:
+            head = self.fresh_head()
+            if isinstance(head, StatisticsHead):
+                head.fit_statistics(_rows_of_all_views(features, self.indices[part], settings, self.device))
+            return head
+
+        valid = None
+        if len(split.valid):
+            views = features.view_indices(self.indices[split.valid])
+            valid = views.ravel(), np.tile(self.targets[split.valid], (len(views), 1))
+        head = start(split.train)
+        train = split.train
+        task = HeadTask(features, self.indices[train], self.targets[train], settings, valid, on_epoch_end)
+        if run_dir is not None and not (run_dir / STATE_FILE).exists():
+            (run_dir / HISTORY_FILE).unlink(missing_ok=True)  # of a run that ended
+        options = settings.fit_options(valid is not None)
+        fitted = fit(head, task, make_optimizer(head, settings), options, run_dir, progress, run_config)
+        if valid is None:
+            return _Fitted(head, fitted, split.valid, None, "")
+        selected = head
+        if settings.refit and not any(self.dataset.clips[i].split for i in split.valid):
+            everything = np.concatenate([split.train, split.valid])
+            head = start(everything)
+            task = HeadTask(features, self.indices[everything], self.targets[everything], settings)
+            options = replace(options, select=None, patience=None)  # to the end, where the rate is 0: nothing selects
+            refit_dir = run_dir / REFIT_FOLDER if run_dir is not None else None
+            fit(head, task, make_optimizer(head, settings), options, refit_dir, progress, run_config)
+        return _Fitted(head, fitted, split.valid, [(split.valid, selected)], f"{len(split.valid)} held-out clips")
 
 
 def _rows_of_all_views(
@@ -278,101 +322,6 @@ def _rows_of_all_views(
             yield features.batch(members[first : first + settings.batch], int(steps)).to(device)
 
 
-def save_head(
-    trained: TrainedHead, path: Path, features: FeatureMetadata, settings: Settings, details: Mapping[str, Any]
-) -> None:
-    """Save a head as one ``.safetensors`` file that `load_model` takes.
-
-    Parameters
-    ----------
-    trained : TrainedHead
-        The head.
-    path : Path
-        The file.
-    features : FeatureMetadata
-        What the head was trained on.
-    settings : Settings
-        How it was trained.
-    details : mapping
-        Kept as JSON under ``training``, together with settings and scores.
-    """
-    metadata = trained.classes.metadata()
-    if trained.is_audioset:
-        metadata["classes"] = AUDIOSET
-    training = {
-        **details,
-        "protocol": features.protocol,
-        "epoch": trained.epoch,
-        "held_out": _round_scores(trained.scores),
-        "test": _round_scores(trained.test_scores),
-        "settings": settings_dict(settings),
-    }
-    metadata |= {
-        "mode": settings.mode,
-        "n_layer": str(features.layers),
-        "width": str(features.dim),
-        "model": features.model,
-        "encoder_sha256": features.encoder_sha256,
-        "steps": json.dumps(list(settings.rows)),
-        "training": json.dumps(training),
-    }
-    tensors = {PREFIX + name: tensor for name, tensor in trained.head.state_dict().items()}
-    save_safetensors(tensors, path, metadata)
-
-
-def finish_run(run_dir: Path, fitted: FitResult) -> None:
-    """Write the scores of all epochs as ``history.csv``, and delete the states."""
-    path = run_dir / "history.csv"
-    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(fitted.history[0]) if fitted.history else [])
-        writer.writeheader()
-        writer.writerows(fitted.history)
-    (run_dir / STATE_FILE).unlink(missing_ok=True)
-    shutil.rmtree(run_dir / REFIT_FOLDER, ignore_errors=True)
-
-
-def format_table(table: list[dict[str, Any]]) -> list[str]:
-    """Return the table of classes as lines of text, columns aligned."""
-    if not table:
-        return []
-    rows = [list(table[0]), *([_format_cell(value) for value in row.values()] for row in table)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))
-        )
-        for row in rows
-    ]
-
-
-def _format_cell(value: Any) -> str:
-    if isinstance(value, float):
-        return "-" if np.isnan(value) else "never" if np.isinf(value) else f"{value:.3f}"
-    return str(value)
-
-
-def _class_table(dataset: Dataset, split: SplitIndices, targets: np.ndarray) -> list[dict[str, Any]]:
-    """Return a row per class with the number of clips trained on and held out."""
-    trained, held_out = targets[split.train].sum(0), targets[split.valid].sum(0)
-    return [
-        {"class": name, "trained": int(trained[i]), "held out": int(held_out[i])}
-        for i, name in enumerate(dataset.classes)
-    ]
-
-
-def _add_scores(
-    table: list[dict[str, Any]], targets: np.ndarray, p: np.ndarray, thresholds: np.ndarray, multi_label: bool
-) -> None:
-    """Add average precision, threshold, and recall (by the threshold, or as the most likely class) to the table."""
-    ap = average_precision(targets, p)
-    decided = p >= thresholds if multi_label else one_hot(p.argmax(1), p.shape[1])
-    for i, row in enumerate(table):
-        wanted = targets[:, i] > 0.5
-        row["AP"] = float(ap[i])
-        row["recall"] = float(decided[wanted, i].mean()) if wanted.any() else float("nan")
-        row["threshold"] = float(thresholds[i])
-
-
 def _data_digest(
     dataset: Dataset, split: SplitIndices, rows: Sequence[IndexRow], targets: np.ndarray | None = None
 ) -> str:
@@ -383,7 +332,3 @@ def _data_digest(
     if targets is not None:
         parts.append(hashlib.sha256(targets.tobytes()).hexdigest())
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def _round_scores(scores: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: round(value, 4) if np.isfinite(value) else None for name, value in scores.items()}
