@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
+import io
 import os
 import subprocess
 import sys
+import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -210,7 +214,7 @@ def test_a_stream_that_is_dropped_ends_its_ffmpeg(in_tmp, monkeypatch):
         processes.append(popen(*args, **kwargs))
         return processes[-1]
 
-    soundfile.write("long.wav", np.zeros(16000 * 120, np.int16), 16000)
+    soundfile.write("long.wav", tone(120), 16000)
     monkeypatch.setattr(audio.subprocess, "Popen", record)
     blocks = audio.stream_audio("long.wav", seconds=0.1)
     next(blocks)
@@ -248,3 +252,127 @@ def test_samples_are_whole_and_do_not_clip(name, seconds):
     assert 0.1 < np.abs(sound).max() < 0.95
     assert abs(sound.mean()) < 0.002
     assert path.stat().st_size < 500_000
+
+
+# --- bytes and open files -----------------------------------------------------------------------------------
+
+SOURCES = {
+    "bytes": bytes,
+    "bytearray": bytearray,
+    "memoryview": memoryview,
+    "BytesIO": io.BytesIO,
+    "BytesIO at its end": lambda content: _at_end(io.BytesIO(content)),
+    "open file": lambda _: open("tone.m4a", "rb"),  # noqa: SIM115 - it is the test's
+    "named temporary file": lambda content: _written(content),
+    "pipe": lambda content: io.BufferedReader(_Pipe(content)),
+}
+
+
+def _at_end(file: io.BytesIO) -> io.BytesIO:
+    file.seek(0, os.SEEK_END)
+    return file
+
+
+def _written(content: bytes):
+    file = tempfile.NamedTemporaryFile(suffix=".m4a")  # noqa: SIM115 - it is the test's
+    file.write(content)  # and it is not flushed
+    return file
+
+
+class _Pipe(io.RawIOBase):
+    """What cannot be read twice."""
+
+    def __init__(self, content: bytes) -> None:
+        self.rest = content
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        part, self.rest = self.rest[: len(buffer)], self.rest[len(buffer) :]
+        buffer[: len(part)] = part
+        return len(part)
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_bytes_and_open_files_are_as_the_file(in_tmp, kind, monkeypatch):
+    """m4a has its table of contents at the end, which ffmpeg cannot find in a pipe."""
+    soundfile.write("tone.wav", tone(3), 16000)
+    convert("tone.wav", "tone.m4a")
+    expected = audio.load_audio("tone.m4a")
+    (in_tmp / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(in_tmp / "temporary"))
+    source = SOURCES[kind](Path("tone.m4a").read_bytes())
+    assert np.array_equal(audio.load_audio(source), expected)
+    if kind != "pipe":
+        assert np.array_equal(np.concatenate(list(audio.stream_audio(source, seconds=0.7))), expected)
+        assert torch.equal(audio.log_mel_spectrogram(source), audio.log_mel_spectrogram(expected))
+    gc.collect()
+    assert [path for path in (in_tmp / "temporary").iterdir() if path.name.startswith("whisper-at-")] == []
+
+
+@pytest.mark.parametrize(("content", "says"), [(b"", "the file is empty"), (b"no sound " * 99, "Invalid data")])
+def test_bytes_that_are_no_recording_are_told_without_a_path(in_tmp, content, says):
+    with pytest.raises(RuntimeError, match=f"Failed to load audio: the audio given as bytes: .*{says}"):
+        audio.load_audio(content)
+
+
+def test_a_file_of_text_is_refused(in_tmp):
+    Path("a.txt").write_text("text")
+    with Path("a.txt").open() as file, pytest.raises(TypeError, match="opened as binary, mode 'rb'"):
+        audio.load_audio(file)  # type: ignore[arg-type]
+
+
+def test_the_home_folder_by_its_sign(in_tmp, monkeypatch):
+    monkeypatch.setenv("HOME", str(in_tmp))
+    soundfile.write("a.wav", tone(), 16000)
+    assert len(audio.load_audio("~/a.wav")) == 16000
+    soundfile.write("~b.wav", tone(2), 16000)
+    assert len(audio.load_audio("~b.wav")) == 32000
+
+
+# --- channels that cancel each other ------------------------------------------------------------------------
+
+
+def speech_like(seconds: float = 4.0) -> np.ndarray:
+    """A chord that comes and goes."""
+    envelope = np.sin(np.arange(round(seconds * 16000)) / 16000 * 5) ** 2
+    return tone(seconds)[:, 0] * envelope
+
+
+@pytest.mark.parametrize("convert_to", ["wav", "flac", "mp3", "m4a", "opus", "ogg"])
+@pytest.mark.parametrize("second", [-1.0, -0.97])
+@pytest.mark.parametrize("lead", [0, 40])
+def test_opposite_polarity_is_heard(in_tmp, convert_to, second, lead):
+    """Upstream's downmix of such a recording is silence."""
+    left = np.concatenate([np.zeros(lead * 16000), speech_like()])
+    soundfile.write("opposite.wav", np.stack([left, second * left], 1), 16000)
+    if convert_to != "wav":
+        convert("opposite.wav", f"opposite.{convert_to}")
+    with pytest.warns(UserWarning, match="its channels cancel each other when they are mixed; the first one is taken"):
+        heard = audio.load_audio(f"opposite.{convert_to}")
+    assert np.abs(heard).max() == pytest.approx(np.abs(left).max(), rel=0.15)
+    with pytest.warns(UserWarning, match="cancel"):
+        blocks = list(audio.stream_audio(f"opposite.{convert_to}", seconds=5))
+    assert np.array_equal(np.concatenate(blocks), heard)
+
+
+@pytest.mark.parametrize(
+    "channels",
+    [
+        lambda x: np.stack([x, x], 1),
+        lambda x: np.stack([x, 0 * x], 1),
+        lambda x: np.stack([x, -0.5 * x], 1),
+        lambda x: np.stack([0.01 * x, 0 * x], 1),
+        lambda x: np.stack([0.01 * x, -0.005 * x], 1),
+        lambda x: 0.01 * x,
+        lambda x: 0 * x,
+        lambda x: np.stack([0 * x, 0 * x], 1),
+    ],
+    ids=["same", "left alone", "unequal", "quiet", "quiet, unequal", "quiet mono", "silence", "silence in stereo"],
+)
+def test_channels_that_do_not_cancel_are_mixed_as_upstream_mixes_them(in_tmp, ffmpeg_on_path, channels):
+    soundfile.write("a.wav", channels(speech_like()), 16000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.array_equal(audio.load_audio("a.wav"), upstream.load_audio("a.wav"))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from conftest import DATA, ROOT, SAMPLE_RATE, noise
 from same_as_upstream import assert_same, both, random_options
 
 import whisper_at
+from whisper_at.fallback import decode_with_fallback
 from whisper_at.tagging.timeline import pool_steps
 
 OPTIONS = {
@@ -27,7 +30,6 @@ OPTIONS = {
     "carried prompt": dict(temperature=0.0, initial_prompt="One two three.", carry_initial_prompt=True),
     "prefix": dict(temperature=0.0, prefix="Well"),
     "clips": dict(temperature=0.0, clip_timestamps="1.5,17.3,20,47.21"),
-    "clips out of order": dict(temperature=0.0, clip_timestamps=[30.0, 41.0, 3.33, 12.0]),
     "words": dict(temperature=0.0, word_timestamps=True),
     "hallucinations": dict(temperature=0.0, word_timestamps=True, hallucination_silence_threshold=2.0),
     "no thresholds": dict(
@@ -388,3 +390,35 @@ def test_clip_past_the_end_stops_there(model_en):
     result = model_en.transcribe(noise(4), clip_timestamps="0,100", temperature=0.0, sample_len=8)
     assert result["duration"] == 4
     assert len(result["audio_tag"]) == 1
+
+
+# --- what is not said ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+@pytest.mark.parametrize(("seconds", "options"), [(5, {}), (12, {"word_timestamps": True}), (40, {})])
+def test_silence_has_no_segments(nano_pair, seconds, options, batch_size, tmp_path):
+    """Upstream writes a segment without text, which is a blank line in txt, and ``0 12000`` in tsv."""
+    silence = np.zeros(seconds * SAMPLE_RATE, np.float32)
+    result = nano_pair[1].transcribe(silence, at_time_res=4, batch_size=batch_size, **options)
+    assert (result["text"], result["segments"]) == ("", [])
+    assert len(result["audio_tag"]) == math.ceil(seconds / 4)
+    whisper_at.utils.get_writer("txt", str(tmp_path))(result, "a.wav")
+    assert (tmp_path / "a.txt").read_text() == ""
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_special_tokens_are_in_no_text(model_multilingual, monkeypatch, batch_size):
+    """Upstream leaves them out of its segments, and not out of its text."""
+    special = model_multilingual.num_languages + 50256  # the token of a language
+
+    def decode(*args):
+        return [replace(result, tokens=[*result.tokens, special]) for result in decode_with_fallback(*args)]
+
+    for module in ("transcribe", "batched"):
+        monkeypatch.setattr(importlib.import_module(f"whisper_at.{module}"), "decode_with_fallback", decode)
+    options = dict(temperature=0.0, language="de", sample_len=8, without_timestamps=True)
+    result = model_multilingual.transcribe(noise(8), batch_size=batch_size, **options)
+    assert special in result["segments"][0]["tokens"]
+    assert "<|" not in result["text"]
+    assert result["text"] == "".join(segment["text"] for segment in result["segments"]) != ""

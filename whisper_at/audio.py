@@ -1,7 +1,8 @@
 """Audio front end: openai-whisper's, with a decoder that needs no set-up.
 
-Everything public in :mod:`whisper.audio` is here under the same name. Three things are ours: the ffmpeg binary is found
-or brought along (:func:`ffmpeg_binary`), only local files are opened, and samples can be streamed.
+Everything public in :mod:`whisper.audio` is here under the same name. What is ours: the ffmpeg binary is found or
+brought along (:func:`ffmpeg_binary`), only local files are opened, or recordings given as bytes, samples can be
+streamed, and channels that cancel each other are heard.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from typing import IO
+import warnings
+import weakref
+from collections.abc import Generator, Iterator
+from contextlib import closing, suppress
+from typing import IO, Any
 
 import ffmpeg
 import numpy as np
@@ -22,6 +26,16 @@ from whisper.audio import *
 from whisper.audio import SAMPLE_RATE
 
 CHUNK_BYTES = 1 << 20  # read from the pipe at once: 33 s at 16 kHz
+QUIET = 0.02
+"""Root mean square up to which a downmix may be what is left of channels that cancel each other: -34 dB."""
+CANCELLED = 6.0
+"""How many times as loud as their downmix channels are that cancel each other: 16 dB."""
+SILENT = 5e-4
+"""Root mean square of a channel in which there is nothing to be heard."""
+
+Bytes = bytes | bytearray | memoryview
+Recording = str | os.PathLike[str] | Bytes | IO[bytes]
+"""What is decoded: a path, or the bytes of a file, also from an open one."""
 
 
 def ffmpeg_binary() -> str:
@@ -40,22 +54,75 @@ def ffmpeg_binary() -> str:
     return imageio_ffmpeg.get_ffmpeg_exe()
 
 
-def load_audio(file: str | os.PathLike[str], sr: int = SAMPLE_RATE) -> np.ndarray:
-    """Decode a local audio or video file to one channel.
+class BufferedRecording(os.PathLike[str]):
+    """The bytes of a recording as a temporary file, which is deleted when nothing refers to this object.
 
     Parameters
     ----------
-    file : str or path
-        Any file that ffmpeg can read. It is always taken as a path: ``-x.wav``, ``concat:a|b`` and ``http://…`` open a
-        file of exactly that name or fail.
+    source : bytes, bytearray, memoryview or binary file
+        The bytes of an audio or video file. An open one is read from its beginning if it can go there.
+    label : str
+        What error messages call it.
+
+    Raises
+    ------
+    TypeError
+        If a file was opened as text.
+    """
+
+    def __init__(self, source: Bytes | IO[bytes], label: str = "the audio given as bytes") -> None:
+        self.label = label
+        number, self._path = tempfile.mkstemp(prefix="whisper-at-")
+        self._delete = weakref.finalize(self, _delete, self._path)
+        with open(number, "wb") as target:
+            if isinstance(source, Bytes):
+                target.write(source)
+                return
+            if getattr(source, "seekable", bool)():
+                source.seek(0)
+            while chunk := source.read(CHUNK_BYTES):
+                if not isinstance(chunk, Bytes):
+                    raise TypeError(f"audio is read from files opened as binary, mode 'rb', not from {source!r}")
+                target.write(chunk)
+
+    def __fspath__(self) -> str:
+        return self._path
+
+    def __repr__(self) -> str:
+        return self.label
+
+
+def readable(audio: Any) -> Any:
+    """Return bytes and open files as a `BufferedRecording`, which can be read several times, and all else as it is."""
+    if isinstance(audio, Bytes) or (hasattr(audio, "read") and not isinstance(audio, os.PathLike)):
+        return BufferedRecording(audio)
+    return audio
+
+
+def _delete(path: str) -> None:
+    with suppress(OSError):
+        os.remove(path)
+
+
+def load_audio(file: Recording, sr: int = SAMPLE_RATE) -> np.ndarray:
+    """Decode a local audio or video file to one channel.
+
+    Where the channels cancel each other, so that their downmix is next to silent (a cable of reversed polarity), the
+    first one is taken, with a warning.
+
+    Parameters
+    ----------
+    file : str, path, bytes, bytearray, memoryview or binary file
+        Any file that ffmpeg can read, or its bytes. Text is always a path: ``-x.wav``, ``concat:a|b`` and ``http://…``
+        open a file of exactly that name or fail; only ``~`` is the home folder, if no file has that name.
     sr : int
         Sample rate of the result in Hz; other rates are resampled.
 
     Returns
     -------
     float32 array, shape (samples,)
-        In [-1, 1), the same as ``whisper.load_audio`` returns with the same ffmpeg. A truncated file gives what it
-        holds.
+        In [-1, 1), the same as ``whisper.load_audio`` returns with the same ffmpeg, but for channels that cancel each
+        other. A truncated file gives what it holds.
 
     Raises
     ------
@@ -78,7 +145,7 @@ def load_audio(file: str | os.PathLike[str], sr: int = SAMPLE_RATE) -> np.ndarra
     return audio
 
 
-def stream_audio(file: str | os.PathLike[str], sr: int = SAMPLE_RATE, seconds: float = 30.0) -> Iterator[np.ndarray]:
+def stream_audio(file: Recording, sr: int = SAMPLE_RATE, seconds: float = 30.0) -> Iterator[np.ndarray]:
     """Decode a file block by block, so that memory does not grow with its length.
 
     Parameters
@@ -107,7 +174,7 @@ def stream_audio(file: str | os.PathLike[str], sr: int = SAMPLE_RATE, seconds: f
 
 
 def log_mel_spectrogram(
-    audio: str | os.PathLike[str] | np.ndarray | torch.Tensor,
+    audio: Recording | np.ndarray | torch.Tensor,
     n_mels: int = 80,
     padding: int = 0,
     device: str | torch.device | None = None,
@@ -116,7 +183,7 @@ def log_mel_spectrogram(
 
     Parameters
     ----------
-    audio : str, path, array or Tensor, shape (samples,)
+    audio : str, path, bytes, binary file, array or Tensor, shape (samples,)
         A file for our :func:`load_audio`, or samples at 16 kHz.
     n_mels : {80, 128}
     padding : int
@@ -129,25 +196,70 @@ def log_mel_spectrogram(
     Tensor, shape (n_mels, frames)
         One frame every 10 ms.
     """
+    audio = readable(audio)
     if isinstance(audio, (str, os.PathLike)):
         audio = load_audio(audio)
+    else:
+        check_finite(torch.as_tensor(audio))
     return _whisper_audio.log_mel_spectrogram(audio, n_mels, padding, device)
 
 
-def _decode(file: str | os.PathLike[str], sr: int) -> Iterator[bytes]:
-    """Run ffmpeg on a local file; yield chunks of little-endian int16 mono at ``sr`` Hz."""
-    file = os.fsdecode(file)
-    if not os.path.exists(file):
-        raise FileNotFoundError(f"No such audio file: {file}")
-    if os.path.isdir(file):
-        raise _load_error(file, "it is a directory")
-    if os.path.isfile(file) and os.path.getsize(file) == 0:
-        raise _load_error(file, "the file is empty")
+def check_finite(samples: torch.Tensor) -> None:
+    """Raise ValueError, which says where, if a sample at 16 kHz is NaN or infinite."""
+    finite = samples.isfinite()
+    if not finite.all():
+        wrong = (~finite).nonzero()[:, -1]
+        first = int(wrong[0])
+        raise ValueError(
+            f"audio must be finite, but {len(wrong)} of its {samples.numel()} samples are NaN or infinite: the first, "
+            f"at {first / SAMPLE_RATE:.4f} s (sample {first}), is {samples.flatten()[first]:g}"
+        )
 
+
+def _decode(file: Recording, sr: int) -> Iterator[bytes]:
+    """Run ffmpeg on a local file; yield chunks of little-endian int16 mono at ``sr`` Hz."""
+    source = readable(file)
+    path = os.fsdecode(source)
+    if not os.path.exists(path):
+        path = os.path.expanduser(path)
+    name = getattr(source, "label", path)
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"No such audio file: {path}")
+    if os.path.isdir(path):
+        raise _load_error(name, "it is a directory")
+    if os.path.isfile(path) and os.path.getsize(path) == 0:
+        raise _load_error(name, "the file is empty")
+
+    # what decides the samples is as in whisper.load_audio
+    mixed = _run_ffmpeg(path, name, ac=1, ar=sr)
+    first = _run_ffmpeg(path, name, af="pan=mono|c0=c0", ar=sr)  # starts when its first chunk is wanted
+    with closing(mixed), closing(first):
+        for chunk in mixed:
+            if (loudness := _root_mean_square(chunk)) > QUIET:
+                yield chunk
+                yield from mixed
+                return
+            of_first = next(first, b"")
+            if _root_mean_square(of_first) > max(CANCELLED * loudness, SILENT):
+                warnings.warn(f"{name}: its channels cancel each other when they are mixed; the first one is taken")
+                yield of_first
+                yield from first
+                return
+            yield chunk
+
+
+def _root_mean_square(chunk: bytes) -> float:
+    """Return the root mean square of int16 samples, in [0, 1]."""
+    samples = np.frombuffer(chunk, np.dtype("<i2")).astype(np.float32)
+    return float(np.sqrt(np.mean(samples * samples))) / 32768.0 if len(samples) else 0.0
+
+
+def _run_ffmpeg(path: str, name: str, **output: Any) -> Generator[bytes, None, None]:
+    """Yield chunks of samples, little-endian int16, with options of ffmpeg's output."""
     # "file:" makes ffmpeg take the rest literally, whatever it looks like; the whitelist stops a playlist in the file
-    # from opening a network connection; what decides the samples is as in whisper.load_audio
-    stream = ffmpeg.input(f"file:{file}", threads=0, protocol_whitelist="file,pipe")
-    stream = stream.output("pipe:", format="s16le", acodec="pcm_s16le", ac=1, ar=sr)
+    # from opening a network connection
+    stream = ffmpeg.input(f"file:{path}", threads=0, protocol_whitelist="file,pipe")
+    stream = stream.output("pipe:", format="s16le", acodec="pcm_s16le", **output)
     command = ffmpeg.compile(stream, cmd=[ffmpeg_binary(), "-nostdin", "-hide_banner", "-loglevel", "error"])
 
     # errors go to a file, not a pipe: a damaged input can produce more of them than a pipe holds
@@ -164,7 +276,7 @@ def _decode(file: str | os.PathLike[str], sr: int) -> Iterator[bytes]:
                 process.kill()
                 process.wait()
         if status != 0:
-            raise _load_error(file, _last_error(errors) or f"ffmpeg ended with status {status}")
+            raise _load_error(name, _last_error(errors) or f"ffmpeg ended with status {status}")
 
 
 def _last_error(errors: IO[bytes]) -> str:
@@ -178,5 +290,5 @@ def _last_error(errors: IO[bytes]) -> str:
     return f"it holds no audio ({last})" if "does not contain any stream" in text else last
 
 
-def _load_error(file: str, reason: str) -> RuntimeError:
-    return RuntimeError(f"Failed to load audio: {file}: {reason}")
+def _load_error(name: str, reason: str) -> RuntimeError:
+    return RuntimeError(f"Failed to load audio: {name}: {reason}")

@@ -23,19 +23,21 @@ from whisper.decoding import DecodingResult
 from whisper.tokenizer import Tokenizer, get_tokenizer
 from whisper.utils import get_end
 
+from .audio import Bytes, Recording, readable
+from .decoding import resolve_language
 from .engine.alignment import add_word_timestamps, alignment_model
 from .engine.kv_cache import EncodedAudio
 from .fallback import decode_with_fallback, decoder_inputs, detect_spoken_language, select_windows, use_half
 from .mel import LogMel
 from .options import SEQUENTIAL_OPTIONS, TranscribeOptions
-from .segments import clear_if_empty, print_segment, split_segments
+from .segments import clear_if_empty, has_text, print_segment, split_segments, text_of
 from .tagging.tagger import Tagger, encode_windows, resolve_resolutions
-from .windows import Window, parse_clip_timestamps, quiet_cuts
+from .windows import Window, clip_frames, quiet_cuts
 
 if TYPE_CHECKING:
     from .model import WhisperAT
 
-Audio = str | os.PathLike[str] | np.ndarray | Tensor
+Audio = Recording | np.ndarray | Tensor
 
 MIN_REMAINDER = 20
 """Frames behind a window's last segment from which on they become a window of their own."""
@@ -53,7 +55,7 @@ def transcribe_many(
     ----------
     model : WhisperAT
         The model.
-    recordings : iterable of str, path, ndarray or Tensor
+    recordings : iterable of str, path, bytes, binary file, ndarray or Tensor
         What `transcribe` takes as audio.
     batch_size : int
         Number of windows that are encoded and decoded together.
@@ -71,7 +73,7 @@ def transcribe_many(
     for name in SEQUENTIAL_OPTIONS:
         if name in options:
             raise TypeError(f"transcribe_many takes no {name}: windows of a batch do not depend on one another")
-    if isinstance(recordings, (str, os.PathLike, np.ndarray, Tensor)):
+    if isinstance(recordings, (str, os.PathLike, Bytes, np.ndarray, Tensor)) or hasattr(recordings, "read"):
         raise TypeError("transcribe_many takes several recordings: give a list, or use transcribe(…, batch_size=N)")
     return transcribe_in_batches(model, recordings, TranscribeOptions.from_keywords(batch_size=batch_size, **options))
 
@@ -81,11 +83,12 @@ def transcribe_in_batches(
 ) -> Iterator[tuple[Audio, dict[str, Any] | Exception]]:
     """Transcribe recordings as `transcribe_many` does; errors that concern all of them are raised at once."""
     resolve_resolutions(model, options.at_time_res)  # what cannot be tagged is refused before anything is read
+    language, task = resolve_language(model, options.decode_options.get("language"), options.task)
     half = use_half(model, options.decode_options.get("fp16", True))
-    decode_options = {**options.decode_options, "fp16": half}
+    decode_options = {**options.decode_options, "fp16": half, "language": language, "task": task}
     if options.initial_prompt is not None:
         decode_options["prompt"] = options.initial_prompt
-    if options.word_timestamps and options.task == "translate":
+    if options.word_timestamps and task == "translate":
         warnings.warn("Word-level timestamps on translations may not be reliable.")
     batches = _Batches(model, replace(options, decode_options=decode_options), torch.float16 if half else torch.float32)
     return batches.run(recordings)
@@ -96,10 +99,11 @@ class _Recording:
 
     def __init__(self, model: WhisperAT, audio: Audio, options: TranscribeOptions, dtype: torch.dtype) -> None:
         self.audio = audio
-        resolve_resolutions(model, options.at_time_res, audio)
-        self.mel = LogMel(audio, model.dims.n_mels)
+        self.source = readable(audio)
+        resolve_resolutions(model, options.at_time_res, self.source)
+        self.mel = LogMel(self.source, model.dims.n_mels)
         try:
-            self.clips = parse_clip_timestamps(options.clip_timestamps, self.mel.content_frames)
+            clips = clip_frames(options.clip_timestamps, self.mel.content_frames)
             self.tagger = Tagger(model, options.at_time_res, self.mel.content_frames)
             self.language = options.decode_options.get("language") or detect_spoken_language(
                 model, self.mel, None, dtype, options.verbose
@@ -110,11 +114,8 @@ class _Recording:
         except BaseException:
             self.mel.close()
             raise
-        self.jobs = [
-            _Job(self, window, min([window.seek, *(start for start, _ in self.clips[i + 1 :])]))
-            for i, clip in enumerate(self.clips)
-            for window in quiet_cuts(self.mel, *clip)
-        ]
+        windows = [window for clip in clips for window in quiet_cuts(self.mel, *clip)]
+        self.jobs = [_Job(self, window, window.seek) for window in windows]
         self.n_pending = len(self.jobs)
         self.segments: list[dict[str, Any]] = []
         self.last_speech = 0.0
@@ -128,8 +129,8 @@ class _Recording:
             print_segment(segment)
         tokens = [token for segment in segments for token in segment["tokens"]]
         numbered = [{"id": i, **segment} for i, segment in enumerate(segments)]
-        transcript = {"text": self.tokenizer.decode(tokens), "segments": numbered, "language": self.language}
-        return transcript | self.tagger.result(options.task, self.audio, segments, order)
+        transcript = {"text": text_of(tokens, self.tokenizer), "segments": numbered, "language": self.language}
+        return transcript | self.tagger.result(options.task, self.source, segments, order)
 
 
 class _Job(NamedTuple):
@@ -306,7 +307,7 @@ class _Batches:
                 last_speech = last_word_end
             if job.settled_before is not None:  # when remainders are decoded depends on the batch
                 recording.last_speech = last_speech
-        for segment in split.segments:
+        for segment in filter(has_text, split.segments):
             clear_if_empty(segment)
             recording.segments.append(segment)
             recording.tagger.add_segment(window, states, segment)

@@ -7,6 +7,7 @@ by openai-whisper's own task.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
@@ -18,10 +19,11 @@ from torch import Tensor
 from whisper.decoding import *
 from whisper.decoding import BeamSearchDecoder, DecodingOptions, DecodingResult, GreedyDecoder, Inference
 from whisper.model import Whisper
-from whisper.tokenizer import Tokenizer, get_tokenizer
+from whisper.tokenizer import LANGUAGES, Tokenizer, get_tokenizer
 
 from .engine.kv_cache import DecoderState, EncodedAudio
 from .engine.speculative import SpeculativeDecoder
+from .languages import language_code
 
 if TYPE_CHECKING:
     from .model import WhisperAT
@@ -52,7 +54,7 @@ def decode(
     DecodingResult or list of DecodingResult
         A list for a batch.
     """
-    options = replace(options, **kwargs) if kwargs else options
+    options = _resolved(model, replace(options, **kwargs))
     if isinstance(mel, EncodedAudio):
         return FastDecodingTask(cast("WhisperAT", model), options, mel).run(mel.features)
     single = mel.ndim == 2
@@ -60,6 +62,61 @@ def decode(
     task = FastDecodingTask if getattr(model, "is_unmodified", False) else _upstream.DecodingTask
     results = task(model, options).run(mel)
     return results[0] if single else results
+
+
+def resolve_language(model: Whisper, language: str | None, task: str) -> tuple[str | None, str]:
+    """Return Whisper's code of a language, and the task, as a model can do them.
+
+    A model that knows English only takes any other language as English, and translation as transcription, with a
+    warning.
+
+    Parameters
+    ----------
+    model : Whisper
+    language : str or None
+        As `language_code` reads it.
+    task : str
+        ``transcribe``, ``translate`` or ``lang_id``.
+
+    Returns
+    -------
+    language : str or None
+        None where a multilingual model is to detect it.
+    task : str
+
+    Raises
+    ------
+    ValueError
+        If Whisper, or this one, does not know the language.
+    """
+    code = language_code(language)
+    if model.is_multilingual:
+        if code is not None and code not in list(LANGUAGES)[: model.num_languages]:
+            raise ValueError(f"this model does not know {LANGUAGES[code].title()} ({code}), which later Whispers do")
+        return code, task
+    if code not in (None, "en"):
+        warnings.warn(f"this model knows English only: language {language!r} is taken as English")
+    if task == "translate":
+        warnings.warn("this model knows English only: it transcribes, and translates nothing")
+        task = "transcribe"
+    return "en", task
+
+
+def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the tokens of text that a transcript begins with or follows; ``<|endoftext|>`` in it is text, too."""
+    return tokenizer.encode(" " + text.strip(), disallowed_special=())
+
+
+def _resolved(model: Whisper, options: DecodingOptions) -> DecodingOptions:
+    """Return options with the language by its code, and prompt and prefix as tokens."""
+    changes: dict[str, Any] = {}
+    if options.language is not None:
+        changes["language"], changes["task"] = resolve_language(model, options.language, options.task)
+    for name in ("prompt", "prefix"):
+        if isinstance(text := getattr(options, name), str) and text:
+            tokenizer = get_tokenizer(model.is_multilingual, num_languages=model.num_languages)
+            changes[name] = encode_text(tokenizer, text)
+    return replace(options, **changes)
 
 
 @torch.no_grad()

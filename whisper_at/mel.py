@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from whisper.audio import HOP_LENGTH, N_FFT, N_FRAMES, N_SAMPLES, SAMPLE_RATE, mel_filters
 
-from .audio import stream_audio
+from .audio import Recording, check_finite, readable, stream_audio
 
 BLOCK_FRAMES = N_FRAMES  # 30 s: 5 MB of complex numbers at a time
 MAX_MEMORY = 128 << 20  # bytes: 70 minutes of 80 mels; the whole of a longer recording is on disk
@@ -36,7 +36,7 @@ class LogMel:
 
     Parameters
     ----------
-    audio : str, path, array or Tensor, shape (samples,)
+    audio : str, path, bytes, binary file, array or Tensor, shape (samples,)
         A file for `load_audio`, or one channel at 16 kHz in float32 (or float16, bfloat16). A tensor is processed on
         its device.
     n_mels : {80, 128}
@@ -59,6 +59,8 @@ class LogMel:
         If there is no such file.
     RuntimeError
         As `load_audio`; or if the samples are of another type or shape, or the disk is full.
+    ValueError
+        If a sample is NaN or infinite, or too large to be squared.
 
     Examples
     --------
@@ -69,7 +71,7 @@ class LogMel:
 
     def __init__(
         self,
-        audio: str | os.PathLike[str] | np.ndarray | Tensor,
+        audio: Recording | np.ndarray | Tensor,
         n_mels: int = 80,
         *,
         block_frames: int = BLOCK_FRAMES,
@@ -132,6 +134,9 @@ class LogMel:
     def _append(self, block: Tensor) -> None:
         """Store a block ``(n_mels, frames)``."""
         self._loudest = torch.maximum(self._loudest, block.max())
+        if not self._loudest.isfinite():
+            seconds = (self.n_frames + int((~block.isfinite()).any(0).nonzero()[0])) * HOP_LENGTH / SAMPLE_RATE
+            raise ValueError(f"audio must be float32 between -1 and 1: that at {seconds:.2f} s is too large")
         try:
             self._file.write(block.T.contiguous().numpy().data)
             self._file.flush()
@@ -147,8 +152,9 @@ def _discard(file: IO[bytes]) -> None:
         file.close()
 
 
-def _sample_blocks(audio: str | os.PathLike[str] | np.ndarray | Tensor, size: int) -> Iterable[Tensor]:
+def _sample_blocks(audio: Recording | np.ndarray | Tensor, size: int) -> Iterable[Tensor]:
     """Return the samples, ``size`` at a time; only the last block is shorter."""
+    audio = readable(audio)
     if isinstance(audio, (str, os.PathLike)):
         return (torch.from_numpy(block) for block in stream_audio(audio, seconds=size / SAMPLE_RATE))
     if not isinstance(audio, Tensor):
@@ -159,6 +165,7 @@ def _sample_blocks(audio: str | os.PathLike[str] | np.ndarray | Tensor, size: in
     if audio.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         kind = str(audio.dtype).removeprefix("torch.")
         raise RuntimeError(f"audio must be float32 between -1 and 1, not {kind}; convert it (int16: divide by 32768)")
+    check_finite(audio)
     return audio.detach().split(size)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from whisper.decoding import DecodingOptions
 
 from .fallback import Thresholds
 from .tagging.timeline import resolutions
+from .windows import parse_clip_timestamps
 
 SEQUENTIAL_OPTIONS = (
     "condition_on_previous_text",
@@ -19,12 +22,41 @@ SEQUENTIAL_OPTIONS = (
 )
 """Options that tie a window to the one before it, or to a pass of its own: batches do not take them."""
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def warn_of_unused(options: Mapping[str, Any]) -> None:
+    """Warn of options, by the names that `transcribe` has for them, that batches of windows cannot respect."""
+    if options.get("batch_size") is None:
+        return
+    if options.get("condition_on_previous_text"):
+        warnings.warn(
+            "condition_on_previous_text has no effect with batch_size: windows of a batch do not see one another's text"
+        )
+    if options.get("carry_initial_prompt") is False and options.get("initial_prompt"):
+        warnings.warn("carry_initial_prompt=False has no effect with batch_size: every window gets the initial prompt")
+    if options.get("strict_word_timing") and options.get("word_timestamps"):
+        warnings.warn("strict_word_timing has no effect with batch_size: words are timed from what text came from")
+
+
+def warns_of_unused(transcribe: Callable[P, T]) -> Callable[P, T]:
+    """Make a function call `warn_of_unused` on what it is given, which defaults are not."""
+
+    @functools.wraps(transcribe)
+    def checked(*args: P.args, **options: P.kwargs) -> T:
+        warn_of_unused(options)
+        return transcribe(*args, **options)
+
+    return checked
+
 
 @dataclass(frozen=True)
 class TranscribeOptions:
     """Everything that `transcribe` takes beside model and audio; see there for what each means.
 
-    `decode_options` are those of openai-whisper's ``DecodingOptions``.
+    `decode_options` are those of openai-whisper's ``DecodingOptions``. `clip_timestamps` are as `parse_clip_timestamps`
+    returns them.
 
     Raises
     ------
@@ -45,7 +77,7 @@ class TranscribeOptions:
     word_timestamps: bool = False
     prepend_punctuations: str = "\"'“¿([{-"
     append_punctuations: str = "\"'.。,，!！?？:：”)]}、"
-    clip_timestamps: str | list[float] = "0"
+    clip_timestamps: Any = "0"
     hallucination_silence_threshold: float | None = None
     at_time_res: float | Iterable[float] | str | None = "auto"
     strict_word_timing: bool = True
@@ -64,7 +96,10 @@ class TranscribeOptions:
                 raise ValueError(
                     "hallucination_silence_threshold needs one window after the other: leave out batch_size"
                 )
+        if self.initial_prompt is not None and not isinstance(self.initial_prompt, str):
+            raise ValueError(f"initial_prompt must be text, not {self.initial_prompt!r:.60}")
         DecodingOptions(**self.decode_options)
+        object.__setattr__(self, "clip_timestamps", parse_clip_timestamps(self.clip_timestamps))
 
     @classmethod
     def from_keywords(cls, **keywords: Any) -> TranscribeOptions:

@@ -34,6 +34,16 @@ def print_segment(segment: dict[str, Any]) -> None:
     print(make_safe(f"[{start} --> {end}] {segment['text']}"))
 
 
+def has_text(segment: dict[str, Any]) -> bool:
+    """Return whether a segment says anything: of silence, a decoder may write two timestamps and nothing between."""
+    return bool(segment["text"].strip())
+
+
+def text_of(tokens: list[int], tokenizer: Tokenizer) -> str:
+    """Return the text of the tokens of segments, without what those leave out: timestamps and special tokens."""
+    return tokenizer.decode([token for token in tokens if token < tokenizer.eot])
+
+
 def clear_if_empty(segment: dict[str, Any]) -> None:
     """Clear a segment that takes no time or has no text, as openai-whisper does."""
     if segment["start"] == segment["end"] or segment["text"].strip() == "":
@@ -62,7 +72,7 @@ def split_segments(result: DecodingResult, window: Window, tokenizer: Tokenizer,
             "seek": window.seek,
             "start": start,
             "end": end,
-            "text": tokenizer.decode([t for t in tokens.tolist() if t < tokenizer.eot]),
+            "text": text_of(tokens.tolist(), tokenizer),
             "tokens": tokens.tolist(),
             "temperature": result.temperature,
             "avg_logprob": result.avg_logprob,

@@ -18,31 +18,36 @@ from whisper.audio import N_FRAMES, pad_or_trim
 from whisper.tokenizer import Tokenizer, get_tokenizer
 from whisper.utils import get_end
 
+from .audio import Recording, readable
 from .batched import transcribe_in_batches
+from .decoding import encode_text, resolve_language
 from .engine.alignment import add_word_timestamps, alignment_model
 from .engine.encoder import has_unfused_attention
 from .engine.kv_cache import EncodedAudio
 from .fallback import decode_with_fallback, decoder_inputs, detect_spoken_language, use_half
 from .mel import LogMel
-from .options import TranscribeOptions
+from .options import TranscribeOptions, warns_of_unused
 from .segments import (
     clear_if_empty,
     drop_hallucinations,
+    has_text,
     print_segment,
     seek_past_leading_silence,
     seek_with_words,
     split_segments,
+    text_of,
 )
 from .tagging.tagger import Tagger, encode_windows, resolve_resolutions
-from .windows import Window, parse_clip_timestamps
+from .windows import Window, clip_frames
 
 if TYPE_CHECKING:
     from .model import WhisperAT
 
 
+@warns_of_unused
 def transcribe(
     model: WhisperAT,
-    audio: str | np.ndarray | Tensor,
+    audio: Recording | np.ndarray | Tensor,
     *,
     verbose: bool | None = None,
     temperature: float | Sequence[float] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
@@ -55,7 +60,7 @@ def transcribe(
     word_timestamps: bool = False,
     prepend_punctuations: str = "\"'“¿([{-",
     append_punctuations: str = "\"'.。,，!！?？:：”)]}、",
-    clip_timestamps: str | list[float] = "0",
+    clip_timestamps: Any = "0",
     hallucination_silence_threshold: float | None = None,
     at_time_res: float | Iterable[float] | str | None = "auto",
     strict_word_timing: bool = True,
@@ -64,11 +69,18 @@ def transcribe(
 ) -> dict[str, Any]:
     """Transcribe a recording and tag what sounds in it.
 
-    All arguments of ``whisper.transcribe`` mean what they mean there and give the same text,
-    segments and language. New ones:
+    All arguments of ``whisper.transcribe`` mean what they mean there and give the same text and segments, but for
+    segments without text, of silence, which are left out. Some take more, and some are new:
 
     Parameters
     ----------
+    audio : str, path, bytes, bytearray, memoryview, binary file, ndarray or Tensor
+        A file, or its bytes; or samples at 16 kHz.
+    language : str, optional
+        As `whisper_at.languages.language_code` reads it: ``en-US`` and ``iw`` too, and ``auto``.
+    clip_timestamps : str, number, or sequence of numbers, pairs or mappings
+        As `whisper_at.windows.parse_clip_timestamps` reads it: also ``[(0, 10), (25, 30)]`` and
+        ``[{"start": 0, "end": 10}]``. Clips are transcribed in order of time, overlapping ones as one.
     at_time_res : float, iterable of float, "auto" or None
         Seconds per row of tags, any multiple of 0.4; or several, all from the same pass; or None for no tags.
         ``"auto"`` is 10 where the model has a head, else None.
@@ -79,12 +91,12 @@ def transcribe(
     batch_size : int, optional
         Cut the recording where it is quiet and decode so many windows at once, none of which sees the text before it;
         see `transcribe_many`, which does so for many recordings. ``hallucination_silence_threshold`` is not for
-        batches.
+        batches, and ``condition_on_previous_text`` has no effect on them.
 
     Returns
     -------
     dict
-        ``text``, ``segments``, ``language`` as upstream and, with tags, also
+        ``text``, ``segments``, ``language`` (its code) as upstream and, with tags, also
 
         - ``audio_tag``: float32 CPU tensor ``(rows, 527)`` of logits, row ``i`` over the seconds
           ``[i, i + 1) * at_time_res``; NaN where there was no audio (clips leave gaps)
@@ -103,7 +115,8 @@ def transcribe(
     Raises
     ------
     ValueError
-        If a resolution is not a positive multiple of 0.4 s, or tags are asked of a model without a head.
+        If a resolution is not a positive multiple of 0.4 s, or tags are asked of a model without a head; if there is no
+        such language, a clip ends before it starts, or a sample is NaN.
     TypeError
         If the model is openai-whisper's own class.
     """
@@ -137,33 +150,33 @@ def transcribe(
 
 
 def transcribe_in_order(
-    model: WhisperAT, audio: str | np.ndarray | Tensor, options: TranscribeOptions
+    model: WhisperAT, audio: Recording | np.ndarray | Tensor, options: TranscribeOptions
 ) -> dict[str, Any]:
     """Transcribe a recording window by window, each with the text before it as a prompt, as `transcribe` does."""
-    resolve_resolutions(model, options.at_time_res, audio)  # what cannot be tagged is refused before anything is read
+    source = readable(audio)
+    resolve_resolutions(model, options.at_time_res, source)  # what cannot be tagged is refused before anything is read
+    language, task = resolve_language(model, options.decode_options.get("language"), options.task)
     half = use_half(model, options.decode_options.get("fp16", True))
-    decode_options = {**options.decode_options, "fp16": half}
+    decode_options = {**options.decode_options, "fp16": half, "task": task}
     dtype = torch.float16 if half else torch.float32
 
     # 30 s of silence behind the recording: language detection hears it, windows are cut before it
-    mel = LogMel(audio, model.dims.n_mels)
+    mel = LogMel(source, model.dims.n_mels)
     content_frames = mel.content_frames
-    clips = parse_clip_timestamps(options.clip_timestamps, content_frames)
+    clips = clip_frames(options.clip_timestamps, content_frames)
     tagger = Tagger(model, options.at_time_res, content_frames)
 
     reuse = not options.strict_word_timing or model.compute_type in ("bfloat16", "int8")
     reuse = reuse or has_unfused_attention(model.encoder, dtype)
     encode_once = _EncodeOnce(model, mel, dtype, tagger)
-    if decode_options.get("language") is None:
+    if language is None:
         # Audio that fills the first window is what that window decodes, so one pass does for both.
         shared = clips[0][0] == 0 and clips[0][1] >= N_FRAMES
         encoded = encode_once(Window(0)).decoder_inputs if shared and model.is_multilingual else None
-        decode_options["language"] = detect_spoken_language(model, mel, encoded, dtype, options.verbose)
-    language: str = decode_options["language"]
-    tokenizer = get_tokenizer(
-        model.is_multilingual, num_languages=model.num_languages, language=language, task=options.task
-    )
-    if options.word_timestamps and options.task == "translate":
+        language = detect_spoken_language(model, mel, encoded, dtype, options.verbose)
+    decode_options["language"] = language
+    tokenizer = get_tokenizer(model.is_multilingual, num_languages=model.num_languages, language=language, task=task)
+    if options.word_timestamps and task == "translate":
         warnings.warn("Word-level timestamps on translations may not be reliable.")
 
     prompt = _Prompt(tokenizer, options.initial_prompt, options.carry_initial_prompt, model.dims.n_text_ctx)
@@ -171,12 +184,11 @@ def transcribe_in_order(
     last_speech = 0.0
 
     with mel, tqdm.tqdm(total=content_frames, unit="frames", disable=options.verbose is not False) as progress:
-        for clip, (seek, clip_end) in enumerate(clips):
-            later_clips = min((start for start, _ in clips[clip + 1 :]), default=content_frames)
+        for seek, clip_end in clips:
             while seek < clip_end:
                 window = Window(seek, min(N_FRAMES, clip_end - seek))
                 encoded_window = encode_once(window)
-                tagger.add_window(window, encoded_window.states, settled_before=min(seek, later_clips))
+                tagger.add_window(window, encoded_window.states, settled_before=seek)
 
                 (result,) = decode_with_fallback(
                     model,
@@ -211,7 +223,7 @@ def transcribe_in_order(
                     if (last_word_end := get_end(split.segments)) is not None:
                         last_speech = last_word_end
 
-                for segment in split.segments:
+                for segment in filter(has_text, split.segments):
                     if options.verbose:
                         print_segment(segment)
                     clear_if_empty(segment)
@@ -224,8 +236,8 @@ def transcribe_in_order(
                 seek = split.seek
                 progress.update(min(content_frames, seek) - window.seek)
 
-    transcript = {"text": tokenizer.decode(prompt.text_tokens), "segments": segments, "language": language}
-    return transcript | tagger.result(options.task, audio, segments, list(range(len(segments))))
+    transcript = {"text": text_of(prompt.text_tokens, tokenizer), "segments": segments, "language": language}
+    return transcript | tagger.result(task, source, segments, list(range(len(segments))))
 
 
 class _EncodedWindow(NamedTuple):
@@ -252,12 +264,17 @@ class _EncodeOnce:
 
 
 class _Prompt:
-    """The text so far, and the part of it that the next window is given as a prompt."""
+    """The text so far, and the part of it that the next window is given as a prompt.
+
+    An initial prompt that is carried along comes first, the last tokens of one that fills the room for prompts, and
+    the text so far has the rest of the room.
+    """
 
     def __init__(self, tokenizer: Tokenizer, initial: str | None, carry: bool, n_text_ctx: int) -> None:
-        self.initial = tokenizer.encode(" " + initial.strip()) if initial is not None else []
+        self.initial = encode_text(tokenizer, initial) if initial is not None else []
+        self.room = n_text_ctx // 2 - 1  # upstream gives the prompt room that is not there, and loses it
+        self.carried = self.initial[-self.room :] if carry else []
         self.carry = carry
-        self.room = n_text_ctx // 2 - 1 - len(self.initial)
         self._tokens = list(self.initial)
         self._start = 0
 
@@ -268,9 +285,10 @@ class _Prompt:
 
     def tokens(self) -> list[int]:
         """Return the prompt of the next window."""
-        if self.carry:
-            return self.initial + self._tokens[max(len(self.initial), self._start) :][-self.room :]
-        return self._tokens[self._start :]
+        if not self.carry:
+            return self._tokens[self._start :]
+        history = self._tokens[max(len(self.initial), self._start) :]
+        return self.carried + history[max(0, len(history) - self.room + len(self.carried)) :]
 
     def extend(self, tokens: list[int]) -> None:
         """Add the tokens of a segment."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from whisper.audio import FRAMES_PER_SECOND, N_FRAMES
 
@@ -37,29 +39,119 @@ class Window(NamedTuple):
         return self.seek + self.size
 
 
-def parse_clip_timestamps(clip_timestamps: str | Sequence[float], content_frames: int) -> list[tuple[int, int]]:
-    """Return the clips to transcribe, as pairs of frames, in the order given and none past the end.
+def parse_clip_timestamps(clip_timestamps: Any) -> list[tuple[float, float]]:
+    """Return the clips of a recording that are to be transcribed, in order of time, overlapping ones as one.
 
     Parameters
     ----------
-    clip_timestamps : str or sequence of float
-        Starts and ends in seconds, ``"0,10,25,30"``; the last end may be left out.
+    clip_timestamps : str, number, mapping, or sequence of numbers, pairs or mappings
+        Starts and ends in seconds, ``"0,10,25,30"`` or ``[0, 10, 25, 30]``; or a clip each, ``(0, 10)`` or
+        ``{"start": 0, "end": 10}``. The last end, and that of any mapping, may be left out: the clip lasts to the
+        end of the recording.
+
+    Returns
+    -------
+    list of (float, float)
+        Start and end of each clip in seconds; infinity is the end of the recording.
+
+    Raises
+    ------
+    ValueError
+        If something is no number of seconds, is negative, or a clip ends before it starts.
+
+    Examples
+    --------
+    >>> parse_clip_timestamps("20,30,0,5")
+    [(0.0, 5.0), (20.0, 30.0)]
+    >>> parse_clip_timestamps([{"start": 2, "end": 4}, {"start": 3}])
+    [(2.0, inf)]
+    """
+    if isinstance(clip_timestamps, str):
+        clip_timestamps = clip_timestamps.split(",") if clip_timestamps.strip() else []
+    elif clip_timestamps is None:
+        clip_timestamps = []
+    elif isinstance(clip_timestamps, Mapping) or not hasattr(clip_timestamps, "__iter__"):
+        clip_timestamps = [clip_timestamps]
+    items = list(clip_timestamps) or [0.0]
+    whole = [isinstance(item, Mapping) or _is_pair(item) for item in items]
+    if all(whole):
+        clips = [_read_clip(item) for item in items]
+    elif any(whole):
+        raise ValueError(f"clip_timestamps mixes times and clips: {items}; give one or the other")
+    else:
+        times = [_seconds(item) for item in items]
+        clips = list(zip(times[::2], [*times[1::2], math.inf]))  # the last end may be left out
+    for start, end in clips:
+        if end < start:
+            raise ValueError(f"clip_timestamps: a clip ends at {end:g} s, before it starts at {start:g} s")
+        if math.isinf(start):
+            raise ValueError("clip_timestamps: a clip cannot start at infinity")
+    joined: list[tuple[float, float]] = []
+    for start, end in sorted(clips):
+        if joined and start < joined[-1][1]:
+            joined[-1] = joined[-1][0], max(joined[-1][1], end)
+        else:
+            joined.append((start, end))
+    return joined
+
+
+def clip_frames(clips: Sequence[tuple[float, float]], content_frames: int) -> list[tuple[int, int]]:
+    """Return clips as pairs of frames, none past the end of a recording of so many.
+
+    A clip that starts past the end is left out, with a warning.
+
+    Parameters
+    ----------
+    clips : sequence of (float, float)
+        As `parse_clip_timestamps` returns them.
     content_frames : int
         Length of the recording in mel frames.
 
     Raises
     ------
     ValueError
-        For a time before the beginning, where upstream transcribes nothing but padding.
+        If all clips start past the end.
     """
-    if isinstance(clip_timestamps, str):
-        clip_timestamps = [float(seconds) for seconds in clip_timestamps.split(",") if clip_timestamps]
-    if any(seconds < 0 for seconds in clip_timestamps):
-        raise ValueError(f"clip_timestamps must not be negative: {list(clip_timestamps)}")
-    points = [round(seconds * FRAMES_PER_SECOND) for seconds in clip_timestamps] or [0]
-    if len(points) % 2:
-        points.append(content_frames)
-    return [(start, min(end, content_frames)) for start, end in zip(points[::2], points[1::2])]
+    seconds = content_frames / FRAMES_PER_SECOND
+    inside = [(start, end) for start, end in clips if start < seconds or start == 0]
+    if not inside:
+        raise ValueError(f"clip_timestamps: the recording has {seconds:g} s, and every clip starts after that")
+    if len(inside) < len(clips):
+        after = f"{len(clips) - len(inside)} of {len(clips)} clips start after it"
+        warnings.warn(f"clip_timestamps: the recording has {seconds:g} s, and {after}")
+    return [(_frame(start, content_frames), _frame(end, content_frames)) for start, end in inside]
+
+
+def _frame(seconds: float, content_frames: int) -> int:
+    return content_frames if seconds * FRAMES_PER_SECOND >= content_frames else round(seconds * FRAMES_PER_SECOND)
+
+
+def _is_pair(item: object) -> bool:
+    return not isinstance(item, (str, bytes)) and getattr(item, "ndim", 1) > 0 and hasattr(item, "__len__")
+
+
+def _read_clip(clip: Any) -> tuple[float, float]:
+    """Return start and end of a mapping or pair."""
+    if isinstance(clip, Mapping):
+        if "start" not in clip:
+            raise ValueError(f"clip_timestamps: a clip has start and end, not {', '.join(map(str, clip)) or 'nothing'}")
+        clip = clip["start"], clip.get("end")
+    if len(clip) != 2:
+        raise ValueError(f"clip_timestamps: a clip is a pair of start and end, not {clip}")
+    start, end = clip
+    return _seconds(start), math.inf if end is None else _seconds(end)
+
+
+def _seconds(value: Any) -> float:
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if math.isnan(seconds):
+        raise ValueError(f"clip_timestamps are seconds, START,END,START,…: {value!r} is no number")
+    if seconds < 0:
+        raise ValueError(f"clip_timestamps must not be negative: {seconds:g}")
+    return seconds
 
 
 def quiet_cuts(mel: LogMel, start: int, end: int) -> list[Window]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from real_recordings import in_noise, load, speech
 from same_as_upstream import both
 
@@ -13,7 +14,7 @@ OPTIONS = {
     "beams, patience and length penalty": ["2764-36616-0000", dict(beam_size=2, patience=1.5, length_penalty=0.6)],
     "long initial prompt": ["8226-274369-0000", dict(initial_prompt="The King and the Commons. " * 60)],
     "prefix, without timestamps": ["6880-216547-0000", dict(prefix="The following letter", without_timestamps=True)],
-    "clips, the last one open": ["3607-135982-0000", dict(clip_timestamps=[4.1, 6.0, 0.4])],
+    "clips, the last one open": ["3607-135982-0000", dict(clip_timestamps=[0.4, 3.0, 4.1])],
     "tokens suppressed": ["201-122255-0000", dict(suppress_tokens="-1,7433,1757", max_initial_timestamp=None)],
     "nothing suppressed, no thresholds": [
         "5456-24741-0000",
@@ -70,3 +71,11 @@ def test_second_window_is_given_upstreams_prompt(name, tiny_en):
 def test_windows_are_skipped_as_silent_as_upstream_does(tiny_en):
     audio = speech("839-130898-0000")
     assert both(*tiny_en, audio, None, temperature=0, no_speech_threshold=0.0, logprob_threshold=0.0)["segments"] == []
+
+
+def test_language_tokens_stay_out_of_the_text(base):
+    """Upstream's text ends in <|he|> here, which none of its segments has."""
+    torch.manual_seed(5)
+    result = base.model.transcribe(load("speech/jfk.flac"), language="he")
+    assert "<|" not in result["text"]
+    assert result["text"] == "".join(segment["text"] for segment in result["segments"])

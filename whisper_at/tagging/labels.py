@@ -16,8 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
+from whisper.tokenizer import LANGUAGES
 
+from ..languages import language_code
 from .classes import ClassSet
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -191,25 +192,27 @@ def _translations() -> dict[str, tuple[str, ...]]:
 def label_names(language: str = "en") -> tuple[str, ...]:
     """Return the 527 class names, in index order, in a language given by code ("de") or name ("German").
 
-    Every language name and alias of Whisper is understood ("Castilian" is "es"). For a language without
-    names, English comes back, with a UserWarning. Names other than English ones may repeat: they are for
-    showing, and cannot be mapped back to classes.
+    Whatever `language_code` reads is understood ("Castilian" and "es-MX" are "es"). For a language without names,
+    English comes back, with a UserWarning. Names other than English ones may repeat: they are for showing, and cannot
+    be mapped back to classes.
 
     Examples
     --------
     >>> label_names("English")[137]
     'Music'
     """
-    code = language.strip().lower()
-    code = TO_LANGUAGE_CODE.get(code, code)
     names = _translations()
+    try:
+        code = language_code(language)
+    except ValueError:  # a language that Whisper does not know may have names
+        code = language.strip().lower()
     if code not in names:
         warnings.warn(  # always from this line, so that Python shows it once
             f"there are no class names in {language!r}, so they are in English; print_support_language() "
             "lists the languages there are",
             stacklevel=1,
         )
-        code = "en"
+        return names["en"]
     return names[code]
 
 
