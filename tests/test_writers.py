@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 import whisper.utils
+from conftest import noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import whisper_at
+from whisper_at.tagging.classes import ClassSet
+from whisper_at.tagging.heads import make_head
 from whisper_at.tagging.labels import audioset_labels
 from whisper_at.tagging.rows import TagOptions
 from whisper_at.writers import get_writer, result_to_json, tag_rows
@@ -258,3 +262,18 @@ def test_a_language_without_names_is_said_once(tmp_path):
         warnings.simplefilter("default")
         get_writer("all", str(tmp_path), label_language="xx", sound_captions=True)(tagged(speech()), "a.wav")
     assert ["no class names in 'xx'" in str(warning.message) for warning in caught] == [True]
+
+
+@pytest.mark.parametrize("resolution", [4.0, [0.4, 4.0]])
+def test_the_standard_library_writes_a_result_and_it_is_read_back(model_en, resolution):
+    """D26, of the result itself: the names of tags, events and files are the same from JSON."""
+    head = make_head("mean_mlp", n_layer=2, rep_dim=64, label_dim=2)
+    head.classes = ClassSet(("bell", "horn"))
+    model_en.attach("mine", head)
+    options = dict(at_time_res=resolution, temperature=0.0, sample_len=8, word_timestamps=True, clip_timestamps="0,5,9")
+    result = model_en.transcribe(noise(12), **options)
+    back = strict(json.dumps(whisper_at.to_jsonable(result), allow_nan=False))
+    assert back["segments"] == json.loads(json.dumps(result["segments"]))
+    assert whisper_at.parse_at_label(back, p_threshold=-9) == whisper_at.parse_at_label(result, p_threshold=-9)
+    assert whisper_at.find_events(back, -9) == whisper_at.find_events(result, -9)
+    assert result_to_json(back)["mine"] == result_to_json(result)["mine"]

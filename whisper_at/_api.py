@@ -8,6 +8,7 @@ from whisper import DecodingOptions, DecodingResult, ModelDimensions, Whisper, p
 from .audio import load_audio, log_mel_spectrogram
 from .batched import transcribe_many
 from .checkpoints import available_models
+from .checkpoints.files import to_jsonable
 from .decoding import decode, detect_language
 from .loading import load_model
 from .model import WhisperAT
@@ -41,6 +42,7 @@ __all__ = [
     "parse_at_label",
     "print_label_name",
     "print_support_language",
+    "to_jsonable",
     "transcribe",
     "transcribe_many",
     "with_sounds",

@@ -5,11 +5,21 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
 import whisper
 from local_server import DATA, files_in, isolate, local_server, sha256
 from tiny_checkpoints import official_head, torch_bytes
 
-from whisper_at.checkpoints import HEADS, PublishedHead, find_head, find_whisper, head_name, registry
+from whisper_at.checkpoints import (
+    HEADS,
+    PublishedHead,
+    find_head,
+    find_whisper,
+    head_name,
+    model_dims,
+    registry,
+    whisper_shapes,
+)
 
 
 @pytest.fixture
@@ -52,6 +62,52 @@ def test_a_cached_file_is_verified_D20(published, tmp_path):
     cached = tmp_path / "tiny.pt"
     cached.write_bytes(DATA[:5000])
     with pytest.warns(UserWarning, match="again"):
+        assert find_whisper("tiny", str(tmp_path)) == cached
+    assert cached.read_bytes() == DATA
+
+
+def saved_again(dtype=torch.float32, **changes) -> dict:
+    """A checkpoint of tiny's size, whose weights take no room on disk; a change replaces or (None) removes a weight."""
+    dims = {**model_dims("tiny"), **changes.pop("dims", {})}
+    weights = {name: torch.zeros(1, dtype=dtype).expand(shape) for name, shape in whisper_shapes(dims).items()}
+    weights |= {name.replace("__", "."): value for name, value in changes.items()}
+    return {"dims": dims, "model_state_dict": {name: value for name, value in weights.items() if value is not None}}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_an_official_name_that_was_saved_again_is_used_with_a_warning(published, tmp_path, dtype):
+    """openai-whisper downloads it again, over what is there."""
+    cached = tmp_path / "tiny.pt"
+    torch.save(saved_again(dtype), cached)
+    before = cached.read_bytes()
+    with pytest.warns(UserWarning, match="but is a Whisper of the size of tiny: it is used as it is") as told:
+        assert find_whisper("tiny", str(tmp_path)) == cached
+    assert len(told) == 1
+    assert cached.read_bytes() == before
+    assert published.log == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"<html>not here</html>",
+        saved_again(decoder__ln__bias=None),
+        saved_again(decoder__ln__bias=torch.zeros(3)),
+        saved_again(decoder__ln__bias=torch.full((384,), torch.nan)),
+        saved_again(dims={"n_text_layer": 2}),
+        saved_again(dims={"n_vocab": 51864}),
+        {"model_state_dict": saved_again()["model_state_dict"]},
+    ],
+    ids=["empty", "page", "missing", "shape", "nan", "layers", "vocabulary", "no dims"],
+)
+def test_what_is_no_complete_whisper_of_that_name_is_downloaded_again_D20(published, tmp_path, content):
+    cached = tmp_path / "tiny.pt"
+    if isinstance(content, bytes):
+        cached.write_bytes(content)
+    else:
+        torch.save(content, cached)
+    with pytest.warns(UserWarning, match="and is no complete tiny; downloading it again"):
         assert find_whisper("tiny", str(tmp_path)) == cached
     assert cached.read_bytes() == DATA
 

@@ -250,9 +250,11 @@ def test_a_bad_folder_is_refused_in_one_line(model, folder, spoil, message):
 
 
 def test_errors_for_adapters_and_single_files_say_what_to_give(folder):
+    expected, by_file = open_whisper(folder)[1], open_whisper(folder / "model.safetensors")[1]
+    assert all(torch.equal(by_file[name], value) for name, value in expected.items())
+    (folder / "config.json").rename(folder / "adapter_config.json")
     with pytest.raises(RuntimeError, match="Hugging Face's layout, of which the folder is given"):
         load(folder / "model.safetensors")
-    (folder / "config.json").rename(folder / "adapter_config.json")
     with pytest.raises(RuntimeError, match="does not say of which model the adapter is; merge it where it was trained"):
         load(folder)
 

@@ -92,6 +92,48 @@ def test_an_adapter_beside_a_model_is_merged_into_it(tmp_path):
         assert torch.equal(state[name], model.state_dict()[name] + 2)
 
 
+@pytest.mark.parametrize("layout", ["model and adapter", "adapter alone", "ctranslate2 and adapter"])
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_config.json", "config.json", "weights"])
+@pytest.mark.filterwarnings("ignore:.*has a model and an adapter")
+def test_a_file_of_a_folder_stands_for_the_folder(tmp_path, base, layout, file):
+    """`adapter_model.safetensors` gave "dims without n_mels", and `model.safetensors` beside it the bare model."""
+    model, folder = tiny_whisper(), tmp_path / "folder"
+    if layout == "model and adapter":
+        write_folder(folder, model)
+    elif layout == "ctranslate2 and adapter":
+        write_ct2(folder, ct2_variables(model))
+    write_adapter(folder, base)
+    path = folder / {"weights": "model.bin" if "ct" in layout else "model.safetensors"}.get(file, file)
+    if not path.exists():
+        pytest.skip(f"{layout} has no {path.name}")
+    _, state = open_whisper(folder)
+    _, by_file = open_whisper(path)
+    assert all(torch.equal(by_file[name], state[name]) for name in state)
+    loaded = whisper_at.load_model(str(path), device="cpu", head=None).state_dict()
+    expected = whisper_at.load_model(str(folder), device="cpu", head=None)
+    assert all(torch.equal(loaded[name], value) for name, value in expected.state_dict().items())
+    heads = whisper_at.load_model(str(path), device="cpu", head=None).alignment_heads.to_dense()
+    assert torch.equal(heads, expected.alignment_heads.to_dense())
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin"])
+@pytest.mark.parametrize("beside", ["hf", "ct2", "nothing"])
+def test_an_adapter_without_its_configuration_is_not_dropped(tmp_path, name, beside):
+    folder = tmp_path / "folder"
+    if beside == "hf":
+        write_folder(folder, tiny_whisper())
+    elif beside == "ct2":
+        write_ct2(folder, ct2_variables(tiny_whisper()))
+    write_adapter(folder, "x")
+    (folder / "adapter_config.json").unlink()
+    (folder / "adapter_model.safetensors").rename(folder / name)
+    with pytest.raises(RuntimeError, match=f"has an adapter, {name}, without its adapter_config.json"):
+        whisper_at.load_model(str(folder), device="cpu", head=None)
+    if name.endswith("safetensors"):
+        with pytest.raises(RuntimeError, match="this is an adapter, of which the folder is given, with adapter_config"):
+            whisper_at.load_model(str(folder / name), device="cpu", head=None)
+
+
 def test_an_adapter_of_an_official_whisper_needs_no_hub(tmp_path, monkeypatch):
     model = tiny_whisper()
     folder = write_ct2(tmp_path / "package", ct2_variables(model))

@@ -17,7 +17,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save_file
 from torch import Tensor
@@ -114,7 +114,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def to_jsonable(value: Any) -> Any:
-    """Return a value as JSON can hold it: tensors and arrays as lists, keys as strings, NaN and infinities as None."""
+    """Return a value as JSON can hold it: tensors and arrays as lists, keys as strings, NaN and infinities as None.
+
+    Of a result of `transcribe`, tags are tensors. What comes back from JSON is read by `parse_at_label`, `find_events`
+    and the writers as the result itself is.
+
+    Examples
+    --------
+    >>> json.dumps(to_jsonable({"audio_tag": {0.4: torch.tensor([[0.5, math.nan]])}}))
+    '{"audio_tag": {"0.4": [[0.5, null]]}}'
+    """
     if isinstance(value, Tensor):
         value = value.detach().cpu().tolist()
     elif isinstance(value, (np.ndarray, np.generic)):
@@ -189,6 +198,15 @@ def read_tensors(path: Path, in_memory: bool = False) -> tuple[Any, dict[str, st
             return torch.load(source, map_location="cpu", weights_only=True), {}
         except Exception as error:  # of many types, depending on what the bytes happen to be
             raise RuntimeError(f"{path} {_diagnose(path, error)}") from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of a ``.safetensors``; none of a file that is damaged."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return opened.metadata() or {}
+    except SafetensorError:
+        return {}
 
 
 def describe_format(start: bytes, path: Path) -> str | None:

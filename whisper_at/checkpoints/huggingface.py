@@ -16,6 +16,7 @@ from torch import Tensor
 from .files import is_state_dict, read_json, read_tensors
 from .shapes import check_shapes, cut_padding, whisper_shapes
 
+CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in order of preference, as transformers has it
 
 _CONFIG_KEYS = {

@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 import whisper
-from safetensors import safe_open
 from torch import Tensor
 from whisper.model import ModelDimensions
 
 from . import ctranslate2, ggml, hub, huggingface, peft
 from .download import download
-from .files import describe_folder, is_state_dict, read_tensors
+from .files import describe_folder, is_state_dict, read_metadata, read_tensors
 from .hashing import encoder_sha256, file_sha256
 from .packages import PACKAGED, find_packaged
 from .registry import EMBEDDED, asset_path, available_models, download_folder, existing_file
+from .shapes import model_dims, whisper_shapes
 
 
 def find_whisper(name: str | os.PathLike[str], download_root: str | None = None) -> Path:
@@ -38,9 +38,10 @@ def find_whisper(name: str | os.PathLike[str], download_root: str | None = None)
         package huggingface_hub.
     download_root : str, optional
         Folder of downloads; ``$XDG_CACHE_HOME/whisper`` or ``~/.cache/whisper`` by default, shared with
-        openai-whisper. A file already there must have the published SHA-256; else it is not used, with a warning.
-        A Whisper that is not there, but in an installed package, is taken from it. Models of the hub go to its own
-        cache unless a folder is given.
+        openai-whisper. A file already there that has not the published SHA-256 is used, with a warning, if it is a
+        complete Whisper of this size (saved again, or converted), and else downloaded again. A Whisper that is not
+        there, but in an installed package, is taken from it. Models of the hub go to its own cache unless a folder is
+        given.
 
     Returns
     -------
@@ -62,14 +63,19 @@ def find_whisper(name: str | os.PathLike[str], download_root: str | None = None)
             return path
         if hub.is_hub_id(name) and not path.exists():
             return hub.download_from_hub(name, download_root)
-        return existing_file(name, "Model", available_models(), RuntimeError)
+        path = folder_of(existing_file(name, "Model", available_models(), RuntimeError))
+        if path.is_dir():
+            check_folder(path)
+        return path
     if (found := find_local(name, download_root)) is not None:
         return found
     url = whisper._MODELS[name]
     sha256, file = url.split("/")[-2:]
     path = download_folder(download_root) / file
     if path.is_file():
-        warnings.warn(f"{path} does not have the published SHA-256; downloading it again", stacklevel=2)
+        warnings.warn(
+            f"{path} does not have the published SHA-256, and is no complete {name}; downloading it again", stacklevel=2
+        )
     try:
         return download(url, path, sha256)
     except RuntimeError as error:
@@ -92,9 +98,28 @@ def find_local(name: str, download_root: str | None = None) -> Path | None:
     folder = download_folder(download_root)
     sha256, file = whisper._MODELS[name].split("/")[-2:]
     path = folder / file
-    if path.is_file() and file_sha256(path) == sha256:
-        return path
+    if path.is_file():
+        if file_sha256(path) == sha256:
+            return path
+        if _is_complete(path, name):
+            warnings.warn(
+                f"{path} does not have the published SHA-256, but is a Whisper of the size of {name}: it is used as it "
+                "is; delete it to have the published one",
+                stacklevel=3,
+            )
+            return path
     return find_packaged(name, folder)
+
+
+def _is_complete(path: Path, name: str) -> bool:
+    """Return whether a file holds every weight of an official Whisper, as numbers, whatever they are."""
+    try:
+        dims, state = open_whisper(path)
+    except RuntimeError:
+        return False
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    same = dims == model_dims(name) and shapes == whisper_shapes(dims)
+    return same and all(bool(tensor.isfinite().all()) for tensor in state.values())
 
 
 def open_whisper(
@@ -126,9 +151,7 @@ def open_whisper(
         If the file is empty, damaged, not a checkpoint, or holds anything but tensors and plain values; if the
         folder does not hold a Whisper that openai-whisper's model can express.
     """
-    path = Path(path)
-    if path.name == ctranslate2.WEIGHTS:
-        path = path.parent
+    path = folder_of(Path(path))
     if path.is_dir():
         return _open_folder(path, in_memory, download_root)
     if ggml.is_ggml(path):
@@ -145,23 +168,39 @@ def open_whisper(
     names = [field.name for field in fields(ModelDimensions)]
     missing = [name for name in names if not isinstance(dims.get(name), int)]
     if missing or not is_state_dict(state):
-        what = f"dims without {', '.join(missing)}" if missing else "no model_state_dict of tensors"
-        hint = ""
-        if any(".self_attn." in str(key) for key in content):
-            hint = "; this is Hugging Face's layout, of which the folder is given"
-        elif any(".lora_A." in str(key) for key in content):
-            hint = f"; this is an adapter, of which the folder is given, with {peft.CONFIG}"
+        reason = f"it has dims without {', '.join(missing)}" if missing else "it has no model_state_dict of tensors"
+        if any(str(key).startswith("base_model.") or ".lora_A." in str(key) for key in content):
+            reason = f"this is an adapter, of which the folder is given, with {peft.CONFIG}"
+        elif any(".self_attn." in str(key) for key in content):
+            reason = f"this is Hugging Face's layout, of which the folder is given, with {huggingface.CONFIG}"
         elif any("mlp_layer." in str(key) for key in content):
-            hint = "; this looks like a head, which is given as head=FILE"
+            reason = "this looks like a head, which is given as head=FILE"
         raise RuntimeError(
-            f"{path} is not a Whisper checkpoint in openai-whisper's layout: it has {what}{hint}. Give a "
+            f"{path} is not a Whisper checkpoint in openai-whisper's layout: {reason}. Give a "
             f"file with 'dims' and 'model_state_dict', or one of {available_models()}"
         )
     return {name: dims[name] for name in names}, state
 
 
+def folder_of(path: Path) -> Path:
+    """Return the folder of a layout, for a file of it: its weights, where what belongs to them lies beside them."""
+    if path.name == ctranslate2.WEIGHTS or path.name in (peft.CONFIG, huggingface.CONFIG):
+        return path.parent
+    if path.name in peft.WEIGHTS and peft.is_adapter(path.parent):
+        return path.parent
+    if path.name.removesuffix(".index.json") in huggingface.WEIGHTS and (path.parent / huggingface.CONFIG).is_file():
+        return path if path.suffix == ".safetensors" and "dims" in read_metadata(path) else path.parent
+    return path
+
+
 def check_folder(folder: Path) -> None:
     """Raise RuntimeError, which says what a folder looks like, unless it is of a layout that is known."""
+    adapter = next((name for name in peft.WEIGHTS if (folder / name).is_file()), None)
+    if adapter is not None and not peft.is_adapter(folder):
+        raise RuntimeError(
+            f"{folder} has an adapter, {adapter}, without its {peft.CONFIG}; copy that, too, or move the adapter away "
+            "to load a model without it"
+        )
     if peft.is_adapter(folder) or ctranslate2.is_ctranslate2(folder) or (folder / "config.json").is_file():
         return
     raise RuntimeError(
@@ -284,15 +323,13 @@ def decode_alignment_heads(dump: bytes, dims: Mapping[str, int]) -> list[list[in
 
 def _read_alignment_heads(path: Path) -> object:
     """Return whatever a checkpoint says its alignment heads are, or None."""
-    if path.name == ctranslate2.WEIGHTS:
-        path = path.parent
+    path = folder_of(path)
     if path.is_dir():
         layout = ctranslate2 if ctranslate2.is_ctranslate2(path) else huggingface
         return layout.read_alignment_heads(path)
     if path.suffix != ".safetensors":
         return None
-    with safe_open(path, framework="pt") as opened:
-        text = (opened.metadata() or {}).get("alignment_heads", "null")
+    text = read_metadata(path).get("alignment_heads", "null")
     try:
         return json.loads(text)
     except ValueError:
