@@ -141,8 +141,8 @@ def _automatic_head(model: WhisperAT, name: str, low: bool, download_root: str |
     published = checkpoints.head_name(name, low) or _head_of_encoder(model, low, download_root)
     if published is None:
         model.head_missing = (
-            f"no head is published for {name!r} or its encoder; train one, or give a file: "
-            f"load_model({name!r}, head=FILE)"
+            f"no head is published for {name!r} or its encoder; train one with `whisper-at train`, and give its file: "
+            f"load_model({name!r}, head=FILE), or --head FILE on the command line"
         )
         return None
     try:

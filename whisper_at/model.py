@@ -78,7 +78,9 @@ class WhisperAT(Whisper):
         self._encoder: EncoderBF16 | None = None
         self.attached: dict[str, Head | WaveformClassifier | StateClassifier] = {}
         self.draft: DraftModel | None = None
-        self.head_missing = "this model has no head; give one: load_model(..., head=FILE)"
+        self.head_missing = (
+            "this model has no head; give one, load_model(..., head=FILE), or leave out at_time_res to transcribe alone"
+        )
         self.head = head
 
     def __setattr__(self, name: str, value: object) -> None:

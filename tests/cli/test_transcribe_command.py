@@ -16,6 +16,8 @@ import pytest
 import soundfile
 import torch
 import whisper
+from same_as_upstream import as_wanted
+from whisper.tokenizer import TO_LANGUAGE_CODE
 
 from whisper_at import audio, checkpoints, cli
 from whisper_at.checkpoints import registry
@@ -135,7 +137,8 @@ def test_every_flag_of_upstream_is_here(monkeypatch):
             continue
         assert mine.default == action.default, name
         if name == "language":  # its type knows them, which need not be loaded for --help
-            assert [mine.type(choice) for choice in action.choices] == list(action.choices)
+            codes = [TO_LANGUAGE_CODE.get(choice.lower(), choice) for choice in action.choices]
+            assert [mine.type(choice) for choice in action.choices] == codes
         else:
             assert mine.choices is None if action.choices is None else list(mine.choices) == list(action.choices)
     new = {"version", "at_time_res", "top_k", "p_threshold", "label_language", "include_classes"}
@@ -178,9 +181,15 @@ def without_noise(text: str) -> str:
     ids=["plain", "words", "translate"],
 )
 def test_without_tag_flags_files_are_upstreams_byte_for_byte(run, upstream_run, tmp_path, options, model):
-    """D27 besides: subtitles are written whether or not there is speech."""
+    """D27 besides: subtitles are written whether or not there is speech.
+
+    What is known to be wrong in upstream's result is taken out before its writers write it again.
+    """
     arguments = ["short.flac", *options.split(), "--verbose", "False"]
     upstream_run(*arguments, model=model)
+    theirs = json.loads((tmp_path / "upstream" / "short.json").read_text())
+    word_options = {name: vars(command.build_parser().parse_args(arguments))[name] for name in command.WORD_OPTIONS}
+    whisper.utils.get_writer("all", str(tmp_path / "upstream"))(as_wanted(theirs), "short.flac", **word_options)
     assert run(*arguments, model=model) == 0
     for extension in FORMATS[:4]:
         expected = (tmp_path / "upstream" / f"short.{extension}").read_bytes()
@@ -204,6 +213,8 @@ def transcribe_options(monkeypatch, *args: str) -> dict:
     seen: dict = {}
 
     class Model:
+        is_multilingual, num_languages, heads = True, 99, {"audio_tag": None}
+
         def transcribe(self, path, **options):
             seen.update(options, path=path)
             return {"text": "", "segments": [], "language": "en"}
@@ -258,7 +269,8 @@ def test_options_reach_transcribe_as_upstreams_do(tmp_path, monkeypatch, line):
     load = actual.pop("load")
     assert actual.pop("at_time_res") is None
     assert actual.pop("batch_size") is None
-    assert actual == expected
+    language = expected["language"]
+    assert actual == {**expected, "language": TO_LANGUAGE_CODE.get(str(language).lower(), language)}  # by its code
     assert load["head"] is None  # no tags asked for: no head is fetched
 
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from . import transcribe
-from .reporting import one_line, report
+from .reporting import INTERRUPTED, one_line, outliving_readers, report
 
 SUBCOMMANDS = {
     "models": "",
@@ -31,8 +31,17 @@ SUBCOMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return 0, or 1 if anything failed. Wrong arguments exit with status 2."""
+    """Run the command; return 0, 1 if anything failed, or 130 after Ctrl-C. Wrong arguments exit with status 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    with outliving_readers():
+        try:
+            return _run(argv)
+        except KeyboardInterrupt:
+            report("whisper-at: interrupted")
+            return INTERRUPTED
+
+
+def _run(argv: list[str]) -> int:
     if not _is_subcommand(argv):
         return transcribe.main(argv)
     command, extra = argv[0], SUBCOMMANDS[argv[0]]

@@ -142,24 +142,19 @@ def compute_type(name: str) -> str:
     return name
 
 
-def language(name: str) -> str:
-    """Read a language that Whisper knows, by name or code."""
-    from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
+def language(name: str) -> str | None:
+    """Read a language that Whisper knows, as its code; None is one that is to be detected."""
+    from ..languages import language_code
 
-    from ..suggest import did_you_mean
-
-    choices = sorted(LANGUAGES) + sorted(known.title() for known in TO_LANGUAGE_CODE)
-    if name not in choices:
-        raise argparse.ArgumentTypeError(f"Whisper knows no language {name!r}; {did_you_mean(name, choices)}")
-    return name
+    try:
+        return language_code(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def label_language(name: str) -> str:
-    """Read the language of tags: ``follow_asr``, or a language in any case."""
-    from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
-
-    code = name.lower()
-    return name if name == "follow_asr" or code in LANGUAGES or code in TO_LANGUAGE_CODE else language(name)
+    """Read the language of tags: ``follow_asr``, or a language."""
+    return "follow_asr" if name == "follow_asr" else language(name) or "follow_asr"
 
 
 def resolution_list(text: str) -> float | list[float]:

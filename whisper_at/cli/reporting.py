@@ -1,13 +1,20 @@
-"""How commands report errors: one line each."""
+"""How commands report errors: one line each. A reader of their output who goes away does not stop them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from typing import Any, TextIO
 
 TRACEBACK_VARIABLE = "WHISPER_AT_TRACEBACK"
 """Environment variable that makes commands print where in the program an error arose."""
+
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it: 128 and the number of the signal."""
 
 
 def one_line(error: BaseException) -> str:
@@ -22,3 +29,46 @@ def report(message: str) -> None:
     sys.stdout.flush()
     encoding = sys.stderr.encoding or "ascii"
     print(message.encode(encoding, errors="replace").decode(encoding), file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def outliving_readers() -> Iterator[None]:
+    """Go on when whoever reads stdout or stderr has gone (``whisper-at … | head -1``): what else is printed is lost."""
+    with contextlib.ExitStack() as stack:
+        for name in ("stdout", "stderr"):
+            stream: TextIO | None = getattr(sys, name)
+            if stream is not None:  # as where a program has no console
+                guarded = _UntilClosed(stream)
+                redirect = contextlib.redirect_stdout if name == "stdout" else contextlib.redirect_stderr
+                stack.enter_context(redirect(guarded))
+                stack.callback(guarded.flush)  # while the stream can still be replaced
+        yield
+
+
+class _UntilClosed:
+    """A stream of text that goes nowhere once the other end of its pipe is closed."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except BrokenPipeError:
+            self._discard()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except BrokenPipeError:
+            self._discard()
+
+    def _discard(self) -> None:
+        """Point the stream at nothing, so that what it has buffered, and the flush at exit, go there."""
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, self.stream.fileno())
+        os.close(nothing)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)

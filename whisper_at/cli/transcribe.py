@@ -7,16 +7,17 @@ when it is needed, so that ``--help`` comes at once.
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import math
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from ..suggest import did_you_mean
 from ..version import __version__
 from .arguments import (
     HelpFormatter,
@@ -33,7 +34,9 @@ from .arguments import (
     resolution_list,
     str2bool,
 )
-from .reporting import TRACEBACK_VARIABLE, one_line, report
+from .heads import check_heads, no_head
+from .outputs import output_names
+from .reporting import INTERRUPTED, TRACEBACK_VARIABLE, one_line, report
 
 if TYPE_CHECKING:
     from ..model import WhisperAT
@@ -45,6 +48,9 @@ TAG_DEFAULTS: dict[str, Any] = {
     "label_language": "follow_asr",
     "include_classes": None,
 }
+NEED_CARE_IN_BATCHES = ("condition_on_previous_text", "carry_initial_prompt")
+"""Flags of which it matters to batches whether they were given: no default of theirs is filled in by the parser."""
+STDIN = "-"
 WORD_OPTIONS = ("highlight_words", "max_line_count", "max_line_width", "max_words_per_line")
 
 INTRODUCTION = """\
@@ -78,19 +84,27 @@ Set {TRACEBACK_VARIABLE}=1 to see where in the program an error arose."""
 def main(argv: Sequence[str]) -> int:
     """Transcribe files; return 0, or 1 if any file failed. Wrong arguments exit with status 2."""
     parser = build_parser()
-    args = vars(parser.parse_args(argv))
+    argv = [argument for argument in argv if argument != "--audio"]  # which other programs have before the files
+    args = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(NEED_CARE_IN_BATCHES))))
     import numpy as np
     import torch
     from whisper.utils import make_safe
 
     from .. import loading
+    from ..audio import BufferedRecording
+    from ..decoding import resolve_language
+    from ..options import warn_of_unused
     from ..tagging.rows import TagOptions
     from ..writers import get_writer
 
-    _check_arguments(parser, args)
-    model_name: str = args.pop("model")
+    warn_of_unused(args)
+    args |= {name: parser.get_default(name) for name in NEED_CARE_IN_BATCHES if args[name] is None}
     audio: list[str] = args.pop("audio")
-    if model_name.endswith(".en") and args["language"] not in {"en", "English"}:
+    if audio.count(STDIN) > 1:
+        parser.error("standard input (-) can be read once")
+    without_tags = _check_arguments(parser, args)
+    model_name: str = args.pop("model")
+    if model_name.endswith(".en") and args["language"] != "en":
         if args["language"] is not None:
             message = f"{model_name} knows English only; --language {args['language']} is taken as English"
             warnings.warn(message, stacklevel=3)
@@ -126,30 +140,47 @@ def main(argv: Sequence[str]) -> int:
     _check_options(parser, args)
 
     try:
+        output_dir = os.path.expanduser(output_dir)
         os.makedirs(output_dir, exist_ok=True)
         writer = get_writer(output_format, output_dir, **tag_options, sound_captions=captions)
         model = loading.load_model(model_name, **load_options)
+        args["language"], args["task"] = resolve_language(model, args["language"], args["task"])
+        if args["at_time_res"] and not model.heads:
+            raise ValueError(no_head(model_name, without_tags))
+        recordings: list[Any] = [
+            BufferedRecording(sys.stdin.buffer, "standard input") if path == STDIN else path for path in audio
+        ]
     except Exception as error:  # of many types: a missing GPU alone has three
         report(f"{parser.prog}: error: {one_line(error)}")
         return 1
 
-    failed = 0
-    for path, result in _transcribe_files(model, audio, args):
-        try:
-            if isinstance(result, Exception):
-                raise result
-            if print_timeline:
-                for line in timeline_lines(result, TagOptions(**tag_options)):
-                    print(make_safe(line))
-            writer(result, path, **word_options)
-        except Exception as error:
-            failed += 1
-            report(f"Skipping {path} due to {type(error).__name__}: {one_line(error)}")
+    names = output_names([path if path != STDIN else "stdin" for path in audio])
+    for path, name in names.items():
+        report(f"{parser.prog}: results of {path} are named {name}, as another recording has its name")
+    written = failed = 0
+    try:
+        for recording, result in _transcribe_files(model, recordings, args):
+            path = "stdin" if isinstance(recording, BufferedRecording) else recording
+            try:
+                if isinstance(result, Exception):
+                    raise result
+                if print_timeline:
+                    for line in timeline_lines(result, TagOptions(**tag_options)):
+                        print(make_safe(line))
+                # the writer cuts off what follows the last dot
+                writer(result, f"{names[path]}." if path in names else path, **word_options)
+                written += 1
+            except Exception as error:
+                failed += 1
+                report(f"Skipping {recording} due to {type(error).__name__}: {one_line(error)}")
+    except KeyboardInterrupt:
+        report(f"{parser.prog}: interrupted; {written} of {len(audio)} recordings are transcribed and written")
+        return INTERRUPTED
     return 1 if failed else 0
 
 
 def _transcribe_files(
-    model: WhisperAT, audio: Sequence[str], options: dict[str, Any]
+    model: WhisperAT, audio: Sequence[Any], options: dict[str, Any]
 ) -> Iterator[tuple[Any, dict[str, Any] | Exception]]:
     """Every file with its result or with what went wrong."""
     from ..options import SEQUENTIAL_OPTIONS
@@ -205,7 +236,7 @@ def build_parser() -> Parser:
         epilog=EXAMPLES,
         formatter_class=HelpFormatter,
     )
-    parser.add_argument("audio", metavar="AUDIO", nargs="+", help="audio or video files")
+    parser.add_argument("audio", metavar="AUDIO", nargs="+", help="audio or video files; - is standard input")
     version = f"whisper-at {__version__} (openai-whisper {importlib.metadata.version('openai-whisper')})"
     parser.add_argument("--version", action="version", version=version, help="print the versions and stop")
     boolean: dict[str, Any] = {"type": str2bool, "metavar": "True|False"}
@@ -302,20 +333,25 @@ def build_parser() -> Parser:
     return parser
 
 
-def _check_arguments(parser: Parser, args: dict[str, Any]) -> None:
-    """Settle what arguments mean together; exits with status 2 before anything is loaded."""
+def _check_arguments(parser: Parser, args: dict[str, Any]) -> str:
+    """Settle what arguments mean together, and return how to do without tags.
+
+    Exits with status 2 before anything is loaded.
+    """
     from ..tagging.captions import CAPTION_RESOLUTION
     from ..tagging.tagger import AUTO_RESOLUTION
     from ..writers import CAPTION_FORMATS
 
     defaults = {**TAG_DEFAULTS, "head": ["auto"]}
-    wanted = args["at_low_compute"] or any(args[name] is not None for name in defaults)
-    if args["at_time_res"] is None and (wanted or args["sound_captions"]):
+    switches = [name for name in ("at_low_compute", "sound_captions") if args[name]]
+    wanted = [name for name in ("at_time_res", *defaults) if args[name] is not None] + switches
+    without_tags = f"to transcribe without tags, leave out {', '.join(f'--{name}' for name in wanted)}"
+    if args["at_time_res"] is None and wanted:
         args["at_time_res"] = CAPTION_RESOLUTION if args["sound_captions"] else AUTO_RESOLUTION
     args.update({name: value for name, value in defaults.items() if args[name] is None})
 
     if args["at_time_res"] is not None:
-        _check_heads(parser, args)
+        check_heads(parser, args["model"], args["head"], args["at_low_compute"], without_tags)
     if not args["word_timestamps"]:
         for option in WORD_OPTIONS:
             if args[option]:
@@ -333,6 +369,7 @@ def _check_arguments(parser: Parser, args: dict[str, Any]) -> None:
         parser.error("--temperature_increment_on_fallback must be above 0, or None for one try only")
     if increment is not None and not args["temperature"] <= 1:
         parser.error("--temperature above 1 needs --temperature_increment_on_fallback None: tries end at 1")
+    return without_tags
 
 
 def _check_options(parser: Parser, args: Mapping[str, Any]) -> None:
@@ -344,23 +381,3 @@ def _check_options(parser: Parser, args: Mapping[str, Any]) -> None:
     except ValueError as error:
         names = "|".join(option.name for option in fields(TranscribeOptions))
         parser.error(re.sub(rf"\b({names})\b", r"--\1", one_line(error)))
-
-
-def _check_heads(parser: Parser, args: Mapping[str, Any]) -> None:
-    """Tags need a head; whether a model of a known name has one is known without loading or fetching anything."""
-    from .. import checkpoints
-
-    model, low = args["model"], args["at_low_compute"]
-    if low and "auto" not in args["head"]:
-        parser.error("--at_low_compute chooses among published heads; leave it out where --head is given")
-    for head in args["head"]:
-        if head == "auto":
-            try:
-                published = checkpoints.head_name(model, low)
-            except ValueError as error:
-                parser.error(one_line(error))
-            if published is None and model in checkpoints.available_models():
-                parser.error(f"no tagging head is published for {model}: take another --model, or give --head FILE")
-        elif head not in checkpoints.available_heads() and not os.path.isfile(os.path.expanduser(head)):
-            hint = did_you_mean(head, checkpoints.available_heads())
-            parser.error(f"argument --head: {head!r} is neither a file nor a known name; {hint}")

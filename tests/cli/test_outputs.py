@@ -1,0 +1,230 @@
+"""Where results go: names that collide, pipes that close, Ctrl-C, standard input, and tags that cannot be had."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import ROOT, noise
+
+from whisper_at import cli
+from whisper_at.cli import reporting
+from whisper_at.cli.outputs import output_names
+
+QUIET = ["--device", "cpu", "--fp16", "False", "--verbose", "False", "--beam_size", "None", "--temperature", "0"]
+QUIET += ["--temperature_increment_on_fallback", "None"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """The current folder, with short recordings in folders of their own."""
+    monkeypatch.chdir(tmp_path)
+    for i, name in enumerate(("a/x.wav", "b/x.flac", "b/x.wav", "b/y.wav", "x.wav")):
+        Path(name).parent.mkdir(exist_ok=True)
+        soundfile.write(name, noise(1 + i / 2, i), 16000)
+    return tmp_path
+
+
+# --- names --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["a/x.wav", "b/y.wav"], {}),
+        (["a/x.wav", "a/x.wav"], {}),
+        (["a/x.wav", "./a/x.wav"], {}),
+        (["a/x.wav", "b/x.mp3"], ["x.wav", "x.mp3"]),
+        (["a/x.wav", "b/x.wav"], ["a-x", "b-x"]),
+        (["a/x.wav", "b/x.wav", "b/x.mp3"], ["a-x.wav", "b-x.wav", "b-x.mp3"]),
+        (["1/a/x.wav", "2/a/x.wav"], ["1-a-x", "2-a-x"]),
+        (["a/x.wav", "b/x.mp3", "x.mp3.wav"], ["a-x", "b-x", None]),
+        (["x.tar.gz", "b/x.tar.xz"], ["x.tar.gz", "x.tar.xz"]),
+    ],
+    ids=str,
+)
+def test_names_differ_where_stems_do_not(paths, names, folder):
+    expected = {path: name for path, name in zip(paths, names) if name} if names else {}
+    assert output_names(paths) == expected
+
+
+@pytest.mark.parametrize("batch", [[], ["--batch_size", "2"]])
+@pytest.mark.parametrize(
+    ("paths", "written"),
+    [
+        (["a/x.wav", "b/x.flac"], ["x.flac.txt", "x.wav.txt"]),
+        (["a/x.wav", "b/x.wav", "b/y.wav"], ["a-x.txt", "b-x.txt", "y.txt"]),
+        (["a/x.wav", "b/y.wav"], ["x.txt", "y.txt"]),
+    ],
+)
+def test_no_result_overwrites_another(folder, checkpoint, capsys, paths, written, batch):
+    command = [*paths, "--model", str(checkpoint), "-o", "out", "-f", "txt", *QUIET, *batch]
+    assert cli.main(command) == 0
+    assert sorted(os.listdir("out")) == written
+    assert ("are named" in capsys.readouterr().err) == ("x.txt" not in written)
+    alone = ["-o", "alone", "-f", "txt", "--model", str(checkpoint), *QUIET, *batch]
+    for path in paths:
+        assert cli.main([path, *alone]) == 0
+        name = output_names(paths).get(path, Path(path).stem)
+        assert Path("out", f"{name}.txt").read_text() == Path("alone", f"{Path(path).stem}.txt").read_text()
+
+
+# --- standard input and paths -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flag", [[], ["--audio"]])
+@pytest.mark.parametrize("batch", [[], ["--batch_size", "2"]])
+def test_standard_input(folder, checkpoint, monkeypatch, flag, batch):
+    common = ["--model", str(checkpoint), "-o", "out", "-f", "json", *QUIET, *batch]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(Path("a/x.wav").read_bytes())))
+    assert cli.main(["a/x.wav", *common]) == 0
+    assert cli.main([*common, *flag, "-"]) == 0
+    assert json.loads(Path("out/stdin.json").read_text()) == json.loads(Path("out/x.json").read_text())
+
+
+def test_standard_input_that_is_no_recording_is_told_as_any_file(folder, checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"no recording")))
+    assert cli.main(["-", "x.wav", "--model", str(checkpoint), "-o", "out", "-f", "txt", *QUIET]) == 1
+    assert (
+        "Skipping standard input due to RuntimeError: Failed to load audio: standard input" in capsys.readouterr().err
+    )
+    assert os.listdir("out") == ["x.txt"]
+    with pytest.raises(SystemExit):
+        cli.main(["-", "-", "--model", "nano.en"])
+
+
+def test_home_folder_in_paths(folder, checkpoint, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    Path("~y.wav").write_bytes(Path("b/y.wav").read_bytes())
+    command = [
+        "~/x.wav",
+        "~y.wav",
+        f"--model=~/{os.path.relpath(checkpoint, folder)}",
+        "--output_dir=~/out",
+        "-f",
+        "txt",
+    ]
+    assert cli.main([*command, *QUIET]) == 0
+    assert sorted(os.listdir("out")) == ["x.txt", "~y.txt"]
+
+
+# --- pipes and Ctrl-C ---------------------------------------------------------------------------------------
+
+
+def program(*arguments: str, **options) -> subprocess.Popen:
+    command = [sys.executable, "-m", "whisper_at", *arguments]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": _heed_ctrl_c}
+    return subprocess.Popen(command, env=environment, **options)
+
+
+def _heed_ctrl_c() -> None:
+    """What is started in the background of a shell inherits that Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("tags", [[], ["--at_time_res", "4"]])
+def test_a_reader_that_goes_away_loses_the_rest_of_the_screen_only(tmp_path, tags, buffered, monkeypatch):
+    """As ``| head -1`` does: a traceback, and no files."""
+    if not buffered:
+        monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    sample = str(ROOT / "sample" / "street.ogg")
+    running = program(sample, "--model", "nano.en", "-f", "txt", "-o", ".", *QUIET[:4], *tags, cwd=tmp_path)
+    running.stdout.close()
+    errors = running.stderr.read().decode()
+    assert running.wait(300) == 0
+    assert "Traceback" not in errors
+    assert "Broken" not in errors
+    assert "open the door" in (tmp_path / "street.txt").read_text()
+
+
+def test_other_commands_and_help_outlive_their_readers_too(tmp_path):
+    for arguments in (["models"], ["--help"]):
+        running = program(*arguments, cwd=tmp_path)
+        running.stdout.close()
+        assert "rror" not in running.stderr.read().decode()
+        assert running.wait(60) == 0
+
+
+@pytest.mark.parametrize("batch", [[], ["--batch_size", "2"]])
+def test_ctrl_c_is_one_line_and_leaves_nothing_half_written(tmp_path, batch):
+    soundfile.write(tmp_path / "short.wav", np.zeros(8000), 16000)
+    soundfile.write(tmp_path / "long.wav", np.tile(soundfile.read(ROOT / "sample" / "street.ogg")[0], 40), 16000)
+    command = ["short.wav", "long.wav", "--model", "nano.en", "-f", "all", "-o", "out", *QUIET, *batch]
+    running = program(*command, cwd=tmp_path)
+    deadline = time.time() + 300
+    while not (tmp_path / "out" / "short.json").exists() and time.time() < deadline and running.poll() is None:
+        time.sleep(0.1)
+    running.send_signal(signal.SIGINT)
+    errors = running.stderr.read().decode()
+    assert running.wait(60) == reporting.INTERRUPTED == 130
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1].endswith("interrupted; 1 of 2 recordings are transcribed and written")
+    assert sorted(os.listdir(tmp_path / "out")) == [
+        f"short.{ending}" for ending in ("json", "srt", "tsv", "txt", "vtt")
+    ]
+
+
+def test_ctrl_c_while_a_model_loads_is_one_line(monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("whisper_at.loading.load_model", interrupt)
+    assert cli.main(["a.wav", "--model", "nano.en"]) == 130
+    assert capsys.readouterr().err == "whisper-at: interrupted\n"
+
+
+# --- tags without a head ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--at_time_res 10", "--at_time_res"),
+        ("--sound_captions -f srt", "--sound_captions"),
+        ("--top_k 3 --include_classes Dog", "--top_k, --include_classes"),
+        ("--head auto", "--head"),
+    ],
+)
+@pytest.mark.parametrize("model", ["turbo", "a file"])
+def test_tags_without_a_head_are_refused_once_before_any_file_is_read(folder, checkpoint, capsys, flags, named, model):
+    """For a model of a known name before it is loaded; for a file when its encoder is known."""
+    model = str(checkpoint) if model == "a file" else model
+    try:
+        status = cli.main(["missing.wav", "x.wav", "--model", model, "-o", "out", *QUIET, *flags.split()])
+    except SystemExit as error:
+        status = error.code
+    assert status in (1, 2)
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert f"no tagging head is published for {model}" in errors
+    assert "train a head with `whisper-at train` and give it as --head FILE" in errors
+    assert f"to transcribe without tags, leave out {named}" in errors
+    assert "load_model" not in errors
+    assert not Path("out").exists() or not os.listdir("out")
+
+
+def test_the_server_says_the_same(folder, checkpoint, capsys, monkeypatch):
+    served = []
+    monkeypatch.setattr("uvicorn.run", lambda app, **_: served.append(app))
+    assert cli.main(["serve", "--model", str(checkpoint), "--device", "cpu", "--head", "auto"]) == 1
+    with pytest.raises(SystemExit):
+        cli.main(["serve", "--model", "turbo", "--head", "auto"])
+    for line in capsys.readouterr().err.splitlines():
+        assert "no tagging head is published for" in line
+        assert "`whisper-at train`" in line
+        assert "leave out --head auto" in line
+    assert not served
+    assert cli.main(["serve", "--model", str(checkpoint), "--device", "cpu"]) == 0
+    assert "requests for text alone are served" in capsys.readouterr().err
+    assert len(served) == 1
