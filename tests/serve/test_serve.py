@@ -13,6 +13,7 @@ import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import soundfile
@@ -186,8 +187,139 @@ def test_languages_and_translation(model_multilingual, clip):
 
     assert told("transcriptions", language="German")["language"] == "german"
     assert told("transcriptions", language="ca")["language"] == "catalan"
+    assert told("transcriptions", language="pt-BR")["language"] == "portuguese"
+    assert told("transcriptions", language="auto")["language"] in whisper_at.tokenizer.LANGUAGES.values()
     assert told("translations", language="de")["task"] == "translate"
     assert told("transcriptions")["language"] in whisper_at.tokenizer.LANGUAGES.values()
+
+
+@pytest.mark.parametrize(
+    ("fields", "timed"),
+    [
+        ([("timestamp_granularities", "word")], {"words"}),
+        ([("timestamp_granularities[]", "word")], {"words"}),
+        ([("timestamp_granularities", "word"), ("timestamp_granularities", "segment")], {"words", "segments"}),
+        ([("timestamp_granularities[]", "word"), ("timestamp_granularities", "segment")], {"words", "segments"}),
+        ([("timestamp_granularities", "word,segment")], {"words", "segments"}),
+        ([("timestamp_granularities", '["word", "segment"]')], {"words", "segments"}),
+        ([("timestamp_granularities[]", "")], {"segments"}),
+        ([("timestamp_granularities", "")], {"segments"}),
+        ([("timestamp_granularities", "[]")], {"segments"}),
+        ([("timestamp_granularities[]", ""), ("timestamp_granularities[]", "word")], {"words"}),
+        (
+            [("temperature", ""), ("language", ""), ("prompt", ""), ("stream", ""), ("chunking_strategy", "auto")],
+            {"segments"},
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_timed_however_the_field_is_written(post, clip, fields, timed):
+    parts = [(name, (None, value)) for name, value in [*fields, ("response_format", "verbose_json")]]
+    told = post.client.post(TRANSCRIPTIONS, files=[*parts, ("file", ("a.wav", clip.read_bytes()))])
+    assert told.status_code == 200, told.text
+    assert told.json().keys() & {"words", "segments"} == timed
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "random", "whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe", "gpt-4o-transcribe-2025-12-15"],
+)
+def test_openais_names_mean_the_model_that_is_served(post, clip, name):
+    assert post(clip, model=name).status_code == 200
+    if name:
+        model = post.client.get(f"/v1/models/{name}")
+        assert (model.status_code, model.json()["id"], model.json()["object"]) == (200, name, "model")
+
+
+@pytest.mark.parametrize("name", ["large-v9", "gpt-4o", "gpt-4o-transcribe-diarize", "whisper-10", "owner/model"])
+def test_other_models_are_not_here(post, clip, name):
+    assert "is not served here; 'random' is" in refusal(post(clip, model=name), 404)
+    assert "is not served here; 'random' is" in refusal(post.client.get(f"/v1/models/{name}"), 404)
+
+
+def test_a_model_whose_name_has_a_slash(model_en):
+    client = TestClient(create_app(model_en, "owner/model"))
+    assert client.get("/v1/models/owner/model").json()["id"] == "owner/model"
+
+
+PATHS = {
+    "/": "GET, HEAD, OPTIONS",
+    "/health": "GET, HEAD, OPTIONS",
+    "/v1/models": "GET, HEAD, OPTIONS",
+    "/v1/models/whisper-1": "GET, HEAD, OPTIONS",
+    "/openapi.json": "GET, HEAD, OPTIONS",
+    TRANSCRIPTIONS: "OPTIONS, POST",
+    "/v1/audio/translations": "OPTIONS, POST",
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_path_says_what_it_takes(post, path):
+    answer = post.client.options(path)
+    assert (answer.status_code, answer.headers["allow"], answer.content) == (204, PATHS[path], b"")
+    assert "access-control-allow-origin" not in answer.headers
+    head, get = post.client.head(path), post.client.get(path)
+    assert head.status_code == get.status_code == (200 if "GET" in PATHS[path] else 405)
+    assert (head.content, head.headers["content-length"]) == (b"", get.headers["content-length"])
+
+
+def test_a_path_that_is_not_there_is_not_there_for_any_method(post):
+    for method in ("OPTIONS", "HEAD", "GET", "POST"):
+        assert post.client.request(method, "/v1/nothing").status_code == 404
+
+
+@pytest.mark.parametrize("origins", [["https://a.org", "https://b.org"], ["*"]])
+def test_pages_of_named_origins_may_read(model_en, clip, origins):
+    client = TestClient(create_app(model_en, "random", cors=origins, sample_len=4))
+    asks = {"Origin": "https://a.org", "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-a"}
+    allowed = client.options(TRANSCRIPTIONS, headers=asks)
+    assert allowed.status_code == 200
+    assert allowed.headers["access-control-allow-origin"] in ("https://a.org", "*")
+    assert "POST" in allowed.headers["access-control-allow-methods"]
+    with clip.open("rb") as file:
+        told = client.post(TRANSCRIPTIONS, files={"file": file}, headers={"Origin": "https://a.org"})
+    assert told.headers["access-control-allow-origin"] in ("https://a.org", "*")
+    if "*" not in origins:
+        assert client.options(TRANSCRIPTIONS, headers=asks | {"Origin": "https://c.org"}).status_code == 400
+    assert client.options(TRANSCRIPTIONS).headers["allow"] == "OPTIONS, POST"
+
+
+@pytest.mark.parametrize(
+    ("disposition", "name"),
+    [
+        ("filename*=UTF-8''na%C3%AFve%20%E2%82%AC.wav", "naïve €.wav"),
+        ("filename*=utf-8'en'a.wav", "a.wav"),
+        ("filename*=iso-8859-1''na%EFve.wav", "naïve.wav"),
+        ("filename*=\"UTF-8''a%22b.wav\"", "a_b.wav"),
+        ("filename*=no-such-charset''a.wav", "a.wav"),
+        ("filename=\"plain.wav\"; filename*=UTF-8''other.wav", "plain.wav"),
+        ("FileName*=UTF-8''a.wav", "a.wav"),
+    ],
+)
+def test_a_file_may_be_named_as_rfc_5987_says(post, clip, disposition, name):
+    head = f'--b\r\nContent-Disposition: form-data; name="file"; {disposition}\r\n\r\n'.encode()
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    told = post.client.post(TRANSCRIPTIONS, content=head + clip.read_bytes() + b"\r\n--b--\r\n", headers=headers)
+    assert told.status_code == 200, told.text
+    told = post.client.post(TRANSCRIPTIONS, content=head + b"no sound" + b"\r\n--b--\r\n", headers=headers)
+    assert refusal(told).startswith(f"Failed to load audio: {name}: ")
+
+
+def test_a_file_without_a_name_is_told_how_to_come(post):
+    told = post.client.post(TRANSCRIPTIONS, files={"file": (None, "RIFF")})
+    assert refusal(told) == "file: it came as text; send it as a file that has a name (curl: -F file=@NAME)"
+
+
+@pytest.mark.parametrize("prompt", ["<|endoftext|>", "a\0b", "🦜" * 5000, "word " * 10000])
+def test_any_prompt_is_text(post, clip, prompt):
+    assert post(clip, prompt=prompt).status_code == 200
+
+
+def test_nothing_is_fetched_from_another_host(post):
+    """FastAPI's own pages of documentation load scripts from elsewhere."""
+    for path in ("/docs", "/redoc"):
+        assert post.client.get(path).status_code == 404
+    assert post.client.get("/openapi.json").json()["paths"].keys() >= {TRANSCRIPTIONS, "/v1/models/{id}"}
 
 
 def test_the_page(post):
@@ -208,7 +340,10 @@ def test_the_page(post):
         ({"temperature": "warm"}, "temperature: "),
         ({"temperature": 3}, "temperature: "),
         ({"temperature": "nan"}, "temperature: "),
-        ({"language": "Elvish"}, "Whisper knows no 'Elvish'"),
+        ({"language": "Elvish"}, "language: Whisper knows no language 'Elvish'"),
+        ({"granularity": "word"}, "granularity.*: there is no such field; did you mean 'timestamp_granularities"),
+        ({"lang": "en"}, "lang: there is no such field; did you mean 'language'"),
+        ({"include[]": "logprobs"}, r"include\[\]: there is no such field"),
         ({"language": "de"}, "knows English only, not german"),
         ({"at_time_res": "0.5", "response_format": "verbose_json"}, "at_time_res: .*0.4"),
         ({"at_time_res": "often", "response_format": "verbose_json"}, "at_time_res: .*'often'"),
@@ -359,20 +494,28 @@ def test_arguments(capsys):
 def test_arguments_reach_model_and_server(monkeypatch, tmp_path):
     asked = {}
     serve_cli = importlib.import_module("whisper_at.cli.serve")
-    monkeypatch.setattr(serve_cli, "load_model", lambda name, **options: asked.update(model=name, **options))
+    model_with_head = SimpleNamespace(heads={"audio_tag": None})
+    monkeypatch.setattr(
+        serve_cli, "load_model", lambda name, **options: asked.update(model=name, **options) or model_with_head
+    )
     monkeypatch.setattr(serve_cli, "create_app", lambda _, name, limits, **options: (name, limits, options))
     monkeypatch.setattr(serve_cli.uvicorn, "run", lambda app, **options: asked.update(app=app, **options))
     (tmp_path / "mine.pt").touch()
+    (tmp_path / "b.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
     model = str(tmp_path / "mine.pt")
     arguments = (
         "--device cpu --compute_type int8 --head auto --head b.safetensors --batch_size 4 --beam_size 5 --port 9"
     )
-    limits = "--max_megabytes 5 --max_minutes 1 --max_waiting 0 --host 0.0.0.0"
+    limits = (
+        "--max_megabytes 5 --max_minutes 1 --max_waiting 0 --host 0.0.0.0 --cors https://a.org --cors https://b.org"
+    )
     assert cli.main(["serve", "--model", model, *arguments.split(), *limits.split()]) == 0
     assert asked["model"] == model
     assert asked["head"] == ["auto", "b.safetensors"]
     assert asked["compute_type"] == "int8"
-    assert asked["app"] == ("mine.pt", Limits(5, 1, 0), {"batch_size": 4, "beam_size": 5})
+    options = {"batch_size": 4, "beam_size": 5, "cors": ["https://a.org", "https://b.org"]}
+    assert asked["app"] == ("mine.pt", Limits(5, 1, 0), options)
     assert (asked["host"], asked["port"]) == ("0.0.0.0", 9)
 
 

@@ -14,6 +14,8 @@ import uvicorn
 from ..loading import load_model
 from ..serve.app import Limits, create_app
 from .arguments import Parser, add_model_arguments, positive_int
+from .heads import check_heads, no_head
+from .reporting import report
 
 EXAMPLES = """\
 examples:
@@ -26,7 +28,10 @@ Programs for OpenAI's API need its address alone: OpenAI(base_url="http://127.0.
 Whoever reaches the address may use it: there are no users and no passwords."""
 
 
-def build_parser() -> argparse.ArgumentParser:
+WITHOUT_TAGS = "to serve text alone, leave out --head auto"
+
+
+def build_parser() -> Parser:
     """Return the parser of ``whisper-at serve``."""
     limits = Limits()
     parser = Parser(
@@ -53,13 +58,18 @@ def build_parser() -> argparse.ArgumentParser:
     server.add_argument("--max_minutes", type=float, default=limits.minutes, metavar="N", help=help)
     help = "recordings that may wait while one is transcribed (%(default)s)"
     server.add_argument("--max_waiting", type=int, default=limits.waiting, metavar="N", help=help)
+    help = "origin whose pages may use the server from a browser, https://example.org; * is any; may be repeated"
+    server.add_argument("--cors", action="append", metavar="ORIGIN", help=help)
     server.add_argument("--quiet", action="store_true", help="say only what is wrong")
     return parser
 
 
 def main(argv: Sequence[str]) -> int:
     """Serve until interrupted."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.head or args.at_low_compute:
+        check_heads(parser, args.model, args.head or ["auto"], args.at_low_compute, WITHOUT_TAGS)
     if args.threads:
         torch.set_num_threads(args.threads)
     model = load_model(
@@ -70,9 +80,14 @@ def main(argv: Sequence[str]) -> int:
         head=args.head or "auto",
         compute_type=args.compute_type,
     )
+    if not model.heads:
+        if args.head:
+            raise ValueError(no_head(args.model, WITHOUT_TAGS))
+        report(f"whisper-at serve: {no_head(args.model, 'requests for text alone are served')}")
     options = {name: getattr(args, name) for name in ("batch_size", "beam_size") if getattr(args, name) is not None}
     name = Path(args.model).name if os.path.exists(args.model) else args.model
-    app = create_app(model, name, Limits(args.max_megabytes, args.max_minutes, args.max_waiting), **options)
+    limits = Limits(args.max_megabytes, args.max_minutes, args.max_waiting)
+    app = create_app(model, name, limits, cors=args.cors or (), **options)
     uvicorn.run(app, host=args.host, port=args.port, log_level="warning" if args.quiet else "info")
     return 0
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
@@ -14,19 +16,22 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..audio import SAMPLE_RATE, stream_audio
 from ..model import WhisperAT
+from ..suggest import did_you_mean
 from ..tagging.listeners import class_set
 from ..version import __version__
+from .protocol import FormRoute, MethodsMiddleware
 from .responses import to_response
 from .schemas import TranscriptionRequest, tag_options, transcribe_options
 
-OPENAI_NAME = "whisper-1"
-"""OpenAI's name for its Whisper: it means whichever model is served, so that programs need not be changed."""
+OPENAI_NAMES = re.compile(r"whisper-1|gpt-4o(-mini)?-transcribe(-\d{4}-\d\d-\d\d)?")
+"""OpenAI's names for what transcribes: they mean whichever model is served, so that programs need not be changed."""
 CLIENT_CLOSED_REQUEST = 499
 """Status of a request whose client has gone, which sees it no more."""
 PAGE_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'"
@@ -52,11 +57,13 @@ class Limits:
     waiting: int = 16
 
 
-def create_app(model: WhisperAT, name: str, limits: Limits | None = None, **options: Any) -> FastAPI:
+def create_app(
+    model: WhisperAT, name: str, limits: Limits | None = None, *, cors: Sequence[str] = (), **options: Any
+) -> FastAPI:
     """Return the application, for any ASGI server.
 
-    Routes: ``POST /v1/audio/transcriptions`` and ``/v1/audio/translations``, ``GET /v1/models`` and ``/health``, and a
-    page at ``/``. Requests and responses are those of OpenAI's API; see `TranscriptionRequest`.
+    Routes: ``POST /v1/audio/transcriptions`` and ``/v1/audio/translations``, ``GET /v1/models``, ``/v1/models/{id}``
+    and ``/health``, and a page at ``/``. Requests and responses are those of OpenAI's API; see `TranscriptionRequest`.
 
     Parameters
     ----------
@@ -66,15 +73,22 @@ def create_app(model: WhisperAT, name: str, limits: Limits | None = None, **opti
         Its name in requests.
     limits : Limits, optional
         What the server accepts.
+    cors : sequence of str
+        Origins (``https://example.org``, or ``*``) whose pages may use the server from a browser.
     **options
         Options of `transcribe` for every request, as ``batch_size`` or ``beam_size``.
     """
-    app = FastAPI(title="whisper_at", version=__version__)
+    # the pages that FastAPI has of its own fetch their scripts from elsewhere
+    app = FastAPI(title="whisper_at", version=__version__, docs_url=None, redoc_url=None)
+    app.router.route_class = FormRoute
     limits = limits or Limits()
     queue = TranscriptionQueue(model, limits, options)
     page = resources.files(__package__).joinpath("page.html").read_text("utf-8")
     started = int(time.time())
     app.add_middleware(MaxBodyMiddleware, max_bytes=int(limits.megabytes * 1e6))
+    app.add_middleware(MethodsMiddleware, routes=app)
+    if cors:
+        app.add_middleware(CORSMiddleware, allow_origins=list(cors), allow_methods=["*"], allow_headers=["*"])
     app.add_exception_handler(RequestValidationError, _invalid_fields_response)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _http_error_response)  # type: ignore[arg-type]
     app.add_exception_handler(Exception, _server_error_response)
@@ -87,16 +101,18 @@ def create_app(model: WhisperAT, name: str, limits: Limits | None = None, **opti
     def health() -> dict[str, Any]:
         return {"status": "ok", "recordings": queue.recordings}
 
+    def describe(id: str) -> dict[str, Any]:
+        made = {"object": "model", "created": started, "owned_by": "whisper_at"}
+        return {"id": id, **made, "heads": _class_names(model)}
+
     @app.get("/v1/models")
     def models() -> dict[str, Any]:
-        served = {
-            "id": name,
-            "object": "model",
-            "created": started,
-            "owned_by": "whisper_at",
-            "heads": _class_names(model),
-        }
-        return {"object": "list", "data": [served]}
+        return {"object": "list", "data": [describe(name)]}
+
+    @app.get("/v1/models/{id:path}")
+    def one_model(id: str) -> dict[str, Any]:
+        _check_model_name(id, name)
+        return describe(id)
 
     @app.post("/v1/audio/transcriptions")
     async def transcriptions(http: Request, request: Annotated[TranscriptionRequest, Form()]) -> Response:
@@ -193,7 +209,7 @@ def _class_names(model: WhisperAT) -> dict[str, list[str]]:
 
 
 def _check_model_name(name: str, served: str) -> None:
-    if name not in ("", served, OPENAI_NAME):
+    if name not in ("", served) and not OPENAI_NAMES.fullmatch(name):
         raise HTTPException(404, f"model: {name!r} is not served here; {served!r} is")
 
 
@@ -209,8 +225,17 @@ async def _http_error_response(_: Request, error: HTTPException) -> Response:
 
 
 async def _invalid_fields_response(_: Request, error: RequestValidationError) -> Response:
-    reasons = {f"{'.'.join(str(part) for part in one['loc'][1:])}: {one['msg']}" for one in error.errors()}
+    reasons = {_reason(one, ".".join(str(part) for part in one["loc"][1:])) for one in error.errors()}
     return _error_response(400, "; ".join(sorted(reasons)))
+
+
+def _reason(error: Mapping[str, Any], field: str) -> str:
+    if error["type"] == "extra_forbidden":
+        fields = [option.alias or name for name, option in TranscriptionRequest.model_fields.items()]
+        return f"{field}: there is no such field; {did_you_mean(field, fields)}"
+    if field == "file" and error["type"] == "value_error":
+        return "file: it came as text; send it as a file that has a name (curl: -F file=@NAME)"
+    return f"{field}: {error['msg']}"
 
 
 async def _server_error_response(_: Request, error: Exception) -> Response:
