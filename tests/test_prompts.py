@@ -80,6 +80,15 @@ def test_long_text_is_text(model_en, text):
     assert isinstance(last["text"], str)
 
 
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_a_prefix_that_leaves_no_room_is_told(model_en, batch_size):
+    """Upstream fails inside of PyTorch; a prompt is cut to what there is room for."""
+    options = dict(at_time_res=None, temperature=0.0, batch_size=batch_size)
+    model_en.transcribe(noise(2), prefix="word " * 430, **options)
+    with pytest.raises(ValueError, match="prefix and prompt have 10001 tokens, and the decoder room for 448"):
+        model_en.transcribe(noise(2), prefix="word " * 10_000, **options)
+
+
 def test_a_special_token_in_a_prompt_is_spelt_out(model_en):
     mel = whisper_at.log_mel_spectrogram(whisper_at.pad_or_trim(noise(4)))
     options = dict(language="en", temperature=0.0, sample_len=6, fp16=False)

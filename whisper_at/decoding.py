@@ -174,6 +174,11 @@ class FastDecodingTask(_upstream.DecodingTask):
 
     def __init__(self, model: WhisperAT, options: DecodingOptions, audio: EncodedAudio | None = None) -> None:
         super().__init__(model, options)
+        if self.sample_begin >= self.n_ctx:
+            raise ValueError(
+                f"prefix and prompt have {self.sample_begin} tokens, and the decoder room for {self.n_ctx}, the text "
+                "included: shorten the prefix"
+            )
         self.audio = audio
         self.inference = _StateInference()
         self.rules = _LogitRules(self)
