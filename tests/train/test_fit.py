@@ -154,6 +154,28 @@ def test_patience_ends_a_run():
     _, result = fit_network(task, FitOptions(5, select="accuracy", patience=2))
     assert len(result.history) == 4
     assert result.epoch == 2
+    assert result.stopped
+
+
+def test_a_run_that_patience_does_not_end_is_not_called_stopped():
+    scores = [{"accuracy": value} for value in (0.5, 0.6, 0.6, 0.1, 0.9)]
+    _, result = fit_network(Regression(scores), FitOptions(3, select="accuracy", patience=2))
+    assert not result.stopped
+    _, result = fit_network(Regression(scores), FitOptions(4, select="accuracy", patience=2))  # in the last epoch
+    assert result.stopped
+    _, result = fit_network(Regression(scores), FitOptions(5, select="accuracy"))
+    assert not result.stopped
+
+
+def test_a_gain_below_min_delta_does_not_count_for_patience():
+    losses = (1.0, 0.9, 0.8999, 0.8998, 0.5)
+    task = Regression([{"valid_loss": value} for value in losses])
+    _, result = fit_network(task, FitOptions(5, select="-valid_loss", patience=2, min_delta=1e-3))
+    assert (len(result.history), result.epoch, result.stopped) == (4, 4, True)  # the least loss is chosen all the same
+    slow = [0.9 * 0.9994**i for i in range(12)]  # 0.06 % an epoch are 0.12 % in two, so this goes on
+    task = Regression([{"valid_loss": value} for value in slow])
+    _, result = fit_network(task, FitOptions(12, select="-valid_loss", patience=2, min_delta=1e-3))
+    assert (len(result.history), result.stopped) == (12, False)
 
 
 def test_frozen_weights_are_neither_changed_nor_saved(tmp_path):

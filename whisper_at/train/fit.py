@@ -71,6 +71,8 @@ class FitOptions:
         Also save within an epoch, every so many steps.
     seed : int
         Seed of dropout and the like.
+    min_delta : float
+        Share of the best score by which a score has to be better to count for `patience`.
     """
 
     epochs: int
@@ -82,14 +84,27 @@ class FitOptions:
     max_grad_norm: float | None = None
     save_steps: int | None = None
     seed: int = 0
+    min_delta: float = 0.0
 
 
 @dataclass
 class FitResult:
-    """Scores of each epoch, and the epoch (from 1) whose weights the model now has, 0 for an average."""
+    """Result of `fit`.
+
+    Attributes
+    ----------
+    history : list of dict of str to float
+        Scores of each epoch.
+    epoch : int
+        Epoch (from 1) whose weights the model now has, 0 for an average.
+    stopped : bool
+        Whether `FitOptions.patience` ended the run. If not, it ran for all epochs that it was given, and more of them
+        might have given a better model.
+    """
 
     history: list[dict[str, float]] = field(default_factory=list)
     epoch: int = 0
+    stopped: bool = False
 
 
 def fit(
@@ -240,7 +255,8 @@ class _TrainingState:
         if chosen is not None:
             self.model.load_state_dict(chosen, strict=False)
         self.model.eval()
-        return FitResult(self.history, epoch if chosen is not None else self.epoch)
+        epoch = epoch if chosen is not None else self.epoch
+        return FitResult(self.history, epoch, _should_stop(self.history, options))
 
     def save(self, path: Path) -> None:
         """Write the state to a file."""
@@ -296,12 +312,12 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
-def _best_epoch(history: Sequence[Mapping[str, float]], select: str, by_loss: bool = True) -> int:
-    """Return the best epoch (from 1); of equal ones that of the least loss, if `by_loss`, then the first."""
+def _best_epoch(history: Sequence[Mapping[str, float]], select: str) -> int:
+    """Return the best epoch (from 1); of equal ones that of the least loss, then the first."""
     sign, name = (-1, select[1:]) if select.startswith("-") else (1, select)
 
     def rank(i: int) -> tuple[float, float, int]:
-        value, loss = sign * history[i][name], history[i].get("valid_loss", math.nan) if by_loss else math.nan
+        value, loss = sign * history[i][name], history[i].get("valid_loss", math.nan)
         # NaN never wins
         return -math.inf if math.isnan(value) else value, -math.inf if math.isnan(loss) else -loss, -i
 
@@ -309,9 +325,15 @@ def _best_epoch(history: Sequence[Mapping[str, float]], select: str, by_loss: bo
 
 
 def _should_stop(history: Sequence[Mapping[str, float]], options: FitOptions) -> bool:
-    if options.patience is None or options.select is None or not history:
+    """Return whether the last ``options.patience`` epochs were no better than the best one before them."""
+    if options.patience is None or options.select is None:
         return False
-    return len(history) - _best_epoch(history, options.select, by_loss=False) >= options.patience
+    sign, name = (-1, options.select[1:]) if options.select.startswith("-") else (1, options.select)
+    best, waited = -math.inf, 0
+    for value in (sign * scores[name] for scores in history):
+        margin = options.min_delta * abs(best) if math.isfinite(best) else 0.0
+        best, waited = (value, 0) if value > best + margin else (best, waited + 1)
+    return bool(history) and waited >= options.patience
 
 
 def _update_average(average: dict[str, Tensor], new: dict[str, Tensor], share: float) -> dict[str, Tensor]:

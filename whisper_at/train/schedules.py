@@ -44,6 +44,15 @@ def schedule_steps(start: int, every: int, factor: float, warm_up: float = 0.0) 
     return value
 
 
+def with_warm_up(schedule: Schedule, epochs: float) -> Schedule:
+    """Return a schedule that rises linearly to that of `schedule` over the first `epochs`."""
+
+    def factor(epoch: float, history: Sequence[Mapping[str, float]]) -> float:
+        return schedule(epoch, history) * (epoch / epochs if epoch < epochs else 1.0)
+
+    return factor
+
+
 def schedule_plateau(score: str, factor: float = 0.5, patience: int = 5, floor: float = 0.0) -> Schedule:
     """Return a schedule that drops by `factor` after more than `patience` epochs without a lower `score`.
 
