@@ -116,6 +116,35 @@ def test_p2_w7_s1_methods_change_nothing_until_they_are_trained(name, method):
 
 
 @on_each_architecture
+def test_states_before_the_first_trained_block_can_be_kept(name, method):
+    backbone = perturb(make_backbone(name, ALL_METHODS[method]))
+    waveforms, lengths = make_clips(0.7, 0.4)
+    wanted, count = backbone(waveforms, lengths), backbone.num_frozen_blocks
+    expected = {"full": None, "linear_probe": backbone.layers, "last_k": backbone.layers - 2}
+    assert count == expected.get(method, 0)
+    if count is None:
+        with pytest.raises(ValueError, match="all of"):
+            backbone.frozen_states(waveforms, lengths)
+        return
+    states, mask = backbone.frozen_states(waveforms, lengths)
+    assert states.shape[1] == count + 1
+    found = backbone.encode_from(states, mask)
+    assert (found.special, found.prompts) == (wanted.special, wanted.prompts)
+    assert torch.equal(found.mask, wanted.mask)
+    assert len(found.states) == len(wanted.states)
+    for a, b in zip(found.states, wanted.states):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(backbone.encode_from(states[:, -1:], mask).states[-1], wanted.states[-1])
+
+
+def test_of_a_plain_encoder_everything_is_frozen():
+    backbone = make_backbone("whisper-nano")
+    assert backbone.num_frozen_blocks == backbone.layers + 1
+    with pytest.raises(ValueError, match="nothing of"):
+        backbone.frozen_states(*make_clips(0.7, 0.4))
+
+
+@on_each_architecture
 def test_all_trainable_parameters_and_no_others_have_gradients(name, method):
     backbone = perturb(make_backbone(name, ALL_METHODS[method])).train()
     for parameter_name, parameter in backbone.named_parameters():

@@ -144,10 +144,10 @@ class AudioClassifier(nn.Module):
         Parameters
         ----------
         first : Tensor
-            Waveforms float32 ``(batch, samples)`` at `sample_rate`, or values of `reduce` ``(batch, layers, tokens,
-            dim)``.
+            Waveforms float32 ``(batch, samples)`` at `sample_rate`, or values of `frozen_states` ``(batch, layers,
+            tokens, dim)``.
         second : Tensor, optional
-            Samples of each waveform, int ``(batch,)``, by default all; or the mask of `reduce`.
+            Samples of each waveform, int ``(batch,)``, by default all; or the mask of `frozen_states`.
 
         Returns
         -------
@@ -155,6 +155,9 @@ class AudioClassifier(nn.Module):
         """
         if first.dim() == 2:
             first, second = self.reduce(first, second)
+        elif self._trains_encoder:
+            assert second is not None
+            first, second = self.head.reduce(self.backbone.encode_from(first, second))
         return self.head(first, second)
 
     def reduce(self, waveforms: Tensor, lengths: Tensor | None = None) -> HeadInput:
@@ -165,6 +168,21 @@ class AudioClassifier(nn.Module):
             states = window_states(self.backbone, clips)
             return concat_inputs([reduce_steps(self.head, one[None].to(self.device)) for one in states])
         return self.head.reduce(self.backbone(waveforms, lengths))
+
+    @property
+    def _trains_encoder(self) -> bool:
+        return self.backbone.num_frozen_blocks != self.backbone.layers + 1
+
+    def frozen_states(self, waveforms: Tensor, lengths: Tensor) -> HeadInput:
+        """Compute what training does not change, so that it is computed once for all epochs.
+
+        With an encoder that no method trains it is `reduce`, else `Backbone.frozen_states`, of which a head on the last
+        layer needs the last.
+        """
+        if not self._trains_encoder:
+            return self.reduce(waveforms, lengths)
+        states, mask = self.backbone.frozen_states(waveforms, lengths)
+        return HeadInput(states[:, -1:] if getattr(self.head, "layers", "") == "last" else states, mask)
 
     def logits(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
         """Compute logits ``(batch, classes)`` of clips of any length, without gradients.

@@ -182,6 +182,20 @@ class Backbone(nn.Module):
             seconds = (self.front.max_samples + 1) / self.sample_rate
             raise ValueError(f"a clip has {longest} samples, but {self.name} takes at most {seconds:g} s; cut it")
 
+    @property
+    def num_frozen_blocks(self) -> int | None:
+        """Number of blocks at the front that no training changes, or None if it changes their input, too.
+
+        L + 1 if nothing in the encoder trains, and L if only its final norm does.
+        """
+        if any(parameter.requires_grad for parameter in self.front.parameters()):
+            return None
+        if self.sequence or (self.relative is not None and any(p.requires_grad for p in self.relative.parameters())):
+            return 0
+        parts = [*self.blocks, *([] if self.norm is None else [self.norm])]
+        trained = [i for i, part in enumerate(parts) if any(p.requires_grad for p in part.parameters())]
+        return trained[0] if trained else self.layers + 1
+
     def prepare_tokens(self, values: Tensor, mask: Tensor) -> Tokens:
         """Return the input of the first block: the front end's tokens, and those that methods add to them."""
         tokens = Tokens(values, mask, self.front.special)
@@ -209,21 +223,63 @@ class Backbone(nn.Module):
         Hidden
         """
         tokens = self.prepare_tokens(values, mask)
+        return self._finish([tokens.values, *self._run_blocks(tokens, range(self.layers), padded)], tokens)
+
+    def frozen_states(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute what training does not change of the hidden states, for `encode_from`.
+
+        Parameters
+        ----------
+        waveforms, lengths
+            As of `forward`.
+
+        Returns
+        -------
+        states : Tensor, shape (batch, num_frozen_blocks + 1, tokens, dim)
+            The front end's output and those of the frozen blocks.
+        mask : bool Tensor, shape (batch, tokens)
+            Tokens that are real and not padding.
+
+        Raises
+        ------
+        ValueError
+            If there is no such part, or no other.
+        """
+        if (count := self.num_frozen_blocks) is None or count > self.layers:
+            raise ValueError(f"{'all' if count is None else 'nothing'} of {self.name} is trained")
+        values, mask = self.front(waveforms, lengths)
+        tokens = Tokens(values, mask, self.front.special)
+        return torch.stack([values, *self._run_blocks(tokens, range(count), padded=True)], 1), mask
+
+    def encode_from(self, states: Tensor, mask: Tensor) -> Hidden:
+        """Compute hidden states from `frozen_states`, or from the last of them if no earlier ones are needed."""
+        tokens = self.prepare_tokens(states[:, -1], mask)
+        blocks = range(self.num_frozen_blocks or 0, self.layers)
+        return self._finish(
+            [*states[:, :-1].unbind(1), tokens.values, *self._run_blocks(tokens, blocks, padded=True)], tokens
+        )
+
+    def _run_blocks(self, tokens: Tokens, indices: range, padded: bool) -> list[Tensor]:
+        """Return the outputs of consecutive blocks."""
         patches = self._token_patches()
-        states = [tokens.values]
+        states: list[Tensor] = []
         bias: Tensor | None = None
-        for i, block in enumerate(self.blocks):
+        for i in indices:
             inner = tokens
             for patch in patches:
                 inner = patch.before_block(i, inner)
             size = inner.values.shape[1]
             if self.relative is not None and (bias is None or bias.shape[-1] != size):
                 bias = self.relative(size)
+            block = self.blocks[i]
             inner = inner._replace(values=block(inner.values, inner.mask if padded else None, bias))
             for patch in reversed(patches):
                 inner = patch.after_block(i, inner)
             tokens = tokens._replace(values=inner.values)
             states.append(tokens.values)
+        return states
+
+    def _finish(self, states: list[Tensor], tokens: Tokens) -> Hidden:
         if self.norm is not None:
             states[-1] = self.norm(states[-1])
         return Hidden(tuple(states), tokens.mask, tokens.special, tokens.prompts)
