@@ -6,6 +6,7 @@ import json
 import wave
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -256,16 +257,66 @@ def test_clips_are_encoded_once_for_a_frozen_encoder_with_the_same_result(tones,
     np.testing.assert_allclose(found[True][1], found[False][1], atol=1e-3)
 
 
-def test_states_are_cached_only_for_a_frozen_encoder_and_clips_as_they_are(tones, cache):
+def test_states_are_cached_of_all_that_does_not_train_and_clips_as_they_are(tones, cache):
     for methods, augment, kinds in (
         ((), False, [StatesDataset, StatesDataset]),
         ((), True, [WaveformDataset, StatesDataset]),
-        (LORA, False, [WaveformDataset, WaveformDataset]),
+        (LORA, False, [StatesDataset, StatesDataset]),
+        (LORA, True, [WaveformDataset, StatesDataset]),
+        ({"name": "full"}, False, [WaveformDataset, WaveformDataset]),
     ):
         model = make_classifier(methods=methods, windows=False)
         train, valid = model.load_waveforms(tones.clips[:4], cache), model.load_waveforms(tones.clips[4:8], cache)
         made = _batch_sources(model, train, valid, replace(RECIPE, augment=augment), progress=False)
         assert [type(source) for source in made[:2]] == kinds
+
+
+class CountedFit(NamedTuple):
+    calls: list[int]  # of each block
+    layers: list[int]  # in each batch of states
+    history: list[dict[str, float]]
+    logits: np.ndarray
+
+
+def _fit_counting_blocks(tones, cache, monkeypatch, limit, methods, options) -> CountedFit:
+    monkeypatch.setattr(sources, "MAX_CACHED_BYTES", limit)
+    model = make_classifier(methods=methods, **options)
+    calls, layers = [0] * len(model.backbone.blocks), []
+
+    def count(block, *_):
+        calls[list(model.backbone.blocks).index(block)] += 1
+
+    for block in model.backbone.blocks:
+        block.register_forward_hook(count)
+    model.register_forward_hook(lambda _, inputs, __: layers.append(inputs[0].shape[1]))
+    fitted = model.fit(tones.split("train"), tones.split("valid"), RECIPE, cache=cache)
+    return CountedFit(calls, layers, fitted.history, model.evaluate(tones.split("test"), cache=cache).logits)
+
+
+@pytest.mark.parametrize(
+    ("methods", "options", "cached"),
+    [
+        ({"name": "linear_probe"}, {"layers": "weighted_conv"}, (3, 2)),
+        ({"name": "linear_probe"}, {}, (1, 2)),
+        ({"name": "last_k", "k": 1}, {"head": "tl_tr_1_4"}, (2, 1)),
+        (LORA, {"head": "conv", "layers": "weighted"}, (1, 0)),
+        ({"name": "prompt", "kind": "shallow", "tokens": 2}, {}, (1, 0)),
+    ],
+)
+def test_blocks_before_the_first_trained_one_run_once(tones, cache, monkeypatch, methods, options, cached):
+    """A linear probe that trains the final norm ran the encoder in every epoch, as if all of it were trained."""
+    stored, frozen = cached
+    once, every = (
+        _fit_counting_blocks(tones, cache, monkeypatch, limit, methods, options)
+        for limit in (sources.MAX_CACHED_BYTES, 0)
+    )
+    assert set(once.layers[:-1]) == {stored}
+    assert once.calls[:frozen] == [3] * frozen  # training, validation and test clips
+    assert once.calls[frozen:] == every.calls[frozen:]
+    assert min(every.calls) > 3 * RECIPE.epochs
+    for line, other in zip(once.history, every.history):
+        assert line == pytest.approx(other, abs=1e-3)
+    np.testing.assert_allclose(once.logits, every.logits, atol=1e-3)
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(tones, cache, tmp_path):
@@ -288,6 +339,37 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tones, cache, tmp_path):
         assert torch.equal(tensor, resumed.trained_state_dict()[name]), name
     with pytest.raises(ValueError, match="holds a run with"):
         make_classifier(methods=LORA).fit(train, valid, recipe, tmp_path / "parted", cache)
+
+
+def test_by_default_validation_ends_a_fit(tones, cache):
+    model = make_classifier()
+    fitted = model.fit(tones.split("train"), tones.split("valid"), Recipe(), cache=cache)
+    losses = [line["valid_loss"] for line in fitted.history]
+    assert fitted.stopped
+    assert len(losses) < Recipe().epochs
+    assert fitted.epoch == int(np.argmin(losses)) + 1
+    assert min(losses[-15:]) > 0.999 * min(losses[:-15])
+    short = make_classifier().fit(tones.split("train"), tones.split("valid"), Recipe(epochs=3), cache=cache)
+    assert not short.stopped
+    assert short.history == fitted.history[:3]
+
+
+def test_how_long_a_fit_lasts_does_not_depend_on_a_number_of_epochs(tones, cache):
+    """Comparisons gave each method the same few epochs: heads on frozen states were half fitted, at rates that fell
+    to 0 with the last epoch. Now a slower rate takes longer, and comes to about the same loss."""
+    found = {}
+    for lr in (0.02, 0.002):
+        fitted = make_classifier(seed=3).fit(tones.split("train"), tones.split("train"), Recipe(lr=lr), cache=cache)
+        found[lr] = (len(fitted.history), fitted.history[fitted.epoch - 1]["valid_loss"], fitted.stopped)
+        few = make_classifier(seed=3).fit(
+            tones.split("train"),
+            tones.split("train"),
+            Recipe(lr=lr, epochs=8, schedule="cosine", patience=None),
+            cache=cache,
+        )
+        assert not few.stopped
+        assert few.history[few.epoch - 1]["valid_loss"] > 1.5 * found[lr][1]
+    assert found[0.002][0] > found[0.02][0]
 
 
 def test_class_weights_are_inverse_shares_of_sum_one():
@@ -313,6 +395,9 @@ def test_schedules_are_those_of_the_papers():
     plateau = Recipe(lr=5e-4, lr_min=5e-5, schedule="plateau").make_schedule(7)
     flat = [{"valid_loss": 1.0}] * 60
     assert [plateau(n, flat[:n]) for n in (6, 7, 13, 60)] == pytest.approx([1, 0.5, 0.25, 0.1])
+    warm = Recipe(warm_up_steps=14, schedule="plateau").make_schedule(7)
+    assert [warm(e, flat[: int(e)]) for e in (0, 1, 2, 7)] == pytest.approx([0, 0.5, 1, 0.5])
+    assert [Recipe(warm_up_steps=14, schedule="constant").make_schedule(7)(e, []) for e in (1, 5)] == [0.5, 1.0]
     low = Recipe(lr=1e-5, lr_min=5e-5, schedule="plateau").make_schedule(7)  # below its own floor: it never rises
     assert [low(n, flat[:n]) for n in (6, 7, 60)] == [1, 1, 1]
 

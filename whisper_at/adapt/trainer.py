@@ -24,6 +24,7 @@ from ..train.schedules import (
     schedule_cosine,
     schedule_linear,
     schedule_plateau,
+    with_warm_up,
 )
 from .evaluation import (
     MULTI_LABEL_SCORES,
@@ -41,32 +42,40 @@ from .waveforms import WaveformDataset, spec_augment, spectrogram_conv
 if TYPE_CHECKING:
     from .classifier import AudioClassifier
 
+MIN_DELTA = 1e-3
+"""Share by which the validation loss has to fall for a fit to go on."""
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 SCHEDULES = ("constant", "cosine", "linear", "plateau")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to fit a classifier.
+    """How to fit a classifier: by default, until the loss of the validation part stops falling.
+
+    A fixed number of epochs suits one method and leaves another one unfinished, so that a comparison of the two says
+    little. Give ``patience=None`` and a schedule with an end for a published recipe of so many epochs.
 
     Attributes
     ----------
-    epochs, batch_size : int
+    epochs : int
+        Most epochs; with ``patience`` a limit that is not meant to be reached.
+    batch_size : int
         Batches are drawn anew every epoch.
     optimizer : str
         ``adamw`` (decoupled weight decay) or ``adam`` (weight decay as a part of the gradient).
     lr, lr_min, weight_decay, betas, eps : float
         Settings of the optimizer; ``lr_min`` is the lower limit of ``plateau``.
     schedule : str
-        ``constant``; ``cosine`` and ``linear`` down to 0 over all batches; ``plateau``: halved after more than 5 epochs
-        without a lower validation loss.
+        ``plateau``: halved after more than 5 epochs without a lower validation loss; ``constant``; ``cosine`` and
+        ``linear`` down to 0 over all ``epochs``, which takes a number of epochs that are all run.
     warm_up_steps : int
-        Batches over which the rate rises from 0 (``cosine`` and ``linear``).
+        Batches over which the rate rises from 0.
     select : str, optional
-        Validation score that chooses the epoch: ``accuracy``, ``UAR``, ``F1``, ``-valid_loss``, or with several labels
+        Validation score that chooses the epoch: ``-valid_loss``, ``accuracy``, ``UAR``, ``F1``, or with several labels
         a clip ``mAP``, ``AUC``, ``d_prime``; None keeps the last epoch.
     patience : int, optional
-        Stop after so many epochs without a better score.
+        Stop after so many epochs in which that score has not got better, a loss by at least 0.1 %; None runs all
+        ``epochs``.
     class_weights : bool
         Weight classes by N / n_c of the training part.
     augment : bool
@@ -81,7 +90,7 @@ class Recipe:
         Deprecated name of ``augment``; None once that is set.
     """
 
-    epochs: int = 30
+    epochs: int = 500
     batch_size: int = 32
     optimizer: str = "adamw"
     lr: float = 1e-3
@@ -89,10 +98,10 @@ class Recipe:
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    schedule: str = "cosine"
+    schedule: str = "plateau"
     warm_up_steps: int = 0
-    select: str | None = "accuracy"
-    patience: int | None = None
+    select: str | None = "-valid_loss"
+    patience: int | None = 15
     class_weights: bool = False
     augment: bool = False
     spec_augment: tuple[int, int] | None = None
@@ -123,9 +132,9 @@ class Recipe:
             return schedule_cosine(self.epochs, warm_up)
         if self.schedule == "linear":
             return schedule_linear(self.epochs, warm_up)
-        if self.schedule == "plateau":
-            return schedule_plateau("valid_loss", floor=self.lr_min / self.lr)
-        return schedule_constant
+        plateau = schedule_plateau("valid_loss", floor=self.lr_min / self.lr)
+        schedule = plateau if self.schedule == "plateau" else schedule_constant
+        return with_warm_up(schedule, warm_up) if warm_up else schedule
 
 
 class ClassificationTask:
@@ -216,7 +225,8 @@ def fit_classifier(
         recipe.epochs,
         recipe.make_schedule(task.steps(0)),
         recipe.select,
-        patience=recipe.patience,
+        patience=None if recipe.select is None else recipe.patience,
+        min_delta=MIN_DELTA if recipe.select == "-valid_loss" else 0.0,
         precision=recipe.precision,
         max_grad_norm=recipe.clip,
         seed=recipe.seed,
@@ -238,7 +248,9 @@ def _check_data(model: AudioClassifier, train: Dataset, valid: Dataset) -> None:
 def _batch_sources(
     model: AudioClassifier, train: WaveformDataset, valid: WaveformDataset, recipe: Recipe, progress: bool
 ) -> tuple[BatchSource, BatchSource, int]:
-    """Return sources of training and validation batches, of states where possible, and the views in validation.
+    """Return sources of training and validation batches, and the views in validation.
+
+    They are states of all that is before the first trained block, where such states fit into memory.
 
     Sets ``model.windows`` to whether states of windows are used, in several views. They cannot be if clips are
     augmented or do not fit into memory.
@@ -253,11 +265,11 @@ def _batch_sources(
                 every = [states for view in valid_views.views for states in view]
                 return views, StatesDataset(every), len(valid_views.views)
     model.windows = False
-    if any(parameter.requires_grad for parameter in model.backbone.parameters()):
+    if model.backbone.num_frozen_blocks is None:
         return train, valid, 1
     size, device = recipe.batch_size, model.device
-    train_source = train if augmented else precompute_states(model.reduce, train, size, device, progress)
-    return train_source, precompute_states(model.reduce, valid, size, device, progress), 1
+    train_source = train if augmented else precompute_states(model.frozen_states, train, size, device, progress)
+    return train_source, precompute_states(model.frozen_states, valid, size, device, progress), 1
 
 
 def recipe_settings(recipe: Recipe) -> dict[str, Any]:
