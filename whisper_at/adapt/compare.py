@@ -1,8 +1,9 @@
-"""Compare methods on datasets: a table with scores, their spread, parameters, time and memory, and a plot.
+"""Compare methods on datasets: a table with scores, their intervals, parameters, epochs, time and memory, and a plot.
 
 A comparison is a TOML file with ``out``, ``seeds``, a table ``base`` of the fields of `Config`, and several
 ``[[dataset]]`` and ``[[method]]``, each with a ``label`` and the fields in which it differs; a dataset names the
-``score`` to report. Every cell of the table is an experiment of `whisper_at.adapt.experiment`, which is run once.
+``score`` to report. The first method is the one that the others are compared with. Every cell of the table is an
+experiment of `whisper_at.adapt.experiment`, which is run once.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ..data.toml import read_toml
 from ..train.plots import COLOURS, new_figure, save_figure
 from .config import Config, apply_changes, build_classifier, make_config
 from .experiment import PERCENT_SCORES, folder_name, load_data, run_experiment, summarize, write_csv
+from .intervals import score_interval
 
 
 class Cell(NamedTuple):
@@ -87,26 +89,50 @@ def run_comparison(comparison: Comparison, progress: bool = False) -> list[dict[
     for cell in cells:
         build_classifier(cell.config, classes[cell.dataset], without_weights=True)
     rows: list[dict[str, Any]] = []
+    first_runs: dict[str, list[dict[str, Any]]] = {}
     for cell in cells:
         if progress:
             print(f"{cell.dataset}: {cell.method} ({len(rows) + 1} of {len(cells)})", flush=True)
-        rows.append(table_row(cell, run_experiment(cell.config, progress)))
+        runs = run_experiment(cell.config, progress)
+        rows.append(table_row(cell, runs, first_runs.setdefault(cell.dataset, runs)))
         write_csv(out / "table.csv", rows)
         write_text(out / "table.md", "\n".join(markdown_table(rows)) + "\n")
         save_figure(plot_tradeoff(rows), out / "table.png")
     return rows
 
 
-def table_row(cell: Cell, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return one row of the table: mean and spread over splits and seeds, parameters, time and memory."""
+def table_row(cell: Cell, runs: Sequence[Mapping[str, Any]], first_runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return one row of the table, in per cent.
+
+    ``mean`` and ``std`` are over splits and seeds; ``low`` and ``high`` the 95 % interval of the score of all tests
+    over ``groups`` (speakers, sources or clips); ``gain`` and ``gain_low`` to ``gain_high`` the same of the difference
+    to the first method. ``stopped`` is the number of ``runs`` that validation ended, ``epochs_min`` and ``epochs_max``
+    how long the shortest and the longest one were.
+    """
     score = summarize(runs)[cell.score]
-    return {
+    row = {
         "dataset": cell.dataset,
         "method": cell.method,
         "score": cell.score,
         "mean": round(100 * score["mean"], 2),
         "std": round(100 * score["std"], 2),
+    }
+    for prefix, baseline in (("", None), ("gain", first_runs if runs is not first_runs else None)):
+        interval = score_interval(runs, cell.score, baseline)
+        if interval is None or (prefix and baseline is None):
+            continue
+        value, half, row["groups"] = 100 * interval.score, 100 * interval.half_width, interval.groups
+        row |= {prefix: round(value, 2)} if prefix else {}
+        names = ("gain_low", "gain_high") if prefix else ("low", "high")
+        row |= {name: round(value + sign * half, 2) for name, sign in zip(names, (-1, 1))}
+    epochs = [run["epochs"] for run in runs]
+    return row | {
         "runs": len(runs),
+        "stopped": sum(run["stopped"] for run in runs),
+        "epochs_min": min(epochs),
+        "epochs_max": max(epochs),
+        "epoch_limit": cell.config.recipe.epochs,
+        "patience": cell.config.recipe.patience,
         "patch": runs[0]["patch"],
         "trainable": runs[0]["trainable"],
         "frozen": runs[0]["frozen"],
@@ -116,39 +142,81 @@ def table_row(cell: Cell, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the lines of a Markdown table: a line per method, a column per dataset, scores in per cent, best in bold.
+    """Return the lines of a Markdown table: a line per method, columns per dataset, scores in per cent, best in bold.
 
-    Memory is that of training, the most over the datasets; see `whisper_at.adapt.experiment.training_megabytes`.
+    A score is the mean over runs, with its 95 % interval over groups of clips, and the gain over the first method with
+    that of the gain; ``≥`` is a lower bound, of runs that validation did not end. Memory is that of training, the most
+    over the datasets; see `whisper_at.adapt.experiment.training_megabytes`. Lines of `limit_warnings` follow.
     """
     datasets = list(dict.fromkeys(row["dataset"] for row in rows))
+    methods = list(dict.fromkeys(row["method"] for row in rows))
     cells = {(row["method"], row["dataset"]): row for row in rows}
     best = {name: max(row["mean"] for row in rows if row["dataset"] == name) for name in datasets}
     score_names = {row["dataset"]: row["score"] for row in rows}
-    columns = [*(f"{name}, {score_names[name]} %" for name in datasets), "s a run", "MB"]
+    columns = [part for name in datasets for part in (f"{name}, {score_names[name]} %", f"gain over {methods[0]}")]
+    columns += ["epochs", "s a run", "MB"]
     lines = [
         "| " + " | ".join(["method", "patch", "trainable", *columns]) + " |",
         "|---|--:|--:|" + "--:|" * len(columns),
     ]
-    for method in dict.fromkeys(row["method"] for row in rows):
+    for method in methods:
         of_method = [cells[method, name] for name in datasets if (method, name) in cells]
         scores = []
         for name in datasets:
-            row = cells.get((method, name))
-            text = "" if row is None else f"{row['mean']:.1f} ± {row['std']:.1f}"
-            scores.append(f"**{text}**" if row is not None and row["mean"] == best[name] else text)
+            row = cells.get((method, name), {})
+            text = _score_text(row)
+            scores += [f"**{text}**" if row and row["mean"] == best[name] else text, _gain_text(row)]
         seconds = np.mean([row["seconds_per_run"] for row in of_method])
         memory = max(row["memory_mb"] for row in of_method)
-        sizes = [row["trainable"] for row in of_method]
-        trainable = "–".join(f"{n:,}" for n in sorted({min(sizes), max(sizes)}))
-        values = [method, f"{of_method[0]['patch']:,}", trainable, *scores, f"{seconds:.1f}", f"{memory:.0f}"]
+        trainable = _range([row["trainable"] for row in of_method])
+        epochs = _range([row[name] for row in of_method for name in ("epochs_min", "epochs_max")])
+        values = [method, f"{of_method[0]['patch']:,}", trainable, *scores, epochs, f"{seconds:.1f}", f"{memory:.0f}"]
         lines.append("| " + " | ".join(values) + " |")
+    if warnings := limit_warnings(rows):
+        lines += ["", *(f"- {warning}" for warning in warnings)]
     return lines
 
 
-def plot_tradeoff(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Plot score against trained parameters, a panel for each dataset; bars are one standard deviation.
+def limit_warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a sentence for each row whose runs were not all ended by validation."""
+    sentences = []
+    for row in rows:
+        if unfinished := row["runs"] - row["stopped"]:
+            where, n = f"{row['method']}, {row['dataset']}", row["epoch_limit"]
+            how = f"still improving at the last epoch ({n})"
+            if row["patience"] is None:
+                how = f"ended by the fixed number of epochs ({n}), not by validation"
+            sentences.append(
+                f"{where}: {unfinished} of {row['runs']} runs {'was' if unfinished == 1 else 'were'} {how}: "
+                f"figures of {row['method']} are a lower bound"
+            )
+    return sentences
 
-    Points are numbered in the order of the methods, which are listed beside the panels.
+
+def _score_text(row: Mapping[str, Any]) -> str:
+    if not row:
+        return ""
+    bound = "≥ " if row["stopped"] < row["runs"] else ""
+    interval = f" ({row['low']:.1f}–{row['high']:.1f})" if row.get("groups", 0) > 1 else f" ± {row['std']:.1f}"
+    return f"{bound}{row['mean']:.1f}{interval}"
+
+
+def _gain_text(row: Mapping[str, Any]) -> str:
+    if "gain" not in row:
+        return ""
+    interval = f" ({row['gain_low']:+.1f} to {row['gain_high']:+.1f})" if row["groups"] > 1 else ""
+    return f"{row['gain']:+.1f}{interval}"
+
+
+def _range(values: Sequence[int]) -> str:
+    return "–".join(f"{n:,}" for n in sorted({min(values), max(values)}))
+
+
+def plot_tradeoff(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Plot score against trained parameters, a panel for each dataset; bars are 95 % intervals over groups of clips.
+
+    Without groups they are one standard deviation. Points are numbered in the order of the methods, which are listed
+    beside the panels with the epochs that were run; hollow ones are lower bounds, of runs that validation did not end.
     """
     datasets = list(dict.fromkeys(row["dataset"] for row in rows))
     methods = list(dict.fromkeys(row["method"] for row in rows))
@@ -158,7 +226,11 @@ def plot_tradeoff(rows: Sequence[Mapping[str, Any]]) -> Figure:
         for i, row in enumerate(sorted(of_dataset, key=lambda row: (row["trainable"], row["mean"]))):
             point, number = (row["trainable"], row["mean"]), methods.index(row["method"])
             colour = COLOURS[number % len(COLOURS)]
-            panel.errorbar(*point, row["std"], fmt="o", color=colour, markersize=4, elinewidth=0.5)
+            bar: Any = row["std"]
+            if row.get("groups", 0) > 1:
+                bar = np.clip([[row["mean"] - row["low"]], [row["high"] - row["mean"]]], 0, None)
+            fill = "full" if row["stopped"] == row["runs"] else "none"
+            panel.errorbar(*point, bar, fmt="o", fillstyle=fill, color=colour, markersize=4, elinewidth=0.5)
             # alternate sides, so that numbers of neighbours overlap less
             offset, side = ((5, 2), "left") if i % 2 else ((-5, 2), "right")
             options: dict[str, Any] = {"ha": side, "fontsize": 8, "color": colour, "textcoords": "offset points"}
@@ -168,9 +240,12 @@ def plot_tradeoff(rows: Sequence[Mapping[str, Any]]) -> Figure:
         panel.set_title(name)
     np.atleast_1d(axes)[-1].set_xlabel("parameters that are trained, with the head")
     style: dict[str, Any] = {"marker": "o", "linestyle": "", "markersize": 4}
-    handles = [
-        Line2D([], [], color=COLOURS[i % len(COLOURS)], label=f"{i + 1}  {method}", **style)
-        for i, method in enumerate(methods)
-    ]
+    handles = []
+    for i, method in enumerate(methods):
+        of_method = [row for row in rows if row["method"] == method]
+        epochs = _range([row[name] for row in of_method for name in ("epochs_min", "epochs_max")])
+        style["fillstyle"] = "none" if any(row["stopped"] < row["runs"] for row in of_method) else "full"
+        label = f"{i + 1}  {method}, {epochs} epochs"
+        handles.append(Line2D([], [], color=COLOURS[i % len(COLOURS)], label=label, **style))
     figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)
     return figure

@@ -26,6 +26,7 @@ from ..train.plots import draw_confusion, save_figure
 from .classifier import AudioClassifier
 from .config import Config, build_classifier
 from .evaluation import SCORES, Evaluation, check_select
+from .intervals import predictions
 from .trainer import recipe_settings
 from .waveforms import WaveformDataset
 
@@ -67,9 +68,11 @@ def load_data(config: Config) -> tuple[Dataset, list[Split]]:
 def run_experiment(config: Config, progress: bool = False) -> list[dict[str, Any]]:
     """Fit and test every split with every seed, and return a row of scores for each.
 
-    Each run writes ``<out>/<division>-seed<k>/`` with the state of the fit, ``classifier.safetensors`` and
-    ``result.json``; what is finished there is not run again. ``<out>`` gets ``results.csv``, ``summary.json`` (means
-    and population standard deviations, as papers give them) and ``confusion.png``, over all tests.
+    A row has the number of epochs that were run, and in ``stopped`` whether validation ended the run; if it did not,
+    the scores are lower bounds. Each run writes ``<out>/<division>-seed<k>/`` with the state of the fit,
+    ``classifier.safetensors`` and ``result.json``; what is finished there is not run again. ``<out>`` gets
+    ``results.csv``, ``summary.json`` (means and population standard deviations, as papers give them) and
+    ``confusion.png``, over all tests.
 
     Raises
     ------
@@ -88,7 +91,7 @@ def run_experiment(config: Config, progress: bool = False) -> list[dict[str, Any
             folder = out / f"{folder_name(split.name)}-seed{seed}"
             rows.append(run_split(config, dataset, split, seed, folder, progress))
     matrices = [np.array(row.pop("confusion")) for row in rows if "confusion" in row]
-    write_csv(out / "results.csv", rows)
+    write_csv(out / "results.csv", [{k: v for k, v in row.items() if k != "predictions"} for row in rows])
     write_json(out / "summary.json", {"runs": len(rows)} | summarize(rows))
     if matrices:
         save_figure(draw_confusion(np.sum(matrices, axis=0), dataset.classes), out / "confusion.png")
@@ -117,13 +120,15 @@ def run_split(
         fitted = model.fit(train, valid, recipe, folder, config.cache, progress)
     seconds = time.perf_counter() - started
     evaluation = model.evaluate(dataset.select(split.test), recipe.batch_size, config.cache, progress)
+    epochs = {"epoch": fitted.epoch, "epochs": len(fitted.history), "stopped": fitted.stopped}
     chosen = fitted.history[fitted.epoch - 1]
-    row = {"division": split.name, "seed": seed, **evaluation.scores, "epoch": fitted.epoch}
+    row = {"division": split.name, "seed": seed, **evaluation.scores, **epochs}
     row |= {f"valid_{name}": chosen[name] for name in evaluation.scores if name in chosen}
     row |= {"train_clips": len(train), "test_clips": len(split.test), **model.count()}
     row |= {"seconds": round(seconds, 2), "memory_mb": training_megabytes(model, memory.peak_bytes)}
     if not dataset.multi_label:
         row["confusion"] = evaluation.confusion.tolist()
+        row["predictions"] = predictions(dataset, split.test, evaluation.logits)
     model.save(folder / CLASSIFIER_FILE)
     write_json(folder / RESULT_FILE, row | {"settings": settings})
     (folder / "state.pt").unlink(missing_ok=True)  # only needed to resume the fit

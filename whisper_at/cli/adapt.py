@@ -105,10 +105,18 @@ def fit_command(args: argparse.Namespace) -> int:
     rows = run_experiment(config, progress=not args.quiet)
     for row in rows:
         scores = "  ".join(f"{name} {100 * row[name]:.1f}" for name in PERCENT_SCORES if name in row)
-        print(f"{row['division']}, seed {row['seed']}: {scores}  (epoch {row['epoch']})")
+        end = "" if row["stopped"] else ", not stopped by validation"
+        print(f"{row['division']}, seed {row['seed']}: {scores}  (epoch {row['epoch']} of {row['epochs']}{end})")
     for name, value in summarize(rows).items():
         factor, unit = (100, " %") if name in PERCENT_SCORES else (1, "")
         print(f"{name}: {factor * value['mean']:.2f} ± {factor * value['std']:.2f}{unit}")
+    unfinished = sum(not row["stopped"] for row in rows)
+    if unfinished and config.recipe.patience is not None:
+        print(
+            f"{unfinished} of {len(rows)} runs were still improving at the last epoch ({config.recipe.epochs}): these "
+            "scores are a lower bound; raise recipe.epochs",
+            file=sys.stderr,
+        )
     print(f"Written to {config.out}")
     return 0
 
