@@ -197,6 +197,14 @@ def test_the_best_pair_of_all_tasks():
     assert table.endswith("\n\nBest pair of nano on validation, over all tasks: --layers 0,2 (60.0 %)\n")
 
 
+def test_the_table_says_which_probes_were_not_finished():
+    rows = [ProbeResult("layer 0", (0,), seed, "fold 1", 0.5, 0.5, 200, 9, seed > 42) for seed in (42, 43, 44)]
+    assert to_markdown({("esc10", "nano"): rows[1:]}).count("\n") == 3
+    assert to_markdown({("esc10", "nano"): rows}).endswith(
+        "1 of 3 probes of nano on esc10 were still improving at the last epoch: its figures are a lower bound\n"
+    )
+
+
 CONFIG = """
 seeds = [42, 43]
 [probe]

@@ -87,6 +87,20 @@ def test_a_probe_is_one_linear_layer_fitted_by_adam():
     np.testing.assert_allclose(found.test_logits, best[2], atol=1e-4)
 
 
+def test_a_probe_that_ends_while_it_still_improves_is_not_finished():
+    representations, targets = make_problem([6], classes=4, n=(33, 12, 9))
+    few, more = (
+        fit_probes(representations, targets, ProbeSettings(lr=1e-3, epochs=epochs, batch=10, patience=20), 7)[0]
+        for epochs in (20, 80)
+    )
+    assert (few.finished, more.finished) == (False, True)
+    assert more.epoch < 80
+    assert more.valid > few.valid
+    # all right in validation cannot rise any more, though the last of equal epochs counts
+    quick = fit_probes(representations, targets, ProbeSettings(epochs=60, lr=0.05, batch=10, patience=20), 7)[0]
+    assert (quick.valid, quick.epoch, quick.finished) == (1.0, 60, True)
+
+
 def test_f6_the_scaler_is_fitted_on_training_only():
     """F6: the validation split does not change the scaler."""
     representations, targets = make_problem([5])

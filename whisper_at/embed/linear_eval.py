@@ -51,6 +51,8 @@ class ProbeResult(NamedTuple):
         Epoch of the best validation score.
     parameters : int
         Number of the probe's parameters.
+    finished : bool
+        Whether validation ended the fit; if not, the scores are lower bounds.
     """
 
     probe: str
@@ -61,6 +63,7 @@ class ProbeResult(NamedTuple):
     test: float
     epoch: int
     parameters: int
+    finished: bool = True
 
 
 class ClipEmbeddings(NamedTuple):
@@ -158,6 +161,7 @@ def evaluate_layers(
                     test=score(probe.test_logits, split_targets.test, multi_label),
                     epoch=probe.epoch,
                     parameters=(representation.train.shape[1] + 1) * targets.shape[1],
+                    finished=probe.finished,
                 )
                 for layers, probe, representation in zip(layer_sets, probes, representations)
             ]

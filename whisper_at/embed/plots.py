@@ -60,7 +60,8 @@ def write_scores(results: Mapping[tuple[str, str], Sequence[ProbeResult]], path:
 def to_markdown(results: Mapping[tuple[str, str], Sequence[ProbeResult]]) -> str:
     """Format test scores as a table, a line per (task, network): layers, then fusions, mean ± half interval.
 
-    Below it, for each network, the pair of layers with the best validation score over all tasks.
+    Below it, for each network, the pair of layers with the best validation score over all tasks, and for each cell the
+    probes that were not finished, whose scores are lower bounds.
     """
     summaries = {cell: summarize(of_cell) for cell, of_cell in results.items()}
     probes = sorted({probe for scores in summaries.values() for probe in scores if _is_shown(probe)}, key=_sort_key)
@@ -73,6 +74,12 @@ def to_markdown(results: Mapping[tuple[str, str], Sequence[ProbeResult]]) -> str
         if best := best_pair([of_cell for (_, name), of_cell in results.items() if name == network]):
             layers, valid = ",".join(map(str, best[0])), 100 * best[1]
             lines.append(f"Best pair of {network} on validation, over all tasks: --layers {layers} ({valid:.1f} %)")
+    for (task, network), of_cell in results.items():
+        if unfinished := sum(not result.finished for result in of_cell):
+            lines.append(
+                f"{unfinished} of {len(of_cell)} probes of {network} on {task} were still improving at the last epoch: "
+                "its figures are a lower bound"
+            )
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -40,11 +40,16 @@ class ProbeSettings:
 
 
 class FittedProbe(NamedTuple):
-    """A fitted probe: its best validation score, the epoch of it (from 1), and its logits for the test split."""
+    """A fitted probe: its best validation score, the epoch of it (from 1), and its logits for the test split.
+
+    ``finished`` is whether its validation score had not risen for ``patience`` epochs at its end; otherwise more
+    epochs might give a better probe.
+    """
 
     valid: float
     epoch: int
     test_logits: np.ndarray
+    finished: bool
 
 
 class StandardScaler:
@@ -181,7 +186,7 @@ def _fit_group(
 
     best = [p.detach().clone() for p in parameters]
     best_scores, best_epochs = np.full(count, -np.inf), np.zeros(count, int)
-    epochs_since_best = np.zeros(count, int)
+    epochs_since_best, last_rise = np.zeros(count, int), np.zeros(count, int)
     for epoch in range(1, settings.epochs + 1):
         for batch in torch.randperm(n, generator=generator).split(min(settings.batch, n)):
             logits = torch.baddbmm(parameters[1], train[:, batch], parameters[0])
@@ -197,6 +202,7 @@ def _fit_group(
         running = epochs_since_best < settings.patience
         scores = _valid_scores(valid, parameters, targets.valid, multi_label)
         better = running & (scores >= best_scores)
+        last_rise = np.where(running & (scores > best_scores), epoch, last_rise)
         best_scores, best_epochs = np.where(better, scores, best_scores), np.where(better, epoch, best_epochs)
         epochs_since_best = np.where(better, 0, epochs_since_best + running)
         for kept, parameter in zip(best, parameters):
@@ -204,7 +210,10 @@ def _fit_group(
         if (epochs_since_best >= settings.patience).all():
             break
     test_logits = torch.baddbmm(best[1], test, best[0]).numpy()
-    return [FittedProbe(float(best_scores[i]), int(best_epochs[i]), test_logits[i]) for i in range(count)]
+    finished = (epochs_since_best >= settings.patience) | (settings.epochs - last_rise >= settings.patience)
+    return [
+        FittedProbe(*probe) for probe in zip(best_scores.tolist(), best_epochs.tolist(), test_logits, finished.tolist())
+    ]
 
 
 @torch.no_grad()
