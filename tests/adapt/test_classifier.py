@@ -296,9 +296,9 @@ def _fit_counting_blocks(tones, cache, monkeypatch, limit, methods, options) -> 
 @pytest.mark.parametrize(
     ("methods", "options", "cached"),
     [
-        ({"name": "linear_probe"}, {"layers": "weighted_conv"}, (3, 2)),
-        ({"name": "linear_probe"}, {}, (1, 2)),
-        ({"name": "last_k", "k": 1}, {"head": "tl_tr_1_4"}, (2, 1)),
+        ({"name": "linear_probe"}, {"layers": "weighted_conv"}, (4, 3)),
+        ({"name": "linear_probe"}, {}, (1, 3)),
+        ({"name": "last_k", "k": 1}, {"head": "tl_tr_1_4"}, (3, 2)),
         (LORA, {"head": "conv", "layers": "weighted"}, (1, 0)),
         ({"name": "prompt", "kind": "shallow", "tokens": 2}, {}, (1, 0)),
     ],
@@ -311,7 +311,7 @@ def test_blocks_before_the_first_trained_one_run_once(tones, cache, monkeypatch,
         for limit in (sources.MAX_CACHED_BYTES, 0)
     )
     assert set(once.layers[:-1]) == {stored}
-    assert once.calls[:frozen] == [3] * frozen  # training, validation and test clips
+    assert once.calls[:frozen] == [4] * frozen  # two batches for training, one for validation and one for the test
     assert once.calls[frozen:] == every.calls[frozen:]
     assert min(every.calls) > 3 * RECIPE.epochs
     for line, other in zip(once.history, every.history):

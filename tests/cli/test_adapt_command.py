@@ -248,7 +248,7 @@ def test_several_labels_are_decided_by_the_whole_data(settings, tmp_path, sounds
     kinds = {AudioClassifier.load(path, device="cpu").kind for path in Path(settings["out"]).rglob("*.safetensors")}
     assert kinds == {"multi_label"}
     with pytest.raises(ValueError, match="select = 'accuracy': these clips have several labels"):
-        load_data(make_config(settings | {"recipe": {}}))
+        load_data(make_config(settings | {"recipe": {"select": "accuracy"}}))
 
 
 def test_random_weights_are_the_same_again(settings, sounds, capsys):

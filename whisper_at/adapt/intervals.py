@@ -60,13 +60,13 @@ def score_interval(
     of_runs = _confusions(runs)
     if of_runs is None:
         return None
-    values = [_leave_one_out(of_runs, score)]
+    values = _leave_one_out(of_runs, score)
     if baseline is not None:
         of_baseline = _confusions(baseline)
         if of_baseline is None or of_baseline[0] != of_runs[0]:
             return None
-        values.append(-_leave_one_out(of_baseline, score))
-    whole, *without = sum(values)
+        values = values - _leave_one_out(of_baseline, score)
+    whole, without = values[0], values[1:]
     n = len(without)
     if n < 2:
         return Interval(float(whole), float("nan"), n)
