@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from study_data import RATE, tone, write_wav
 
-from whisper_at.data.utterances import read_digit_strings, read_librispeech
+from whisper_at.data.utterances import read_digit_strings, read_librispeech, read_transcripts
 
 
 def test_librispeech_is_read_in_the_order_of_its_names(tmp_path):
@@ -37,6 +37,31 @@ def test_librispeech_is_read_in_the_order_of_its_names(tmp_path):
         read_librispeech(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="no such folder"):
         read_librispeech(tmp_path / "nowhere")
+
+
+def test_a_table_of_transcripts_is_read_in_the_order_of_its_names(tmp_path):
+    for name, seconds in (("b", 0.2), ("a", 0.3), ("c", 0.4), ("empty", 0.1)):
+        write_wav(tmp_path / "wav" / f"{name}.wav", tone(seconds))
+    table = tmp_path / "index.csv"
+    table.write_text(
+        "file,speaker,seconds,text\n"
+        'wav/b.wav,1,0.2,"YES, IT IS"\nwav/a.wav,2,0.3,NO\nwav/c.wav,3,0.4,LONG\nwav/empty.wav,4,0.1,\n'
+    )
+    found = read_transcripts(table)
+    assert [(u.name, u.text) for u in found] == [("a", "NO"), ("b", "YES, IT IS"), ("c", "LONG")]
+    assert len(found[0].load()) == round(0.3 * RATE)
+    assert [u.name for u in read_transcripts(table, 1, max_seconds=0.2)] == ["b"]
+    assert [u.name for u in read_transcripts(table, 2, spread=True, max_seconds=9)] == ["a", "b"]
+    with pytest.raises(ValueError, match="has 2 sentences, fewer than the requested 3"):
+        read_transcripts(table, 3, max_seconds=0.3)
+    (tmp_path / "wav" / "c.wav").unlink()
+    with pytest.raises(ValueError, match=r"c\.wav is missing"):
+        read_transcripts(table)
+    with pytest.raises(FileNotFoundError):
+        read_transcripts(tmp_path / "nowhere.csv")
+    table.write_text("file,words\nwav/a.wav,NO\n")
+    with pytest.raises(ValueError, match="no column 'text'"):
+        read_transcripts(table)
 
 
 def test_digit_strings_are_of_one_speaker_and_of_the_takes_asked_for(tmp_path):

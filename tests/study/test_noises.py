@@ -9,7 +9,7 @@ from whisper_at.data import read_folders
 from whisper_at.study.noises import clips_by_class, read_noises
 
 
-def test_esc50_is_read_by_its_table_and_esc10_by_its_folders(tmp_path):
+def test_esc50_is_read_by_its_table_esc10_by_its_folders_and_any_by_a_table(tmp_path):
     for name in ("1-100-A-0.wav", "2-200-A-1.wav"):
         write_wav(tmp_path / "esc50" / "audio" / name, tone(0.1))
         write_wav(tmp_path / "esc10" / ("dog" if name[0] == "1" else "rain") / name, tone(0.1))
@@ -18,7 +18,10 @@ def test_esc50_is_read_by_its_table_and_esc10_by_its_folders(tmp_path):
         "filename,fold,target,category,esc10,src_file,take\n"
         "1-100-A-0.wav,1,0,dog,True,100,A\n2-200-A-1.wav,2,1,rain,True,200,A\n"
     )
-    for folder in ("esc50", "esc10"):
+    (tmp_path / "index.csv").write_text(
+        "file,class,audioset\nesc10/dog/1-100-A-0.wav,dog,Dog\nesc10/rain/2-200-A-1.wav,rain,Rain\n"
+    )
+    for folder in ("esc50", "esc10", "index.csv"):
         found = read_noises(tmp_path / folder)
         assert found.classes == ("dog", "rain")
         assert [(c.path.name, c.labels, c.fold, c.group) for c in found.clips] == [

@@ -1,10 +1,10 @@
-"""Readers of transcribed speech: LibriSpeech, and strings of spoken digits."""
+"""Readers of transcribed speech: LibriSpeech, a table, and strings of spoken digits."""
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..audio import SAMPLE_RATE, load_audio
-from .files import StrPath, check_folder
+from .files import StrPath, check_folder, read_rows
 
 
 class Utterance(NamedTuple):
@@ -65,12 +65,52 @@ def read_librispeech(folder: StrPath, count: int | None = None, spread: bool = F
                 text_of[transcript.parent / f"{name}.flac"] = text
     if not text_of:
         raise ValueError(f"{root} is not a LibriSpeech folder: it holds no *.trans.txt")
+    return _select(text_of, root, count, spread)
+
+
+def read_transcripts(
+    path: StrPath, count: int | None = None, spread: bool = False, max_seconds: float | None = None
+) -> list[Utterance]:
+    """Read the utterances of a CSV with the columns ``file``, relative to the table, and ``text``, sorted by name.
+
+    Parameters
+    ----------
+    path : path
+        The table.
+    count, spread
+        As of `read_librispeech`.
+    max_seconds : float, optional
+        Leave longer utterances out, by the column ``seconds``.
+
+    Returns
+    -------
+    list of Utterance
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such table.
+    ValueError
+        If a column or a recording is missing, or there are fewer than ``count`` utterances.
+    """
+    table = Path(path).expanduser()
+    columns = ("file", "text") if max_seconds is None else ("file", "text", "seconds")
+    text_of = {
+        table.parent / row["file"]: row["text"]
+        for row in read_rows(table, *columns)
+        if row["text"].strip() and (max_seconds is None or float(row["seconds"]) <= max_seconds)
+    }
+    return _select(text_of, table, count, spread)
+
+
+def _select(text_of: Mapping[Path, str], source: Path, count: int | None, spread: bool) -> list[Utterance]:
+    """Return ``count`` utterances, the first by name or at even distances."""
     if missing := [path for path in text_of if not path.is_file()]:
         raise ValueError(f"{missing[0]} is missing ({len(missing)} such), though it has a transcript")
     paths = sorted(text_of, key=lambda path: path.stem)
     if count is not None:
         if count > len(paths):
-            raise ValueError(f"{root} has {len(paths)} sentences, fewer than the requested {count}")
+            raise ValueError(f"{source} has {len(paths)} sentences, fewer than the requested {count}")
         paths = [paths[i * len(paths) // count] for i in range(count)] if spread else paths[:count]
     return [Utterance(path.stem, text_of[path], _cached_audio([path])) for path in paths]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..data import Dataset
 from ..data.toml import read_toml
-from ..data.utterances import Utterance, read_digit_strings, read_librispeech
+from ..data.utterances import Utterance, read_digit_strings, read_librispeech, read_transcripts
 from ..data.validation import from_table
 from .layer_probes import CLASSIFIERS
 from .mixing import SNRS
@@ -19,22 +19,26 @@ from .recognisers import parse_recogniser
 
 @dataclass(frozen=True)
 class SpeechConfig:
-    """Speech: ``kind`` is ``librispeech`` or ``digits``; the other fields are parameters of its reader.
+    """Speech: ``kind`` is ``librispeech``, ``table`` or ``digits``; the other fields are parameters of its reader.
 
-    See `whisper_at.data.utterances`: ``spread`` is for LibriSpeech; ``takes``, ``digits`` and ``seed`` for digits.
+    See `whisper_at.data.utterances`: ``spread`` is for LibriSpeech and tables, ``max_seconds`` for tables (``folder``
+    is the CSV); ``takes``, ``digits`` and ``seed`` for digits.
     """
 
     folder: str
     kind: str = "librispeech"
     count: int = 40
     spread: bool = False
+    max_seconds: float | None = None
     takes: tuple[int, ...] = (0, 49)
     digits: tuple[int, ...] = (4, 8)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in ("librispeech", "digits"):
-            raise ValueError(f"speech.kind is librispeech or digits, not {self.kind!r}")
+        if self.kind not in ("librispeech", "table", "digits"):
+            raise ValueError(f"speech.kind is librispeech, table or digits, not {self.kind!r}")
+        if self.max_seconds is not None and self.kind != "table":
+            raise ValueError(f"speech.max_seconds is for tables, not for {self.kind}")
         if self.count < 1:
             raise ValueError(f"speech.count must be at least 1, not {self.count}")
         for name in ("takes", "digits"):
@@ -48,6 +52,8 @@ class SpeechConfig:
         if self.kind == "digits":
             (first, last), (least, most) = self.takes, self.digits
             return read_digit_strings(folder, self.count, (first, last), (least, most), seed=self.seed)
+        if self.kind == "table":
+            return read_transcripts(folder, self.count, self.spread, self.max_seconds)
         return read_librispeech(folder, self.count, self.spread)
 
 
@@ -117,7 +123,8 @@ class StudyConfig:
     def run_settings(self) -> dict[str, Any]:
         """Return what identifies a run of transcriptions, apart from where the data are."""
         speech, noise = asdict(self.speech), asdict(self.noise)
-        return {"speech": {k: v for k, v in speech.items() if k != "folder"}, "noise": noise["only"]}
+        given = {name: value for name, value in speech.items() if name != "folder" and value is not None}
+        return {"speech": given, "noise": noise["only"]}
 
 
 def read_study(path: str | os.PathLike[str]) -> StudyConfig:
