@@ -20,6 +20,8 @@ SHORT = (3, 5, 8, 12, 13, 13, 13, 20, 25, 25, 40)
 KINDS = {"clip": 22, "sounds": 34, "both": 26, "speech": 6, "music": 8, "quiet": 4}
 """How often a scene is one sound alone, sounds one after another, these under speech, speech, music, or noise."""
 MUSIC, SILENCE = find_class("Music"), find_class("Silence")
+NOISE_POLES = (0.0, 0.0, 0.7, 0.95, 0.99)
+"""Of the noise floors: white twice as often as each of the darker ones."""
 MASKED = 15.0
 """A sound that is this many dB below the rest of the scene has half its target left."""
 
@@ -35,6 +37,23 @@ class Scene:
 def decibels(value: float) -> float:
     """Return the factor of an amplitude."""
     return float(10 ** (value / 20))
+
+
+def loud_rms(audio: np.ndarray) -> float:
+    """Return the RMS of the loudest third of a sound, by frames of 10 ms."""
+    power = audio**2
+    if len(audio) >= 160:
+        power = np.sort(power[: len(audio) // 160 * 160].reshape(-1, 160).mean(1))
+    return float(np.sqrt(power[-max(1, len(power) // 3) :].mean()))
+
+
+def coloured_noise(n: int, pole: float, rng: np.random.Generator) -> np.ndarray:
+    """Return noise at an RMS of 1, float32 (n,): white for a pole of 0, darker the nearer it is to 1."""
+    white = rng.standard_normal(n).astype(np.float32)
+    if pole == 0:
+        return white
+    noise = lfilter([1.0], [1.0, -pole], white).astype(np.float32)
+    return noise / (noise.std() + 1e-9)
 
 
 class SceneMaker:
@@ -152,18 +171,11 @@ class SceneMaker:
             targets = targets[np.minimum((np.arange(steps) * speed).astype(int), len(targets) - 1)]
         if rng.random() < 0.4:
             audio = lfilter([1.0, -rng.uniform(-0.5, 0.8)], [1.0], audio).astype(np.float32)
-        power = (
-            np.sort((audio**2)[: len(audio) // 160 * 160].reshape(-1, 160).mean(1)) if len(audio) >= 160 else audio**2
-        )
-        return audio / (np.sqrt(power[-max(1, len(power) // 3) :].mean()) + 1e-6), targets
+        return audio / (loud_rms(audio) + 1e-6), targets
 
     def _noise(self, n: int) -> np.ndarray:
         """Return white, pink or brown noise at an RMS of 1."""
-        white = self.noise_rng.standard_normal(n).astype(np.float32)
-        if (pole := self.rng.choice([0.0, 0.0, 0.7, 0.95, 0.99])) == 0:
-            return white
-        noise = lfilter([1.0], [1.0, -pole], white).astype(np.float32)
-        return noise / (noise.std() + 1e-9)
+        return coloured_noise(n, self.rng.choice(NOISE_POLES), self.noise_rng)
 
     def _mix(self, tracks: list[tuple[np.ndarray, np.ndarray]], steps: int) -> Scene:
         """Add the tracks and a noise floor; a sound that the rest covers is heard less."""
