@@ -19,7 +19,7 @@ ELSEWHERE = (
     "benchmarks/results/**/*.png",
     "pretrained_models/*.md",
     "recipes/*/README.md",
-    "recipes/*/results/*",
+    "recipes/*/results/**/*.*",
     "sample/README.md",
     "sample/*.png",
 )
