@@ -154,7 +154,7 @@ class HeadSystem:
         for seconds in RESOLUTIONS:
             steps = round(seconds / 0.4)
             rows = [states[:, i : i + steps] for i in range(0, states.shape[1] - steps + 1, steps)]
-            out[seconds] = classify_rows(self.head, [(row, np.zeros(1, np.float32)) for row in rows])[0]
+            out[seconds] = classify_rows(self.head, [(row, np.zeros(N_CLASSES, np.float32)) for row in rows])[0]
         return out
 
 
@@ -277,7 +277,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the figures")
     parser.add_argument("--models", nargs="+", default=["tiny.en", "base"])
     parser.add_argument("--minutes", type=int, default=60, help="of mixtures to measure on (default: %(default)s)")
-    parser.add_argument("--tuning_minutes", type=int, default=30, help="of mixtures that give thresholds")
+    parser.add_argument("--tuning_minutes", type=int, default=60, help="of mixtures that give thresholds")
     parser.add_argument("--compute_type", default="float32", help="of the encoders; bfloat16 takes half of the time")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -93,11 +93,11 @@ def write_recordings(
 
 def precompute(folder: Path, features: Path, teacher: str, student: str, compute_type: str) -> None:
     """Compute what ``whisper-at train`` would, in a precision that its command line does not offer."""
-    clips = cut_recordings(folder, features.with_suffix(".clips"), progress=True)
+    clips = cut_recordings(folder, features.with_suffix(".clips"))
     model = whisper_at.load_model(teacher, head=f"open.{teacher}", compute_type=compute_type)
-    teach_by_model(model, teacher, clips, features.with_suffix(".teacher"), progress=True, log=print)
+    teach_by_model(model, teacher, clips, features.with_suffix(".teacher"), log=print)
     model = whisper_at.load_model(student, head=None, compute_type=compute_type)
-    extract_features(clips, features, model, describe_features(student, model, "30+"), progress=True, log=print)
+    extract_features(clips, features, model, describe_features(student, model, "30+"), log=print)
 
 
 def class_precisions(data: Path, states: Path, head: Head) -> dict[int, float]:
@@ -114,16 +114,15 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for what is made; what is there is kept")
     parser.add_argument("--teacher", default="base", help="its head is open.NAME (default: %(default)s)")
     parser.add_argument("--student", default="tiny.en")
-    parser.add_argument("--hours", type=float, nargs="+", default=list(HOURS))
+    parser.add_argument("--hours", type=float, nargs="+", choices=HOURS, default=list(HOURS))
     parser.add_argument("--seeds", type=int, default=3, help="how many trainings for each number of hours")
     parser.add_argument("--modes", nargs="+", default=["stats_mlp"], help="kinds of head of the student")
     parser.add_argument("--compute_type", default="float32", help="of the encoders; bfloat16 takes half of the time")
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.work.mkdir(parents=True, exist_ok=True)
-    folders = write_recordings(args.data, Pool(args.out / "pool"), args.work / "recordings", tuple(args.hours))
+    folders = write_recordings(args.data, Pool(args.out / "pool"), args.work / "recordings", HOURS)
     features = args.work / f"{args.student}.features"
-    precompute(folders[max(folders)], features, args.teacher, args.student, args.compute_type)
 
     head = whisper_at.load_model(args.teacher, head=f"open.{args.teacher}").head
     assert isinstance(head, Head)
@@ -141,8 +140,9 @@ def main() -> None:
     figures: dict[str, object] = {"classes": len(known), "teacher": mean(of_teacher), "labels": mean(of_labels)}
     print(f"{args.teacher}: mAP {mean(of_teacher):.3f}; {args.student}'s own open head: {mean(of_labels):.3f}")
     print("| head | hours | mAP | of the teacher's | lowest to highest of the seeds |\n|---|--:|--:|--:|--:|")
-    for mode in args.modes:
-        for hours in sorted(folders):
+    for hours in sorted(args.hours):
+        precompute(folders[hours], features, args.teacher, args.student, args.compute_type)
+        for mode in args.modes:
             found = []
             for seed in range(args.seeds):
                 path = args.work / f"{args.student}.{mode}.{hours:g}h.{seed}.safetensors"
