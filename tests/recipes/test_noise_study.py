@@ -42,6 +42,27 @@ def test_the_card_of_nano_en_has_the_numbers_of_the_results():
     assert [round(min(least)), round(max(least))] == [int(found[5]), int(found[6])]
 
 
+def test_the_readme_has_the_numbers_of_the_results():
+    folder = ROOT / "recipes" / "noise_study"
+    results = (folder / "results/librispeech_cpu/results.md").read_text("utf-8")
+    text = " ".join((folder / "README.md").read_text("utf-8").split())
+    table = [line.strip("| ").split(" | ") for line in reversed(results.splitlines())]
+    rows = {row[0]: row[1:] for row in table if len(row) > 1}  # the first of each name
+    columns = [name.removesuffix(" dB") for name in rows["recogniser, rules"]]
+    rates = dict(zip(columns, rows["whisper_at:tiny.en, plain"]))
+    assert f"({rates['no noise']} % of words are wrong without noise, {rates['10']} % at 10 dB)" in text
+    assert f"{rates['0']} % at 0 dB, {rates['-10']} % at −10 dB" in text
+    rain, dog, drops = (float(dict(zip(columns[1:], rows[n]))["-10"]) for n in ("rain", "dog", "water_drops"))
+    assert f"rain {rain:.0f} %" in text
+    assert f"dog {dog:.0f} %, water drops {drops:.0f} %" in text
+    assert f"{rows['tiny.en'][1].split()[0]} % of clips rightly" in text
+    assert f"({rows['tiny.en'][2]} and {rows['base'][2]} % in the last)" in text
+    correlation = re.search(r"r = (\S+) \(95 % interval (\S+) to (\S+),", results)
+    assert correlation is not None
+    r, low, high = (value.replace("-", "−") for value in correlation.groups())
+    assert f"r = {r}, between {low} and {high} with 95 % confidence" in text
+
+
 def test_the_configurations_are_valid():
     for path in sorted((Path(__file__).parents[2] / "recipes" / "noise_study").glob("*.toml")):
         study = read_study(path)
