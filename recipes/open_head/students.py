@@ -25,10 +25,7 @@ from scipy.io import wavfile
 import whisper_at
 from whisper_at.audio import load_audio
 from whisper_at.cli.train import main as train
-from whisper_at.features.encode import describe_features
-from whisper_at.features.extract import extract_features
 from whisper_at.tagging.heads import Head
-from whisper_at.train.teacher import cut_recordings, teach_by_model
 
 from .evaluate import all_clips, class_figures, scores
 from .pool import RATE, Pool
@@ -91,15 +88,6 @@ def write_recordings(
     return folders
 
 
-def precompute(folder: Path, features: Path, teacher: str, student: str, compute_type: str) -> None:
-    """Compute what ``whisper-at train`` would, in a precision that its command line does not offer."""
-    clips = cut_recordings(folder, features.with_suffix(".clips"))
-    model = whisper_at.load_model(teacher, head=f"open.{teacher}", compute_type=compute_type)
-    teach_by_model(model, teacher, clips, features.with_suffix(".teacher"), log=print)
-    model = whisper_at.load_model(student, head=None, compute_type=compute_type)
-    extract_features(clips, features, model, describe_features(student, model, "30+"), log=print)
-
-
 def class_precisions(data: Path, states: Path, head: Head) -> dict[int, float]:
     """Return the average precision of each class on the half of the unseen recordings that figures are taken on."""
     logits, targets = scores(head, States(states))
@@ -141,7 +129,6 @@ def main() -> None:
     print(f"{args.teacher}: mAP {mean(of_teacher):.3f}; {args.student}'s own open head: {mean(of_labels):.3f}")
     print("| head | hours | mAP | of the teacher's | lowest to highest of the seeds |\n|---|--:|--:|--:|--:|")
     for hours in sorted(args.hours):
-        precompute(folders[hours], features, args.teacher, args.student, args.compute_type)
         for mode in args.modes:
             found = []
             for seed in range(args.seeds):
@@ -149,6 +136,7 @@ def main() -> None:
                 if not path.exists():
                     command = ["--data", str(folders[hours]), "--teacher", args.teacher, "--model", args.student]
                     command += ["--teacher_head", f"open.{args.teacher}", "--features", str(features), "-o", str(path)]
+                    command += ["--compute_type", args.compute_type]
                     train([*command, "--set", f"mode={mode}", "--set", f"seed={seed}", "--quiet"])
                 student = whisper_at.load_model(args.student, head=str(path)).head
                 assert isinstance(student, Head)

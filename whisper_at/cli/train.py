@@ -254,7 +254,8 @@ def _learn_from_teacher(
     if args.teacher.endswith(".csv"):
         classes, targets = teach_by_table(Path(args.teacher).expanduser(), clips, source)
     else:
-        teacher = load_model(args.teacher, device, args.model_dir, head=args.teacher_head).eval()
+        options = {"head": args.teacher_head, "compute_type": args.compute_type}
+        teacher = load_model(args.teacher, device, args.model_dir, **options).eval()
         store = folder.with_suffix(".teacher")
         progress = not args.quiet
         classes, targets = teach_by_model(teacher, args.teacher, clips, store, args.workers, progress, log)
