@@ -30,6 +30,37 @@ def test_every_public_name():
     assert isinstance(whisper_at.__version__, str)
 
 
+@pytest.mark.parametrize("name", ["whisper", *SUBMODULES])
+def test_underscore_names_that_programs_take(name):
+    """whisper-timestamped has ``from whisper import _download, _MODELS``."""
+    try:
+        theirs = importlib.import_module(name)
+    except RuntimeError:  # triton_ops without triton
+        pytest.skip("cannot be imported here")
+    ours = importlib.import_module(name.replace("whisper", "whisper_at", 1))
+    names = [n for n in vars(theirs) if n.startswith("_") and not n.startswith("__")]
+    assert names or name != "whisper"
+    for each in names:
+        assert getattr(ours, each) is getattr(theirs, each)
+    with pytest.raises(AttributeError, match="_no_such_name"):
+        getattr(ours, "_no_such_name")  # noqa: B009
+
+
+def test_names_of_upstreams_transcribe_module():
+    """Its command line's, and what it imports: ``from whisper.transcribe import cli, str2bool``."""
+    theirs, ours = (importlib.import_module(f"{package}.transcribe") for package in ("whisper", "whisper_at"))
+    assert [name for name in public(theirs) if not hasattr(ours, name)] == []
+
+
+@pytest.mark.parametrize("other", ["20230306", "20231117", "20240930", "20250625"])
+def test_versions_compare_as_text(other):
+    """As programs do: ``if whisper.__version__ >= "20240930"``. Ours is at least what it stands on."""
+    assert whisper_at.__version__ >= other
+    assert whisper_at.__version__ >= whisper.__version__
+    assert whisper_at.__version__.isdigit()
+    assert len(whisper_at.__version__) == 8
+
+
 @pytest.mark.parametrize("name", SUBMODULES)
 def test_every_submodule(name):
     ours = name.replace("whisper.", "whisper_at.", 1)

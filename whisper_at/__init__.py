@@ -30,6 +30,8 @@ def __getattr__(name: str) -> Any:
                 globals()[key] = value
         if name in globals():
             return globals()[name]
+    if not name.startswith("__") and hasattr(whisper := import_module("whisper"), name):
+        return getattr(whisper, name)  # `_MODELS`, `_download` and their kind, which programs take all the same
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -21,6 +21,7 @@ from whisper.decoding import BeamSearchDecoder, DecodingOptions, DecodingResult,
 from whisper.model import Whisper
 from whisper.tokenizer import LANGUAGES, Tokenizer, get_tokenizer
 
+from .engine.isolation import isolated
 from .engine.kv_cache import DecoderState, EncodedAudio
 from .engine.speculative import SpeculativeDecoder
 from .languages import language_code
@@ -59,8 +60,11 @@ def decode(
         return FastDecodingTask(cast("WhisperAT", model), options, mel).run(mel.features)
     single = mel.ndim == 2
     mel = mel[None] if single else mel
-    task = FastDecodingTask if getattr(model, "is_unmodified", False) else _upstream.DecodingTask
-    results = task(model, options).run(mel)
+    if getattr(model, "is_unmodified", False):
+        results = FastDecodingTask(cast("WhisperAT", model), options).run(mel)
+    else:
+        with isolated(model) as own:
+            results = _upstream.DecodingTask(own, options).run(mel)
     return results[0] if single else results
 
 
@@ -146,7 +150,8 @@ def detect_language(
     """
     if not isinstance(mel, EncodedAudio):
         if not getattr(model, "is_unmodified", False):
-            return _upstream.detect_language(model, mel, tokenizer)
+            with isolated(model) as own:
+                return _upstream.detect_language(own, mel, tokenizer)
         single = mel.ndim == 2
         ours = cast("WhisperAT", model)
         audio = ours.precompute_cross_kv(_encoded(ours, mel[None] if single else mel))

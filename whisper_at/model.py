@@ -22,6 +22,7 @@ from .engine.decoder import Decoder
 from .engine.encoder import OnBlock
 from .engine.encoder import encode as encode_mel
 from .engine.encoder_bf16 import EncoderBF16
+from .engine.isolation import LOCK as BUILD_LOCK
 from .engine.kv_cache import EncodedAudio
 from .engine.onednn import use_onednn
 from .engine.simd import has_bfloat16
@@ -32,6 +33,7 @@ from .tagging.labels import is_audioset
 from .tagging.listeners import StateClassifier, WaveformClassifier
 from .tagging.load_head import load_head_or_classifier
 from .tagging.rows import AUDIOSET, RESERVED_NAMES
+from .tagging.tag_recording import tag_recording
 from .tagging.timeline import pool_steps
 from .transcribe import transcribe as transcribe_function
 from .windows import Window
@@ -47,8 +49,8 @@ class WhisperAT(Whisper):
     """openai-whisper's model with heads that find sounds in the features of the frozen encoder.
 
     ``encoder``, ``decoder``, ``state_dict`` and every method are upstream's; heads are held beside
-    the modules, not among them, so that checkpoints go in and out unchanged (defect D13). As openai-whisper's, a model
-    serves one thread at a time.
+    the modules, not among them, so that checkpoints go in and out unchanged (defect D13). Several threads may use one
+    model at once.
 
     Attributes
     ----------
@@ -209,9 +211,11 @@ class WhisperAT(Whisper):
             return encode_mel(self.encoder, mel, on_block)
         if not EncoderBF16.fits(self.encoder):
             return encode_mel(self.encoder, mel.bfloat16(), on_block).float()
-        if self._encoder is None or not self._encoder.is_current(self.encoder):
-            self._encoder = EncoderBF16(self.encoder)
-        return self._encoder(mel, on_block)
+        with BUILD_LOCK:  # and not once for each thread
+            encoder = self._encoder
+            if encoder is None or not encoder.is_current(self.encoder):
+                encoder = self._encoder = EncoderBF16(self.encoder)
+        return encoder(mel, on_block)
 
     def is_encoded(self, mel: Tensor) -> bool:
         """Return whether this is encoder output already, by its shape, as upstream's ``decode`` does."""
@@ -231,9 +235,11 @@ class WhisperAT(Whisper):
     def fast_decoder(self, dtype: torch.dtype) -> Decoder:
         """Return the decoder for inference, which is built again when a weight has changed."""
         reduced = self.compute_type if self.compute_type in ("bfloat16", "int8") else None
-        if self._decoder is None or not self._decoder.is_current(self, dtype, reduced):
-            self._decoder = Decoder(self, dtype, reduced)
-        return self._decoder
+        with BUILD_LOCK:
+            decoder = self._decoder
+            if decoder is None or not decoder.is_current(self, dtype, reduced):
+                decoder = self._decoder = Decoder(self, dtype, reduced)
+        return decoder
 
     def precompute_cross_kv(self, features: Tensor) -> EncodedAudio:
         """Compute what the decoder attends to of features ``(batch, 1500, dim)``, for any number of `decode` calls."""
@@ -251,4 +257,5 @@ class WhisperAT(Whisper):
     detect_language = detect_language_function
     transcribe = transcribe_function
     transcribe_many = transcribe_many_function
+    tag = tag_recording
     decode = decode_function

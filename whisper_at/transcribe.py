@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -297,3 +298,10 @@ class _Prompt:
     def forget(self) -> None:
         """Leave everything so far out of later prompts."""
         self._start = len(self._tokens)
+
+
+def __getattr__(name: str) -> Any:
+    """Return what else ``whisper.transcribe`` has, the functions of its command line and what it imports."""
+    if not name.startswith("__") and hasattr(upstream := import_module("whisper.transcribe"), name):
+        return getattr(upstream, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

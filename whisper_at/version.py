@@ -1,3 +1,3 @@
-"""The version of this package; the installed openai-whisper has its own."""
+"""The version of this package, a date as openai-whisper's: programs compare them as text."""
 
-__version__ = "1.0.0"
+__version__ = "20261201"

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from ..engine.cpus import available_cpus, cpu_quota
 from . import transcribe
 from .reporting import INTERRUPTED, one_line, outliving_readers, report
 
@@ -33,6 +34,7 @@ SUBCOMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0, 1 if anything failed, or 130 after Ctrl-C. Wrong arguments exit with status 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    _keep_to_cpu_quota()
     with outliving_readers():
         try:
             return _run(argv)
@@ -53,6 +55,15 @@ def _run(argv: list[str]) -> int:
     except Exception as error:
         report(f"whisper-at {command}: error: {one_line(error)}")
     return 1
+
+
+def _keep_to_cpu_quota() -> None:
+    """Let PyTorch have no more threads than the CPUs that a container's quota allows; it knows only of the machine's.
+
+    Before PyTorch is imported, which reads this once.
+    """
+    if cpu_quota() is not None:
+        os.environ.setdefault("OMP_NUM_THREADS", str(available_cpus()))
 
 
 def _is_subcommand(argv: Sequence[str]) -> bool:

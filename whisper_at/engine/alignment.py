@@ -15,18 +15,20 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from whisper import timing
 
-from .cpu_kernels import KERNEL_LOCK, Array, use_threads
+from .cpu_kernels import KERNEL_LOCK, use_threads
+from .forks import kernels_can_run
+from .isolation import isolated, one_numba_thread
 from .kv_cache import DecoderState, EncodedAudio
-from .simd import compiled, inlined
+from .simd import Array, compiled, inlined
 
 if TYPE_CHECKING:
     from ..model import WhisperAT
 
 
-def add_word_timestamps(**arguments: Any) -> None:
+def add_word_timestamps(*, model: Any, **arguments: Any) -> None:
     """Call ``whisper.timing.add_word_timestamps`` of the installed openai-whisper, with a faster median filter."""
-    with FastMedianSort():
-        timing.add_word_timestamps(**arguments)
+    with isolated(model) as own, one_numba_thread(), FastMedianSort():
+        timing.add_word_timestamps(model=own, **arguments)
 
 
 class FastMedianSort(TorchFunctionMode):
@@ -50,7 +52,7 @@ def _sort_windows(windows: Tensor) -> Tensor | None:
         return None
     *shape, n, _ = windows.shape
     rows = windows.as_strided((*shape, n + 6), windows.stride()[:-1]).reshape(-1, n + 6)
-    if rows.isnan().any():  # they belong at the end
+    if rows.isnan().any() or not kernels_can_run():  # NaN belong at the end
         return None
     out = torch.empty(7, len(rows), n)
     use_threads()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -21,7 +21,9 @@ import torch
 from numba import prange, types
 
 from .simd import (
+    FASTMATH,
     TILE_WIDTH,
+    Array,
     compiled,
     dot_1x1,
     dot_2x1,
@@ -37,15 +39,12 @@ from .simd import (
     scores_5,
 )
 
-Array: TypeAlias = np.ndarray[Any, Any]
-
-FASTMATH = {"reassoc", "contract", "nsz"}  # sums in any order; infinities stay infinities
 SQRT_HALF = math.sqrt(0.5)
 MAX_KERNEL_TOKENS = 256
 """For more tokens at once a matrix library is faster."""
 L1_BYTES = 24 << 10
 """Bytes of a core's first cache that the activations of a product may fill; the weights pass through the rest."""
-KERNEL_LOCK = threading.Lock()
+KERNEL_LOCK = threading.RLock()
 """Held by whoever calls a kernel: not every threading layer of Numba bears two callers, and one fills all cores."""
 
 

@@ -55,11 +55,17 @@ class StaticStep:
         """
         shapes = (audio.keys.shape, audio.keys.dtype, n_group)
         cached = decoder.cached_steps
-        step = next((s for s in cached if (s.audio.keys.shape, s.audio.keys.dtype, s.n_group) == shapes), None)
-        if step is None:
-            step = cls(decoder, audio, n_group)
-        else:
-            cached.remove(step)
+        step = None
+        for _ in range(len(cached)):  # each is taken out before it is looked at: other threads take and add some
+            try:
+                found = cached.popleft()
+            except IndexError:
+                break
+            if (found.audio.keys.shape, found.audio.keys.dtype, found.n_group) == shapes:
+                step = found
+                break
+            cached.append(found)
+        step = step or cls(decoder, audio, n_group)
         step.audio.keys.copy_(audio.keys)
         step.audio.values.copy_(audio.values)
         weakref.finalize(owner, cached.append, step).atexit = False
@@ -126,6 +132,7 @@ class StaticStep:
                 self._compute(length)
         torch.cuda.current_stream(self.decoder.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):  # on this device, which may not be the current one
+        # on this device, which may not be the current one; what other threads ask of it meanwhile does not matter
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             logits = self._compute(length)
         return graph, logits

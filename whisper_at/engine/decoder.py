@@ -18,6 +18,7 @@ from whisper.model import ResidualAttentionBlock, Whisper
 
 from . import cpu_kernels, onednn, simd
 from .cuda_graphs import MAX_CACHED, StaticStep
+from .forks import kernels_can_run
 from .kv_cache import EncodedAudio
 from .simd import TILE_WIDTH, has_bfloat16
 from .weights import Affine, LayerWeights, WeightsVersion, pack_for_kernels
@@ -153,7 +154,7 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Compute float32 logits ``(rows, vocabulary)`` of outputs ``(rows, width)`` of the last layer norm."""
-        if self.packed is None or len(hidden) > cpu_kernels.MAX_KERNEL_TOKENS:
+        if self.packed is None or len(hidden) > cpu_kernels.MAX_KERNEL_TOKENS or not kernels_can_run():
             return onednn.linear(hidden, self.projection.to(hidden.dtype)).float()
         out = np.empty((len(hidden), len(self.embedding)), np.float32)
         cpu_kernels.use_threads()

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from whisper.model import AudioEncoder, MultiHeadAttention
 
+from .isolation import isolated
 from .onednn import attention_by_head
 from .weights import is_unmodified
 
@@ -24,35 +25,33 @@ def has_unfused_attention(encoder: AudioEncoder, dtype: torch.dtype) -> bool:
 def encode(encoder: AudioEncoder, mel: Tensor, on_block: OnBlock | None = None) -> Tensor:
     """Encode log-mel spectrograms ``(batch, n_mels, 3000)`` → features ``(batch, 1500, dim)``.
 
-    In float32 on a CPU the numbers are those of openai-whisper without fused kernels. An encoder with hooks or replaced
-    parts runs as the module that it is.
+    In float32 on a CPU the numbers are those of openai-whisper without fused kernels, elsewhere those of its modules.
+    An encoder with hooks or replaced parts runs as the module that it is.
     """
-    if not has_unfused_attention(encoder, mel.dtype):
+    if not is_unmodified(encoder):
         return _encode_by_module(encoder, mel, on_block)
+    attend = attention_by_head if has_unfused_attention(encoder, mel.dtype) else F.scaled_dot_product_attention
     x = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel)))).transpose(1, 2)
     assert x.shape[1:] == encoder.positional_embedding.shape, "incorrect audio shape"  # as upstream
     x = (x + encoder.positional_embedding).to(x.dtype)
     for block in encoder.blocks:
-        x = x + _self_attention(block.attn, block.attn_ln(x))
+        x = x + _self_attention(block.attn, block.attn_ln(x), attend)
         x = x + block.mlp(block.mlp_ln(x))
         if on_block is not None:
             on_block(x)
     return encoder.ln_post(x)
 
 
-def _self_attention(attn: MultiHeadAttention, x: Tensor) -> Tensor:
+def _self_attention(attn: MultiHeadAttention, x: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
     query, key, value = (
         part(x).unflatten(2, (attn.n_head, -1)).transpose(1, 2) for part in (attn.query, attn.key, attn.value)
     )
-    return attn.out(attention_by_head(query, key, value).transpose(1, 2).flatten(2))
+    return attn.out(attend(query, key, value).transpose(1, 2).flatten(2))
 
 
 def _encode_by_module(encoder: AudioEncoder, mel: Tensor, on_block: OnBlock | None) -> Tensor:
-    hooks = []
-    if on_block is not None:
-        hooks = [block.register_forward_hook(lambda _, __, output: on_block(output)) for block in encoder.blocks]
-    try:
-        return encoder(mel)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with isolated(encoder) as own:
+        if on_block is not None:
+            for block in own.blocks:
+                block.register_forward_hook(lambda _, __, output: on_block(output))
+        return own(mel)

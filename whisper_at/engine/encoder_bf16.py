@@ -18,12 +18,24 @@ from numba import prange, types
 from torch import Tensor, nn
 from whisper.model import AudioEncoder, ResidualAttentionBlock
 
-from .cpu_kernels import FASTMATH, KERNEL_LOCK, Array, gelu, mean_and_inverse_std, use_threads
+from .cpu_kernels import KERNEL_LOCK, gelu, mean_and_inverse_std, use_threads
 from .encoder import OnBlock
-from .simd import HOST, TILE_WIDTH, bf16_dot_6, bf16_softmax, bits_of_float, compiled, implements, inlined
+from .forks import kernels_can_run
+from .simd import (
+    FASTMATH,
+    TARGET,
+    TILE_WIDTH,
+    Array,
+    bf16_dot_6,
+    bf16_softmax,
+    bits_of_float,
+    compiled,
+    implements,
+    inlined,
+)
 from .weights import WeightsVersion, is_unmodified
 
-SUPPORTED = bool(HOST.get("avx512bf16")) and not HOST.get("amx-bf16")
+SUPPORTED = "avx512bf16" in TARGET and "amx-bf16" not in TARGET
 TILE_ROWS = 6
 """Rows that are multiplied at once."""
 CHUNK_ROWS = 96
@@ -184,7 +196,7 @@ class EncoderBF16:
         weight = encoder.ln_post.weight
         size = weight.shape[0] // encoder.blocks[0].attn.n_head
         shapes = weight.shape[0] % TILE_WIDTH == 0 and size % 2 == 0 and size <= TILE_WIDTH
-        return SUPPORTED and weight.device.type == "cpu" and shapes and is_unmodified(encoder)
+        return SUPPORTED and kernels_can_run() and weight.device.type == "cpu" and shapes and is_unmodified(encoder)
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         """Leave it out of copies of a model, and of saved ones: they make their own."""

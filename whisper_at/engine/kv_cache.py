@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import cpu_kernels
+from .compilation import warn_if_for_another_processor
 from .cuda_graphs import StaticStep
+from .forks import kernels_can_run
 from .weights import as_numpy
 
 if TYPE_CHECKING:
@@ -125,7 +127,8 @@ class DecoderState:
         """
         d, (count, n) = self.decoder, tokens.shape
         x = d.embedding[tokens.to(d.device)] + d.positions[self.position : self.position + n]
-        if d.packed is not None and count * n <= cpu_kernels.MAX_KERNEL_TOKENS and cross_scores is None:
+        few = count * n <= cpu_kernels.MAX_KERNEL_TOKENS
+        if d.packed is not None and few and cross_scores is None and kernels_can_run():
             return self._forward_by_kernels(d.packed, x, row_ids)
         row_ids, end = row_ids.to(d.device).long(), self.position + n
         mask, causal = None, n > 1
@@ -146,6 +149,7 @@ class DecoderState:
 
     def _forward_by_kernels(self, weights: cpu_kernels.DecoderWeights, x: Tensor, row_ids: Tensor) -> Tensor:
         (count, n, _), (recordings, frames, _) = x.shape, self.audio.features.shape
+        warn_if_for_another_processor(cpu_kernels.decoder_forward)
         cpu_kernels.use_threads()
         out = np.ascontiguousarray(x.flatten(0, 1).numpy())
         positions = np.arange(self.position, self.position + n, dtype=np.int32)

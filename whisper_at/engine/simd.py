@@ -8,19 +8,41 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
+import numba
+import numpy as np
 import torch
 from llvmlite import binding, ir
 from numba import extending, njit, types
 from numba.core import cgutils
+from numba.core.codegen import get_host_cpu_features
 from numba.np.arrayobj import make_array
 
-HOST = binding.get_host_cpu_features()
-HAS_FP16_LOADS = platform.machine().lower() not in ("x86_64", "amd64", "i686", "x86") or bool(HOST.get("f16c"))
-"""Whether the processor itself converts half precision to float32, which `_load_widened` needs."""
+MACHINE = platform.machine().lower()
+IS_X86 = MACHINE in ("x86_64", "amd64", "i686", "x86")
+
+
+def target_features() -> frozenset[str]:
+    """Return the names of the instruction sets that Numba compiles for.
+
+    They are the host's, unless ``NUMBA_CPU_NAME=generic``, ``NUMBA_CPU_FEATURES`` or ``NUMBA_ENABLE_AVX`` say
+    otherwise, as for images that are to run on other machines. What a named processor implies is not counted.
+    """
+    features = numba.config.CPU_FEATURES  # type: ignore[attr-defined]
+    features = get_host_cpu_features() if features is None else features
+    return frozenset(name.strip()[1:] for name in features.split(",") if name.strip().startswith("+"))
+
+
+TARGET = target_features()
+HAS_FP16_LOADS = not IS_X86 or "f16c" in TARGET
+"""Whether half precision is converted to float32 by instructions, which `_load_widened` needs."""
 TILE_WIDTH = 64
 """Columns of a matrix that are stored together and multiplied at once; the last tile is padded with zeros."""
+
+Array: TypeAlias = np.ndarray[Any, Any]
+FASTMATH = {"reassoc", "contract", "nsz"}
+"""Of kernels: sums in any order; infinities stay infinities."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 intrinsic = cast(Callable[[Callable[..., Any]], Any], extending.intrinsic)
@@ -98,11 +120,11 @@ def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
 def _multiply_int16_pairs(builder: Any, a: Any, b: Any) -> Any:
     """Multiply two vectors of 32 int16 and add neighbours → 16 int32: ``pmaddwd`` on x86, which LLVM does not find."""
     int16, int32 = ir.IntType(16), ir.IntType(32)
-    if HOST.get("avx512bw"):
+    if "avx512bw" in TARGET:
         kind = ir.FunctionType(_vector(int32, 16), [_vector(int16, 32)] * 2)
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.pmaddw.d.512")
         return builder.call(function, [a, b])
-    if HOST.get("avx2"):
+    if "avx2" in TARGET:
         kind = ir.FunctionType(_vector(int32, 8), [_vector(int16, 16)] * 2)
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx2.pmadd.wd")
         halves = (range(16), range(16, 32))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
@@ -34,11 +34,19 @@ CHUNK_ROWS = 4096
 """Rows of a matrix that are converted at once, so that there is no second whole one."""
 
 
+def is_cache_hook(hook: Callable[..., object]) -> bool:
+    """Return whether a hook is of ``Whisper.install_kv_cache_hooks``, by which a caller decodes token by token."""
+    return getattr(hook, "__qualname__", "").startswith("Whisper.install_kv_cache_hooks.")
+
+
 def is_unmodified(module: nn.Module) -> bool:
-    """Return whether an encoder or decoder is openai-whisper's as installed: no hooks, no replaced parts or methods."""
+    """Return whether an encoder or decoder is openai-whisper's as installed: no hooks, no replaced parts or methods.
+
+    Hooks of ``install_kv_cache_hooks`` do not count: they are for the caller's own calls of the module.
+    """
     return all(
         type(part) in UNMODIFIED
-        and not any(getattr(part, hooks) for hooks in HOOKS)
+        and all(is_cache_hook(hook) for hooks in HOOKS for hook in getattr(part, hooks).values())
         and not {"forward", "qkv_attention"} & vars(part).keys()
         for part in module.modules()
     )
