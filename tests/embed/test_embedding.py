@@ -15,6 +15,7 @@ from whisper_at.audio import load_audio
 from whisper_at.cli import embed as embed_command
 from whisper_at.cli import search as search_command
 from whisper_at.embed import embedding as embedding_module
+from whisper_at.embed import search
 from whisper_at.embed.embedding import Embedding, Failure, embed, find_recordings, load_waveform
 from whisper_at.embed.fusion import load_fusion
 from whisper_at.embed.search import load_from_config, search_vectors
@@ -193,6 +194,49 @@ def test_wrong_arguments(folder, monkeypatch, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
+def test_scores_mean_something(tmp_path):
+    """Vectors that share a large part have cosines near 1, whatever they are of: what they share is left out."""
+    generator = np.random.default_rng(0)
+    common, classes = 10 * generator.standard_normal(32), generator.standard_normal((4, 32))
+    scale = np.exp(generator.standard_normal(32))
+    vectors = common + (classes[np.arange(200) % 4] + 0.3 * generator.standard_normal((200, 32))) * scale
+    with EmbeddingWriter(tmp_path / "t.npz", 32, {}) as writer:
+        for i, vector in enumerate(vectors.astype(np.float32)):
+            writer.write(Embedding(f"f{i % 4}", float(i), i + 1.0, vector))
+    query = common + classes[2] * scale
+    found = search_vectors(tmp_path / "t.npz", query, k=200)
+    same = [result.score for result in found if result.path == "f2"]
+    others = [result.score for result in found if result.path != "f2"]
+    assert [result.path for result in found[:50]] == ["f2"] * 50
+    assert min(same) > 0.6
+    assert max(others) < 0.3
+    plain = search_vectors(tmp_path / "t.npz", query, k=200, standardize=False)
+    assert min(result.score for result in plain) > 0.9
+
+
+def test_statistics_of_batches_are_those_of_all(tmp_path, monkeypatch):
+    generator = np.random.default_rng(0)
+    vectors = (1000 + generator.standard_normal((700, 5))).astype(np.float32)
+    vectors[:, 4] = 7.0  # never changes
+    with EmbeddingWriter(tmp_path / "t.npz", 5, {}) as writer:
+        for i, vector in enumerate(vectors):
+            writer.write(Embedding("f", float(i), i + 1.0, vector))
+    monkeypatch.setattr(search, "read_batches", lambda path: read_batches(path, 64))
+    mean, deviation = search._statistics(tmp_path / "t.npz", 5)
+    np.testing.assert_allclose(mean, vectors.mean(0, dtype=np.float64), rtol=1e-6)
+    np.testing.assert_allclose(deviation[:4], vectors.std(0, dtype=np.float64)[:4], rtol=1e-5)
+    assert np.isfinite(search_vectors(tmp_path / "t.npz", vectors[0])[0].score)
+
+
+def test_few_rows_are_compared_as_they_are(tmp_path):
+    """They do not tell how numbers vary: two would always be opposite."""
+    with EmbeddingWriter(tmp_path / "t.npz", 3, {}) as writer:
+        for i, vector in enumerate(np.eye(3, dtype=np.float32)[:2] + 1):
+            writer.write(Embedding(f"f{i}", 0.0, 1.0, vector))
+    scores = [result.score for result in search_vectors(tmp_path / "t.npz", np.array([2.0, 1.0, 1.0]))]
+    np.testing.assert_allclose(scores, [1.0, 5 / 6], atol=1e-6)
+
+
 def test_search_is_cosine(tmp_path):
     generator = np.random.default_rng(0)
     vectors = generator.standard_normal((300, 8)).astype(np.float32)
@@ -202,7 +246,7 @@ def test_search_is_cosine(tmp_path):
     queries = generator.standard_normal((2, 8))
     cosines = (vectors @ queries.T) / np.outer(np.linalg.norm(vectors, axis=1), np.linalg.norm(queries, axis=1))
     expected = np.argsort(-cosines.max(1))[:7]
-    results = search_vectors(tmp_path / "t.npz", queries, k=7)
+    results = search_vectors(tmp_path / "t.npz", queries, k=7, standardize=False)
     assert [result.path for result in results] == [f"f{i}" for i in expected]
     np.testing.assert_allclose([result.score for result in results], cosines.max(1)[expected], atol=1e-6)
     assert results[0].start == expected[0]

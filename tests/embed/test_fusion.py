@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import noise
 
+from whisper_at.embed import CNN14, GeneralPurposeCnn14, GeneralPurposeVGGish, VGGish
 from whisper_at.embed.frames import concat_examples, flatten_maps, pool_frames
 from whisper_at.embed.fusion import PRESETS, Fusion, load_fusion, load_network, reset_weights, weights_sha256
 
@@ -206,3 +207,33 @@ def test_errors_say_what_is_wanted(cnn14):
         Fusion(cnn14, [5]).encode_frames(torch.rand(1, 1, 31, 64))
     with pytest.raises(ValueError, match="give waveforms"):
         Fusion(cnn14, [5]).encode_clip(torch.rand(100))
+
+
+@pytest.mark.parametrize("layers", [None, [9, 14], [1, 4, 7], [21]])
+def test_the_papers_class_of_vggish(layers):
+    """``from gp_vggish import GeneralPurposeVGGish``: names, shapes, layers and weights of the repository."""
+    model = GeneralPurposeVGGish() if layers is None else GeneralPurposeVGGish(layers)
+    x = torch.rand(3, 1, 96, 64)
+    width = {None: 8192, 9: 8192, 1: 12288, 21: 128}[layers[0] if layers else None]
+    assert model(x).shape == (3, width)
+    assert model.encode_frames(x).shape == (3, width, 6)
+    other = VGGish()
+    for fc in ("embeddings.", "fc."):  # torchvggish's names, and those of the port that the paper took
+        published = {name.replace("embeddings.", fc): tensor for name, tensor in other.state_dict().items()}
+        assert not any(model.load_state_dict(published))
+        expected = Fusion(other, model.layers)(x)
+        assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize("layers", [(3, 6), (1, 2), (6,)])
+def test_the_papers_class_of_cnn14(layers):
+    """Its blocks are counted from 1, as in the repository; a published file carries its front end too."""
+    model, other, x = GeneralPurposeCnn14(list(layers)), CNN14(), torch.rand(2, 1, 101, 64)
+    assert model.layers == tuple(layer - 1 for layer in layers)
+    published = {**other.state_dict(), "logmel_extractor.melW": torch.zeros(257, 64)}
+    assert not any(model.load_state_dict(published))
+    expected = Fusion(other, model.layers)
+    assert torch.equal(model(x), expected(x))
+    assert torch.equal(model.encode_frames(x), expected.encode_frames(x))
+    with pytest.raises(ValueError, match="has no layer"):
+        GeneralPurposeCnn14([0])

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from ..checkpoints.files import write_text
 from ..data.toml import read_toml
@@ -22,6 +20,9 @@ from ..train.plots import COLOURS, new_figure, save_figure
 from .config import Config, apply_changes, build_classifier, make_config
 from .experiment import PERCENT_SCORES, folder_name, load_data, run_experiment, summarize, write_csv
 from .intervals import score_interval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Cell(NamedTuple):
@@ -218,6 +219,8 @@ def plot_tradeoff(rows: Sequence[Mapping[str, Any]]) -> Figure:
     Without groups they are one standard deviation. Points are numbered in the order of the methods, which are listed
     beside the panels with the epochs that were run; hollow ones are lower bounds, of runs that validation did not end.
     """
+    from matplotlib.lines import Line2D
+
     datasets = list(dict.fromkeys(row["dataset"] for row in rows))
     methods = list(dict.fromkeys(row["method"] for row in rows))
     figure, axes = new_figure(10.0, 3.4 * len(datasets), rows=len(datasets))

@@ -1,13 +1,15 @@
 """One experiment as a TOML file: what is adapted how, on which data, divided and fitted how.
 
 A file is a flat table of the fields of `Config`, with ``method`` (a name, a table ``{name = …, option = …}`` or
-several of these), ``recipe`` (the fields of `whisper_at.adapt.trainer.Recipe`), ``reader`` (options of the dataset's
-reader) and ``reported`` (figures of a paper, which the program does not use) as tables.
+several of these), ``blocks`` (a list, for all methods that add to blocks), ``recipe`` (the fields of
+`whisper_at.adapt.trainer.Recipe`), ``reader`` (options of the dataset's reader) and ``reported`` (figures of a paper,
+which the program does not use) as tables.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +23,7 @@ from .backbones import Backbone, load_backbone, random_backbone
 from .backbones.configs import CONFIG_NAMES
 from .backbones.loading import RANDOM_PREFIX
 from .classifier import AudioClassifier
-from .methods import method_tables
+from .methods import METHODS, NORM_METHODS, method_tables
 from .pooling import LAYERS, POOLINGS
 from .trainer import Recipe
 from .waveforms import spectrogram_conv
@@ -138,6 +140,9 @@ def make_config(table: Mapping[str, Any]) -> Config:
     """
     if "method" in table:
         table = {**table, "method": method_tables(table["method"])}
+    if "blocks" in table:
+        table = dict(table)
+        table["method"] = _in_blocks(table.get("method", ()), table.pop("blocks"))
     config = from_table(Config, table)
     for name, known in (("layers", LAYERS), ("pooling", POOLINGS), ("protocol", tuple(PROTOCOLS))):
         if getattr(config, name) not in known:
@@ -150,6 +155,24 @@ def make_config(table: Mapping[str, Any]) -> Config:
     if not config.seeds:
         raise ValueError("seeds is empty: give at least one")
     return config
+
+
+def _in_blocks(methods: Sequence[dict[str, Any]], blocks: object) -> list[dict[str, Any]]:
+    """Return methods of which those that add to blocks do so in these alone: WhisPAr's ``adapt_list``.
+
+    LayerNorms that are trained beside them stay as they are; they have the option ``blocks`` of their own.
+    """
+    if not isinstance(blocks, list) or not all(type(block) is int for block in blocks):
+        raise ValueError(f"blocks must be a list of numbers from 0, such as [0, 1, 2], not {blocks!r}")
+    adding = [
+        method["name"]
+        for method in methods
+        if method["name"] not in NORM_METHODS
+        and "blocks" in inspect.signature(METHODS.get(method["name"], dict)).parameters
+    ]
+    if not adding:
+        raise ValueError("blocks is for methods that add to blocks: adapter, lora, prefix …; there is none here")
+    return [{**method, "blocks": blocks} if method["name"] in adding else method for method in methods]
 
 
 def build_classifier(

@@ -10,7 +10,7 @@ from ..embed.search import search_recording
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the most similar rows: cosine similarity, start and end in seconds, file."""
+    """Print the most similar rows: similarity (1 the same, 0 as any two of the table), start and end, file."""
     parser = argparse.ArgumentParser(prog="whisper-at search", description=__doc__)
     parser.add_argument("table", help="a file that `whisper-at embed` wrote")
     parser.add_argument("query", help="a recording, embedded as those in the table were")

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from .. import checkpoints
+from ..checkpoints.files import write_text
 from ..data.background import background_kind
 from ..data.clips import Clip, Dataset
 from ..data.toml import read_toml
@@ -105,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
     training.add_argument("--false_alarms_per_hour", type=float, metavar="N", help=help)
     training.add_argument("--features", metavar="DIR", help="where features are kept (default: beside the head)")
     add_workers_argument(training)
-    training.add_argument("--quiet", action="store_true", help="print only what is wrong")
+    training.add_argument("--quiet", action="store_true", help="print the result alone, and what is wrong")
     return parser
 
 
@@ -228,10 +229,17 @@ def _train(parser: argparse.ArgumentParser, args: argparse.Namespace, output: Pa
             background=background,
         )
     if is_first:
-        log_results(trained, settings, log)
+        report: list[str] = []
+        log_results(trained, settings, report.append)
+        for line in report:
+            log(line)
         save_head(trained, output, metadata, settings, _training_details(args, split))
+        write_text(report_file(output), "\n".join([f"# {output.name}", "", *report, ""]))
         finish_run(run_dir, trained.fitted)
         log(f"{output} is written; use it: whisper-at FILE --model {args.model} --head {output}")
+        log(f"how well it does: {report_file(output)}")
+        if args.quiet:
+            print_line(f"{output}: {summary(trained)}")
     return 0
 
 
@@ -298,6 +306,18 @@ def log_results(trained: TrainedHead, settings: Settings, log: Log) -> None:
         log(f"false alarms per hour of background, rows of 2 s: {', '.join(rates)}")
     if trained.test_scores:
         log(f"test: {_format_scores(trained.test_scores)}")
+
+
+def report_file(output: Path) -> Path:
+    """Return where what `log_results` says of a head is kept: beside it."""
+    return output.with_suffix(".report.txt")
+
+
+def summary(trained: TrainedHead) -> str:
+    """Return in one line how well a head does."""
+    parts = {"held out": trained.scores, "test": trained.test_scores}
+    said = [f"{name} {_format_scores(scores)}" for name, scores in parts.items() if scores]
+    return "; ".join(said) or "no clips were held out to score it on"
 
 
 def _format_scores(scores: Mapping[str, float]) -> str:

@@ -66,6 +66,7 @@ examples:
   whisper-at street.wav --model medium.en --at_time_res 0.4,10 --top_k 3
   whisper-at film.mkv --model small --sound_captions -f srt
                                                  captions with [sounds]
+  whisper-at forest.wav --model base --task tag  sounds alone, without text, much faster
   whisper-at night/*.wav --model base --include_classes "Dog; Siren; /m/03m9d0z"
 
 other commands (each with --help):
@@ -137,7 +138,8 @@ def main(argv: Sequence[str]) -> int:
     threads = args.pop("threads")
     if threads is not None and threads > 0:
         torch.set_num_threads(threads)
-    _check_options(parser, args)
+    if args["task"] != "tag":
+        _check_options(parser, args)
 
     try:
         output_dir = os.path.expanduser(output_dir)
@@ -185,6 +187,14 @@ def _transcribe_files(
     """Every file with its result or with what went wrong."""
     from ..options import SEQUENTIAL_OPTIONS
 
+    if options["task"] == "tag":
+        options = {name: options[name] for name in ("at_time_res", "clip_timestamps", "batch_size", "verbose")}
+        for path in audio:
+            try:
+                yield path, model.tag(path, **options)
+            except Exception as error:
+                yield path, error
+        return
     if options["batch_size"] is not None:
         batched = {name: value for name, value in options.items() if name not in SEQUENTIAL_OPTIONS}
         try:
@@ -283,7 +293,8 @@ def build_parser() -> Parser:
 
     group = parser.add_argument_group("speech")
     add = group.add_argument
-    add("--task", type=str, default="transcribe", choices=["transcribe", "translate"], help="translate writes English")
+    help = "translate writes English; tag writes sounds alone, at the encoder's speed"
+    add("--task", type=str, default="transcribe", choices=["transcribe", "translate", "tag"], help=help)
     help = "language spoken, by name or code; detected if not given"
     add("--language", type=language, default=None, metavar="LANGUAGE", help=help)
     add("--initial_prompt", default=None, **text, help="text to set the scene for the first window")
@@ -343,10 +354,17 @@ def _check_arguments(parser: Parser, args: dict[str, Any]) -> str:
     from ..writers import CAPTION_FORMATS
 
     defaults = {**TAG_DEFAULTS, "head": ["auto"]}
+    if args["task"] == "tag":
+        for option in ("word_timestamps", "initial_prompt", "draft"):
+            if args[option]:
+                parser.error(f"--{option} is for text, which --task tag does not write")
+        args["sound_captions"] = args["sound_captions"] or args["output_format"] != "json"
     switches = [name for name in ("at_low_compute", "sound_captions") if args[name]]
     wanted = [name for name in ("at_time_res", *defaults) if args[name] is not None] + switches
     without_tags = f"to transcribe without tags, leave out {', '.join(f'--{name}' for name in wanted)}"
-    if args["at_time_res"] is None and wanted:
+    if args["task"] == "tag":
+        without_tags = "to transcribe without tags, leave out --task tag"
+    if args["at_time_res"] is None and (wanted or args["task"] == "tag"):
         args["at_time_res"] = CAPTION_RESOLUTION if args["sound_captions"] else AUTO_RESOLUTION
     args.update({name: value for name, value in defaults.items() if args[name] is None})
 
@@ -360,7 +378,8 @@ def _check_arguments(parser: Parser, args: dict[str, Any]) -> str:
         warnings.warn("--max_line_count has no effect without --max_line_width", stacklevel=4)
     if args["max_words_per_line"] and args["max_line_width"]:
         warnings.warn("--max_words_per_line has no effect with --max_line_width", stacklevel=4)
-    if args["sound_captions"] and args["output_format"] not in (*CAPTION_FORMATS, "all"):
+    captioned = (*CAPTION_FORMATS, "all")
+    if args["sound_captions"] and args["output_format"] not in captioned and args["task"] != "tag":
         parser.error(f"--sound_captions is for {' and '.join(CAPTION_FORMATS)}, not -f {args['output_format']}")
     if args["draft"] is not None and (args["beam_size"] is not None or (args["batch_size"] or 1) > 1):
         parser.error("--draft is for one greedy text at a time: add --beam_size None, leave out --batch_size")

@@ -15,6 +15,8 @@ from .embedding import embed as embed
 from .fusion import PRESETS as PRESETS
 from .fusion import Fusion as Fusion
 from .fusion import load_fusion as load_fusion
+from .general_purpose import GeneralPurposeCnn14 as GeneralPurposeCnn14
+from .general_purpose import GeneralPurposeVGGish as GeneralPurposeVGGish
 from .network import LayeredNetwork as LayeredNetwork
 from .search import SearchResult as SearchResult
 from .search import search_recording as search_recording

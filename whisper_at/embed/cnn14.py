@@ -6,7 +6,7 @@ Blocks are numbered from 0; the papers count them from 1 (defect F7). Spec secti
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -199,6 +199,11 @@ def _zero_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
     return x * real[:, None, :, None]
 
 
+def cnn14_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return published tensors without those of the front end, which `CNN14` does not have."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(FRONT_END_PREFIXES)}
+
+
 def load_cnn14(path: str | os.PathLike[str]) -> CNN14:
     """Load CNN14 from the published weights for 16 kHz, or from a state dict of `CNN14`.
 
@@ -229,5 +234,4 @@ def load_cnn14(path: str | os.PathLike[str]) -> CNN14:
         raise ValueError(
             f"{path} has a transform of {tuple(transform.shape)}, not that of CNN14 for 16 kHz; use {WEIGHTS_URL}"
         )
-    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(FRONT_END_PREFIXES)}
-    return load_weights(CNN14(), kept, path, "CNN14", WEIGHTS_URL)
+    return load_weights(CNN14(), cnn14_tensors(tensors), path, "CNN14", WEIGHTS_URL)

@@ -179,8 +179,9 @@ def load_fusion(
         ``vggish``, ``cnn14``, a preset (``VGGish-Fusion`` or ``vggish_10_15`` …), or a name that
         `whisper_at.adapt.load_backbone` knows: a Whisper, ``ast``, a speech model.
     layers : iterable of int or "all", optional
-        Layers, from 0. By default those of the preset for this network, and for other transformers the blocks at
-        AST-Fusion's depth (a third of the way, and the last); ``whisper-at lineareval`` finds the best for your tasks.
+        Layers, from 0. By default those of the preset for this network; for other Whispers the block a third of the
+        way, which finds like sounds best (docs/embeddings.md), and for other transformers the blocks at AST-Fusion's
+        depth (a third of the way, and the last). ``whisper-at lineareval`` finds the best for your tasks.
     weights : str or path, optional
         A file (of VGGish or CNN14 in their published layouts; for others what `load_backbone` takes), or ``"random"``
         for an untrained network of that size.
@@ -213,7 +214,9 @@ def load_fusion(
     network = load_network(name, weights, seed)
     if layers is None:
         known = next((p.layers for p in PRESETS.values() if p.network == name), None)
-        layers = known or (len(network.layers) // 3, network.layers[-1])
+        third = len(network.layers) // 3
+        is_whisper = getattr(getattr(network, "backbone", None), "family", None) == "whisper"
+        layers = known or ((third,) if is_whisper else (third, network.layers[-1]))
     chosen = network.layers if isinstance(layers, str) and layers == "all" else layers
     if isinstance(chosen, str):
         raise ValueError(f"layers are numbers or 'all', not {layers!r}")

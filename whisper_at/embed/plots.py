@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from ..checkpoints.files import atomic_write
 from ..train.metrics import mean_interval
@@ -106,6 +105,8 @@ def plot_layers(results: Mapping[str, Sequence[ProbeResult]], title: str, path: 
     path : str or path
         PNG to write.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
     ticks: set[int] = set()

@@ -1,4 +1,9 @@
-"""Search a file of embeddings for the recordings that sound most like a given one, by cosine similarity."""
+"""Search a file of embeddings for the recordings that sound most like a given one.
+
+Vectors of frozen encoders point all in about the same direction, so that the cosine of any two is near 1. Before they
+are compared, each number is therefore standardised by its mean and deviation over the file: 0 then is the similarity of
+sounds that have no more in common than any two of the file.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +18,12 @@ from .embedding import Failure, embed
 from .fusion import Fusion, load_fusion, weights_sha256
 from .store import read_batches, read_config
 
+MIN_ROWS = 10
+"""Rows from which on a file tells how its numbers vary; those of a smaller one are compared as they are."""
+
 
 class SearchResult(NamedTuple):
-    """A row of the file and its cosine similarity to the query, between -1 and 1."""
+    """A row of the file and its similarity to the query, between -1 and 1: the cosine of standardised vectors."""
 
     score: float
     path: str
@@ -69,7 +77,9 @@ def load_from_config(config: dict[str, Any], weights: str | None = None, device:
     return model
 
 
-def search_vectors(path: str | os.PathLike[str], query: np.ndarray, k: int = 5) -> list[SearchResult]:
+def search_vectors(
+    path: str | os.PathLike[str], query: np.ndarray, k: int = 5, standardize: bool = True
+) -> list[SearchResult]:
     """Return the ``k`` rows of a file that are most similar to a query, best first.
 
     Parameters
@@ -80,6 +90,8 @@ def search_vectors(path: str | os.PathLike[str], query: np.ndarray, k: int = 5) 
         One vector, or several of which the most similar to a row counts.
     k : int
         Number of rows.
+    standardize : bool
+        Compare standardised vectors, see above; not done for files of fewer than ten rows.
 
     Raises
     ------
@@ -87,20 +99,41 @@ def search_vectors(path: str | os.PathLike[str], query: np.ndarray, k: int = 5) 
         If the query has another width than the file.
     """
     query = np.atleast_2d(np.asarray(query, np.float32))
-    query = query / np.maximum(np.linalg.norm(query, axis=1, keepdims=True), 1e-12)
+    mean, deviation = _statistics(path, query.shape[1])
+    if not standardize:
+        mean, deviation = np.zeros_like(mean), np.ones_like(deviation)
+    query = _unit_vectors((query - mean) / deviation)
     best: list[SearchResult] = []
     for batch in read_batches(path):
-        if batch.vectors.shape[1] != query.shape[1]:
-            width = batch.vectors.shape[1]
-            raise ValueError(f"the query has {query.shape[1]} numbers, but embeddings in {path} have {width}")
-        norms = np.maximum(np.linalg.norm(batch.vectors, axis=1), 1e-12)
-        scores = (batch.vectors @ query.T).max(axis=1) / norms
+        scores = (_unit_vectors((batch.vectors - mean) / deviation) @ query.T).max(axis=1)
         best += [
             SearchResult(float(scores[i]), batch.paths[i], float(batch.starts[i]), float(batch.ends[i]))
             for i in np.argsort(-scores, kind="stable")[:k]
         ]
         best = heapq.nlargest(k, best)
     return best
+
+
+def _unit_vectors(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def _statistics(path: str | os.PathLike[str], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation of a file's vectors; 0 and 1 if it has too few of them."""
+    count, mean, squares = 0, np.zeros(width), np.zeros(width)
+    for batch in read_batches(path):
+        if batch.vectors.shape[1] != width:
+            raise ValueError(f"the query has {width} numbers, but embeddings in {path} have {batch.vectors.shape[1]}")
+        vectors = batch.vectors.astype(np.float64)  # Chan et al., 1979: updates that lose no digits
+        n, new = len(vectors), vectors.mean(0)
+        squares += ((vectors - new) ** 2).sum(0) + (new - mean) ** 2 * count * n / (count + n)
+        mean += (new - mean) * n / (count + n)
+        count += n
+    if count < MIN_ROWS:
+        return np.zeros(width, np.float32), np.ones(width, np.float32)
+    deviation = np.sqrt(squares / count)
+    least = max(1e-12, float(deviation.max()) * 1e-6)  # what never changes says nothing
+    return mean.astype(np.float32), np.maximum(deviation, least).astype(np.float32)
 
 
 def search_recording(

@@ -7,7 +7,7 @@ stack. Only the outputs of ReLUs can be read: 1, 4, 7, 9, 12, 14, 17, 19, 21 (sp
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -133,6 +133,15 @@ class VGGish(LayeredNetwork):
         return [list(recording) for recording in zip(*by_layer)]
 
 
+def vggish_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return published tensors by the names of `VGGish`, without the PCA of AudioSet's published embeddings."""
+    return {
+        f"embeddings.{name[3:]}" if name.startswith("fc.") else name: tensor
+        for name, tensor in tensors.items()
+        if not name.startswith("pproc.")
+    }
+
+
 def load_vggish(path: str | os.PathLike[str]) -> VGGish:
     """Load VGGish from a file of torchvggish (harritaylor), or of tcvrick's port (``fc.*`` for ``embeddings.*``).
 
@@ -145,9 +154,5 @@ def load_vggish(path: str | os.PathLike[str]) -> VGGish:
     ValueError
         If the tensors are not VGGish's.
     """
-    tensors = {
-        f"embeddings.{name[3:]}" if name.startswith("fc.") else name: tensor
-        for name, tensor in read_state_dict(path, "VGGish", WEIGHTS_URL).items()
-        if not name.startswith("pproc.")  # the PCA of AudioSet's published embeddings
-    }
+    tensors = vggish_tensors(read_state_dict(path, "VGGish", WEIGHTS_URL))
     return load_weights(VGGish(), tensors, path, "VGGish", WEIGHTS_URL)

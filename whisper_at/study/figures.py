@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from ..train.plots import COLOURS, GREY, STYLES, new_figure
 from .layer_probes import AVERAGE, INPUT, layer_values
 from .robustness import Correlation, bootstrap_line
 from .wer import WordErrors
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MARKERS = "os^Dv<>P"
 MAX_NAMES = 15
@@ -132,6 +133,8 @@ def draw_robustness(
 
 def draw_best_layers(best: Sequence[int] | np.ndarray, layers: int) -> Figure:
     """Draw figure 3: the number of classes that each layer is the best for; layers count from 1."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = new_figure(max(4.2, 0.22 * layers + 2), 3.4)
     counts = np.bincount(np.asarray(best), minlength=layers + 1)[1:]
     axes.bar(np.arange(1, layers + 1), counts, width=0.8, color=COLOURS[0])

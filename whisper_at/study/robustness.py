@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import pearsonr
 
 from .transcriptions import CLEAN
 from .wer import WordErrors
@@ -83,6 +82,8 @@ def correlate(x: np.ndarray, y: np.ndarray) -> Correlation:
     ValueError
         If there are fewer than three classes, or a measure is constant.
     """
+    from scipy.stats import pearsonr
+
     x, y = np.asarray(x, float), np.asarray(y, float)
     if len(x) != len(y) or len(x) < 3:
         raise ValueError(f"a correlation needs at least three classes with both measures, not {min(len(x), len(y))}")

@@ -9,8 +9,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import expit, softmax
 
 from .metrics import one_hot
 
@@ -20,6 +18,8 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
 
 def probabilities(logits: np.ndarray, multi_label: bool, temperature: float = 1.0) -> np.ndarray:
     """Return the sigmoid (`multi_label`) or softmax of logits over `temperature`, shape (clips, classes)."""
+    from scipy.special import expit, softmax
+
     scaled = np.asarray(logits, np.float64) / temperature
     return expit(scaled) if multi_label else softmax(scaled, axis=1)
 
@@ -52,6 +52,8 @@ def fit_temperature(targets: np.ndarray, logits: np.ndarray, multi_label: bool) 
     ValueError
         If shapes do not agree, there are no clips, or a logit is NaN or infinite.
     """
+    from scipy.optimize import brentq
+
     targets, z = _check_arrays(targets, logits)
     z = z.astype(np.float64)
     if not multi_label and not (targets.sum(axis=1) == 1).all():

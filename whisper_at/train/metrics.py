@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy import stats
-from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, recall_score, roc_auc_score
 
 
 def average_precision(targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Return the average precision of each class, shape (classes,); NaN if no clip has the class."""
+    from sklearn.metrics import average_precision_score
+
     return _per_class(average_precision_score, targets, scores, needs_negatives=False)
 
 
 def roc_auc(targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Return the area under the ROC curve of each class, shape (classes,); NaN if all clips have the class, or none."""
+    from sklearn.metrics import roc_auc_score
+
     return _per_class(roc_auc_score, targets, scores, needs_negatives=True)
 
 
@@ -48,6 +50,8 @@ def one_hot(targets: np.ndarray, classes: int) -> np.ndarray:
 
 def d_prime(auc: float | np.ndarray) -> float | np.ndarray:
     """Return ``sqrt(2) * Φ⁻¹(auc)``: how far apart two unit normal distributions are that have this AUC."""
+    from scipy import stats
+
     return np.sqrt(2) * stats.norm.ppf(auc)
 
 
@@ -64,6 +68,8 @@ def decision_scores(truth: np.ndarray, decided: np.ndarray) -> dict[str, float]:
 
     UAR and F1 are means over the classes that occur in `truth`.
     """
+    from sklearn.metrics import f1_score, recall_score
+
     occurring = np.unique(truth)
     options = {"labels": occurring, "average": "macro", "zero_division": 0}
     return {
@@ -75,6 +81,8 @@ def decision_scores(truth: np.ndarray, decided: np.ndarray) -> dict[str, float]:
 
 def confusion(truth: np.ndarray, decided: np.ndarray, classes: int) -> np.ndarray:
     """Count the clips of each true class (row) by the class decided (column), int of shape (classes, classes)."""
+    from sklearn.metrics import confusion_matrix
+
     return confusion_matrix(truth, decided, labels=np.arange(classes))
 
 
@@ -83,6 +91,8 @@ def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float
 
     The half width is NaN for a single value.
     """
+    from scipy import stats
+
     values = np.asarray(values, float)
     if len(values) < 2:
         return float(values.mean()), float("nan")

@@ -8,15 +8,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-from sklearn.metrics import precision_recall_curve
 
 from ..checkpoints.files import atomic_write
 from .calibration import ReliabilityCurve, expected_calibration_error
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
 """Palette of Okabe and Ito, in an order in which neighbours differ most."""
@@ -40,6 +40,9 @@ def new_figure(
     width: float = 6.0, height: float = 4.2, rows: int = 1, ratios: Sequence[float] | None = None
 ) -> tuple[Figure, Any]:
     """Return a figure of `width` x `height` inches and its axes; an array of them if there are several `rows`."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     with rc_context(_RC_PARAMS):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(rows, 1, sharex=rows > 1, gridspec_kw={"height_ratios": ratios} if ratios else None)
@@ -48,6 +51,8 @@ def new_figure(
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """Write a figure as PNG and return its path."""
+    from matplotlib import rc_context
+
     path = Path(path)
     with atomic_write(path) as temporary, rc_context(_RC_PARAMS):
         figure.savefig(temporary, dpi=144, format="png")
@@ -97,6 +102,8 @@ def draw_precision_recall(
 
 def _step_curve(wanted: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return recall and precision at each hit; the area under these steps is the average precision."""
+    from sklearn.metrics import precision_recall_curve
+
     precision, recall, _ = precision_recall_curve(wanted, scores)
     hit = np.append(recall[:-1] > recall[1:], False)
     return np.append(0, recall[hit][::-1]), np.append(precision[hit][-1], precision[hit][::-1])
@@ -104,6 +111,8 @@ def _step_curve(wanted: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.
 
 def _interpolate(wanted: np.ndarray, scores: np.ndarray, grid: np.ndarray) -> np.ndarray:
     """Return the greatest precision that reaches each recall of `grid`."""
+    from sklearn.metrics import precision_recall_curve
+
     precision, recall, _ = precision_recall_curve(wanted, scores)  # recall falls
     best = np.maximum.accumulate(precision)[::-1]
     return best[np.searchsorted(recall[::-1], grid, side="left").clip(0, len(best) - 1)]

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.special import log_softmax
 
 from ..checkpoints.files import atomic_write, write_text
 from ..tagging.classes import ClassSet
@@ -62,6 +61,8 @@ class ScoredClips:
 
         With one right class these are log probabilities, as a softmax depends on differences of logits only.
         """
+        from scipy.special import log_softmax
+
         return log_softmax(self.logits, axis=1) if classes.kind == "single_label" else self.logits
 
 
