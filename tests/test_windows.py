@@ -30,7 +30,7 @@ SAME = [
 ]
 
 
-@pytest.mark.parametrize("clips", SAME, ids=str)
+@pytest.mark.parametrize("clips", SAME, ids=range(len(SAME)))
 def test_clips_are_the_same_however_they_are_given(clips):
     assert parse_clip_timestamps(clips) == [(2, 4), (6, 8.5)]
 
