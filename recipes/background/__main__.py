@@ -136,9 +136,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("data", type=Path)
     data = parser.parse_args().data
-    shutil.rmtree(OUTPUT, ignore_errors=True)
     kinds = {"speech": speech(data), "music": music(data), "noise": noise(), "silence": silence()}
     for kind, clips in kinds.items():
+        shutil.rmtree(OUTPUT / kind, ignore_errors=True)
         (OUTPUT / kind).mkdir(parents=True)
         seconds = 0.0
         for number, (name, samples) in enumerate(clips):
