@@ -143,7 +143,7 @@ def test_a_model_takes_the_head_of_its_teacher_by_itself(model, folder, tmp_path
     assert cli.main([*arguments, "--model_dir", str(tmp_path / "root")]) == 0
     assert (tmp_path / "out" / "one.json").is_file()
     assert cli.main([*arguments, "--model_dir", str(tmp_path), "--output_dir", str(tmp_path / "none")]) == 1
-    assert "no head is published for" in capsys.readouterr().err
+    assert "train a head with `whisper-at train`" in capsys.readouterr().err
     assert not (tmp_path / "none" / "one.json").exists()
     own = make_head("tl_tr_1_8", n_layer=3, rep_dim=16, label_dim=2)
     about = ClassSet(("hiss", "hum")).metadata() | {"mode": "tl_tr_1_8"}

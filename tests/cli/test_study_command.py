@@ -138,7 +138,7 @@ def test_probes_by_another_classifier_or_of_other_clips_are_another_run(study_fi
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (('kind = "digits"', 'kind = "numbers"'), "speech.kind is librispeech or digits, not 'numbers'"),
+        (('kind = "digits"', 'kind = "numbers"'), "speech.kind is librispeech, table or digits, not 'numbers'"),
         (
             ('folder = "noise"', 'folde = "noise"'),
             "no key 'noise.folde': did you mean 'noise.folder'? There are noise.folder, noise.only",

@@ -139,6 +139,8 @@ def test_every_flag_of_upstream_is_here(monkeypatch):
         if name == "language":  # its type knows them, which need not be loaded for --help
             codes = [TO_LANGUAGE_CODE.get(choice.lower(), choice) for choice in action.choices]
             assert [mine.type(choice) for choice in action.choices] == codes
+        elif name == "task":
+            assert list(mine.choices) == [*action.choices, "tag"]
         else:
             assert mine.choices is None if action.choices is None else list(mine.choices) == list(action.choices)
     new = {"version", "at_time_res", "top_k", "p_threshold", "label_language", "include_classes"}

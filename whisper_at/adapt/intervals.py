@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from ..data.clips import Dataset
 from ..train.metrics import confusion
@@ -71,6 +70,8 @@ def score_interval(
     if n < 2:
         return Interval(float(whole), float("nan"), n)
     error = np.sqrt((n - 1) / n * np.sum((without - np.mean(without)) ** 2))
+    from scipy import stats  # of the extras
+
     return Interval(float(whole), float(stats.t.ppf(0.975, n - 1) * error), n)
 
 

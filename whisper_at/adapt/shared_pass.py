@@ -20,7 +20,7 @@ from whisper.audio import N_FRAMES
 from whisper.model import AudioEncoder
 
 from ..data.clips import Clip
-from ..features.concat_clips import NUM_ORDERS, group_into_recordings, shuffle_clips, states_in_context
+from ..features.concat_clips import NUM_ORDERS, group_into_recordings, read_background, shuffle_clips, states_in_context
 from ..features.encode import encode_recordings, mel_windows, num_steps
 from ..tagging.classes import ClassSet
 from ..tagging.listeners import StateClassifier
@@ -126,14 +126,14 @@ def precompute_views(
     index = {clip: i for i, clip in enumerate(waveforms.clips)}
     ordered = shuffle_clips(waveforms.clips)
     views: list[dict[Clip, HeadInput]] = [{} for _ in range(1 + NUM_ORDERS)]
-    n_bytes = 0
+    n_bytes, background = 0, read_background()
     with tqdm(total=len(ordered), desc="encoding", disable=not progress, leave=False) as bar:
         for recording in group_into_recordings((clip, waveforms[index[clip]]) for clip in ordered):
             sounds = [audio for _, audio in recording]
             parts = [sounds[first : first + batch_size] for first in range(0, len(sounds), batch_size)]
             isolated = [states for part in parts for states in window_states(backbone, part, batch_size)]
             in_context = states_in_context(
-                sounds, lambda audio: window_states(backbone, [audio], batch_size)[0], NUM_ORDERS, isolated
+                sounds, lambda audio: window_states(backbone, [audio], batch_size)[0], NUM_ORDERS, isolated, background
             )
             for view, states_of in zip(views, [isolated, *in_context]):
                 for (clip, _), states, alone in zip(recording, states_of, isolated):

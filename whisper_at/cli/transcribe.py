@@ -66,7 +66,8 @@ examples:
   whisper-at street.wav --model medium.en --at_time_res 0.4,10 --top_k 3
   whisper-at film.mkv --model small --sound_captions -f srt
                                                  captions with [sounds]
-  whisper-at forest.wav --model base --task tag  sounds alone, without text, much faster
+  whisper-at forest.wav --model base --task tag
+                                                 sounds alone, without text, much faster
   whisper-at night/*.wav --model base --include_classes "Dog; Siren; /m/03m9d0z"
 
 other commands (each with --help):
