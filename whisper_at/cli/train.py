@@ -276,6 +276,9 @@ def _learn_from_teacher(
 
 def _find_background(args: argparse.Namespace, dataset: Dataset, folder: Path, log: Log) -> tuple[Clip, ...]:
     """Return what the head is to be told apart from: recordings that hold none of its classes."""
+    if folder.is_dir() and any(folder.glob("*.npz")):
+        log(f"{folder} holds .npz, to which no states of background can be added: the head learns without any")
+        return ()
     clips = background_clips(args.background, folder.with_suffix(".background"), not args.quiet, print_error)
     excluded = kinds_among_classes(dataset.classes)
     for kind, name in excluded.items():
