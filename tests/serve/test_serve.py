@@ -211,7 +211,7 @@ def test_languages_and_translation(model_multilingual, clip):
             {"segments"},
         ),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value)) if isinstance(value, set) else str(value),
 )
 def test_what_is_timed_however_the_field_is_written(post, clip, fields, timed):
     parts = [(name, (None, value)) for name, value in [*fields, ("response_format", "verbose_json")]]
