@@ -127,6 +127,33 @@ def test_command_writes_a_table_that_says_how_it_was_made(folder, model, suffix,
     assert "from 5 of 5 files" in capsys.readouterr().out
 
 
+def test_bfloat16_is_near_and_searched_in(folder, model, capsys):
+    out = folder.parent / "half.npz"
+    assert embed_command.main([str(folder), "-o", str(out), "--compute_type", "bfloat16", *NANO]) == 0
+    vectors = np.concatenate([batch.vectors for batch in read_batches(out)])
+    expected = np.stack([row.vector for row in embed([folder], model)])
+    assert vectors.dtype == np.float32
+    assert not np.array_equal(vectors, expected)
+    assert np.abs(vectors - expected).max() < 0.05 * np.abs(expected).max()
+    assert load_from_config(read_config(out)).compute_type == "bfloat16"
+    search_command.main([str(out), str(folder / "clip2.wav"), "-k", "1"])
+    assert capsys.readouterr().out.splitlines()[-1].startswith("1.0000\t")
+
+
+@pytest.mark.parametrize("name", ["vggish", "cnn14"])
+def test_spectrograms_in_bfloat16(name):
+    mel = torch.rand(1, 1, 96, 64)
+    half, full = (load_fusion(name, "all", "random", device="cpu", compute_type=t) for t in ("bfloat16", "float32"))
+    frames, expected = half.encode_frames(mel), full.encode_frames(mel)
+    assert frames.dtype == torch.float32
+    assert (frames - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_int8_is_refused():
+    with pytest.raises(ValueError, match="not int8"):
+        load_fusion("whisper-nano", [0], "random", device="cpu", compute_type="int8")
+
+
 def test_parquet_has_a_plain_schema(folder):
     pq = pytest.importorskip("pyarrow.parquet")
     out = folder.parent / "out.parquet"

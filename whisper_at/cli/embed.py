@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ..embed.embedding import LEVELS, Failure, embed, find_recordings
 from ..embed.frames import POOLINGS
-from ..embed.fusion import PRESETS, load_fusion
+from ..embed.fusion import COMPUTE_TYPES, PRESETS, load_fusion
 from ..embed.search import embedding_config
 from ..embed.store import SUFFIXES, EmbeddingWriter
 
@@ -32,7 +32,14 @@ def main(argv: Sequence[str]) -> int:
     paths = list(find_recordings(args.paths))
     if not paths:
         parser.error(f"no recordings in {', '.join(args.paths)}")
-    model = load_fusion(args.backbone, layers, args.weights, args.pooling, args.device)
+    model = load_fusion(
+        args.backbone,
+        layers,
+        args.weights,
+        args.pooling,
+        args.device,
+        compute_type=args.compute_type,
+    )
     failed, last = 0, None
     with EmbeddingWriter(out, model.width, embedding_config(model, args.weights, args.level)) as writer:
         with tqdm(total=len(paths), unit="file", disable=None) as bar:
@@ -73,6 +80,8 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=32, help="files in a batch")
     parser.add_argument("--workers", type=int, help="threads that decode audio")
     parser.add_argument("--device", help="cpu, cuda …")
+    help = "precision of the network's products; searches in the table are computed in it, too"
+    parser.add_argument("--compute_type", choices=COMPUTE_TYPES, default="float32", help=help)
     return parser
 
 

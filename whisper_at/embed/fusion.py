@@ -29,6 +29,8 @@ CNNS: dict[str, tuple[type[LayeredNetwork], Callable[[Any], LayeredNetwork], str
 }
 """Class, loader and URL of the weights of convolutional networks."""
 
+COMPUTE_TYPES = ("float32", "bfloat16", "float16")
+
 
 class Preset(NamedTuple):
     """A fused model: its title, network, and layers counted from 0."""
@@ -60,6 +62,8 @@ class Fusion(nn.Module):
     pooling : {"mean", "mean_plus_max"}, optional
         Pooling from frames to a clip (``mean_plus_max`` is the elementwise sum). By default ``mean_plus_max`` for
         convolutional networks and ``mean`` for transformers.
+    compute_type : {"float32", "bfloat16", "float16"}
+        Precision of the network's products; what it returns is float32.
 
     Attributes
     ----------
@@ -71,7 +75,7 @@ class Fusion(nn.Module):
     Raises
     ------
     ValueError
-        If there is no such layer or pooling.
+        If there is no such layer, pooling or precision.
 
     Examples
     --------
@@ -81,8 +85,17 @@ class Fusion(nn.Module):
     (torch.Size([2, 8192]), torch.Size([2, 8192, 6]))
     """
 
-    def __init__(self, network: LayeredNetwork, layers: Iterable[int], pooling: str | None = None):
+    def __init__(
+        self,
+        network: LayeredNetwork,
+        layers: Iterable[int],
+        pooling: str | None = None,
+        compute_type: str = "float32",
+    ):
         super().__init__()
+        if compute_type not in COMPUTE_TYPES:
+            raise ValueError(f"embeddings are computed in {', '.join(COMPUTE_TYPES)}, not {compute_type}")
+        self.compute_type = compute_type
         self.network = network
         self.layers = tuple(sorted(set(layers)))
         if not self.layers:
@@ -129,7 +142,9 @@ class Fusion(nn.Module):
             Frames, with zeros where a shorter clip has no more of them.
         """
         if x.ndim == 4:
-            return torch.cat(self.network.layer_frames(x.to(self.device), self.layers), dim=1)
+            with self._autocast():
+                layers = self.network.layer_frames(x.to(self.device), self.layers)
+            return torch.cat([layer.float() for layer in layers], dim=1)
         return pad_frames(self.encode_waveforms(_without_padding(x, lengths)))
 
     @torch.no_grad()
@@ -154,7 +169,13 @@ class Fusion(nn.Module):
         return [torch.cat(layers) for layers in self._layer_frames(waveforms)]
 
     def _layer_frames(self, waveforms: Sequence[Tensor]) -> list[list[Tensor]]:
-        return self.network.encode_waveforms([waveform.to(self.device) for waveform in waveforms], self.layers)
+        with self._autocast():
+            encoded = self.network.encode_waveforms([waveform.to(self.device) for waveform in waveforms], self.layers)
+        return [[layer.float() for layer in clip] for clip in encoded]
+
+    def _autocast(self) -> torch.autocast:
+        dtype: torch.dtype = getattr(torch, self.compute_type)
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
 
 def _without_padding(x: Tensor, lengths: Tensor | None) -> list[Tensor]:
@@ -170,6 +191,7 @@ def load_fusion(
     pooling: str | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
+    compute_type: str = "float32",
 ) -> Fusion:
     """Load a fused model by the name of its network, or by a preset's.
 
@@ -191,6 +213,8 @@ def load_fusion(
         CUDA if there is any, else the CPU.
     seed : int
         Seed of random weights.
+    compute_type : str
+        See `Fusion`.
 
     Returns
     -------
@@ -220,7 +244,7 @@ def load_fusion(
     chosen = network.layers if isinstance(layers, str) and layers == "all" else layers
     if isinstance(chosen, str):
         raise ValueError(f"layers are numbers or 'all', not {layers!r}")
-    return Fusion(network, chosen, pooling).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Fusion(network, chosen, pooling, compute_type).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def load_network(name: str, weights: str | os.PathLike[str] | None = None, seed: int = 0) -> LayeredNetwork:

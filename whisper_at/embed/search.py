@@ -45,6 +45,7 @@ def embedding_config(model: Fusion, weights: str | os.PathLike[str] | None, leve
         "level": level,
         "width": model.width,
         "weights": None if weights is None else str(weights),
+        "compute_type": model.compute_type,
         "network_sha256": weights_sha256(model.network),
     }
 
@@ -68,7 +69,14 @@ def load_from_config(config: dict[str, Any], weights: str | None = None, device:
     FileNotFoundError, RuntimeError
         If its weights are no longer there.
     """
-    model = load_fusion(config["backbone"], config["layers"], weights or config["weights"], config["pooling"], device)
+    model = load_fusion(
+        config["backbone"],
+        config["layers"],
+        weights or config["weights"],
+        config["pooling"],
+        device,
+        compute_type=config.get("compute_type", "float32"),
+    )
     if weights_sha256(model.network) != config["network_sha256"]:
         raise ValueError(
             f"the weights of {config['backbone']} are not those that the embeddings were made with; "
