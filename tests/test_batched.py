@@ -13,8 +13,11 @@ from conftest import ROOT, SAMPLE_RATE, noise
 import whisper_at
 from whisper_at import batched
 from whisper_at.batched import _Batches, transcribe_many
+from whisper_at.decoding import DecodingOptions, DecodingResult, FastDecodingTask
 from whisper_at.mel import LogMel
-from whisper_at.windows import Window, quiet_cuts
+from whisper_at.segments import split_segments
+from whisper_at.tokenizer import get_tokenizer
+from whisper_at.windows import Window, quiet_cuts, sound_end
 
 OPTIONS = {"language": "en", "fp16": False, "temperature": 0.0, "sample_len": 12}
 
@@ -78,6 +81,83 @@ def test_batches_equal_single_windows(model_multilingual, batch_size, extra):
         assert found["audio_tag_coverage"][res].min() == 1
 
 
+T = 50363
+"""The first timestamp of English-only models."""
+
+
+def split(*tokens: int, window: Window, **options):
+    tokenizer = get_tokenizer(False)
+    texts = [T + 50 * token if token < 100 else token for token in tokens]  # seconds or words
+    return split_segments(DecodingResult(torch.empty(0), "en", tokens=texts), window, tokenizer, 1500, **options)
+
+
+HELLO, WORLD = 18435, 995
+
+
+def test_the_last_segment_of_a_window_that_ends_in_a_pause_ends_there():
+    window = Window(100, 2500)
+    found = split(0, HELLO, 7, 7, WORLD, window=window, ends_in_pause=True)
+    assert [(s["start"], s["end"], s["text"]) for s in found.segments] == [(1, 8, " Hello"), (8, 26, " world")]
+    assert found.seek == window.end
+    cut_off = split(0, HELLO, 7, 7, WORLD, window=window)
+    assert [s["text"] for s in cut_off.segments] == [" Hello"]
+    assert cut_off.seek == 800
+
+
+@pytest.mark.parametrize("tokens", [(0, HELLO, 7), (0, HELLO), (0, HELLO, 7, 7, WORLD, 9)])
+def test_segments_that_are_finished_stay_as_they_are_in_a_window_that_ends_in_a_pause(tokens):
+    window = Window(0, 2500)
+    assert split(*tokens, window=window, ends_in_pause=True) == split(*tokens, window=window)
+
+
+def test_text_goes_on_between_segments_where_sound_does(model_en):
+    """Between two timestamps it does not end before the last sound; at a window's first one and elsewhere it may."""
+    tokenizer = get_tokenizer(False)
+    audio = model_en.precompute_cross_kv(torch.zeros(3, 1500, model_en.dims.n_audio_state))
+    audio = audio._replace(sound_ends=torch.tensor([400, 300, 400]))
+    task = FastDecodingTask(model_en, DecodingOptions(language="en", fp16=False), audio)
+    before = torch.zeros(3, task.sample_begin, dtype=torch.long)
+
+    def may_end(*rows: list[int]) -> list[bool]:
+        logits = torch.zeros(3, model_en.dims.n_vocab)
+        logits[:, tokenizer.eot] = 100  # not a timestamp, which the rules would ask for
+        task.rules.apply(logits, torch.cat([before, torch.tensor(rows)], 1))
+        return logits[:, tokenizer.eot].isfinite().tolist()
+
+    pair = [T, HELLO, T + 350, T + 350]
+    assert may_end(pair, pair, [T, HELLO, T + 400, T + 400]) == [False, True, True]
+    assert may_end([T], [T], [T]) == [True] * 3
+    assert may_end([T, HELLO], [T, HELLO], [T, HELLO]) == [True] * 3
+
+
+@pytest.mark.parametrize("beams", [None, 3])
+def test_every_window_is_encoded_once_and_its_text_reaches_its_end(nano, monkeypatch, beams):
+    """What a window cut off its last segment would have to be encoded again, with up to 30 s of padding."""
+    encoded = []
+    real = batched.encode_windows
+
+    def encode(model, mel, windows, taggers):
+        encoded.extend(windows)
+        return real(model, mel, windows, taggers)
+
+    monkeypatch.setattr(batched, "encode_windows", encode)
+    audio = np.tile(whisper_at.load_audio(str(ROOT / "sample" / "speech.flac")), 5)
+    result = nano.transcribe(audio, language="en", fp16=False, batch_size=4, temperature=0, beam_size=beams)
+    windows = quiet_cuts(LogMel(audio), 0, len(audio) // 160)
+    assert encoded == windows
+    for window in windows:
+        said = [s for s in result["segments"] if window.seek <= 100 * s["start"] < window.end]
+        assert said[-1]["end"] * 100 <= window.end
+        assert said[-1]["end"] * 100 > window.end - 500
+
+
+def test_sound_ends_behind_the_last_loud_frame():
+    audio = with_pauses(20, [(12.0, 20.0)])
+    assert abs(sound_end(LogMel(audio).window(0, 2000)) - 1200) < 5
+    assert sound_end(LogMel(noise(20)).window(0, 2000)) > 1950
+    assert sound_end(torch.zeros(80, 7)) == 7
+
+
 def test_same_keys_as_one_after_the_other(model_en):
     audio = noise(40)
     batch, plain = (model_en.transcribe(audio, batch_size=n, word_timestamps=True, **OPTIONS) for n in (2, None))
@@ -97,10 +177,8 @@ def test_a_cut_segment_is_decoded_again(model_en, monkeypatch):
         decoded.extend(job.window for job in batch)
         return real(batches, batch)
 
-    def split(result, window, tokenizer, n_audio_ctx):
-        from whisper_at.segments import split_segments
-
-        found = split_segments(result, window, tokenizer, n_audio_ctx)
+    def split(result, window, tokenizer, n_audio_ctx, **options):
+        found = split_segments(result, window, tokenizer, n_audio_ctx, **options)
         return found._replace(seek=window.seek + 1000) if window.size > 1500 else found
 
     monkeypatch.setattr(_Batches, "_decode_batch", decode_batch)
@@ -150,8 +228,8 @@ def test_pauses_before_words_do_not_depend_on_the_batch(model_en, monkeypatch):
     """Where the last word ended is known of the windows before, whenever their remainders are decoded."""
     real = batched.split_segments
 
-    def split(result, window, tokenizer, n_audio_ctx):
-        found = real(result, window, tokenizer, n_audio_ctx)
+    def split(result, window, tokenizer, n_audio_ctx, **options):
+        found = real(result, window, tokenizer, n_audio_ctx, **options)
         segment = found.segments[0] | {"start": window.seek / 100, "end": window.seek / 100 + 7, "words": []}
         return found._replace(segments=[segment], seek=window.seek + (800 if window.size > 1500 else window.size))
 

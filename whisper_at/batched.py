@@ -1,7 +1,8 @@
 """Many windows at once: a recording is cut where it is quietest, and windows of several recordings share batches.
 
-Windows do not see each other's text. What a window leaves over, because its last segment ran into the cut, is decoded
-again as a window of its own.
+Windows do not see each other's text. As each ends in a pause, its text is made to reach the last sound before it, and
+its last segment ends there: nothing is encoded twice. What is left over where a text outgrew the decoder's room, or
+where a decoder that was changed breaks off, is decoded again as a window of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 import tqdm
 from torch import Tensor
-from whisper.audio import N_FRAMES, pad_or_trim
+from whisper.audio import HOP_LENGTH, N_FRAMES, SAMPLE_RATE, pad_or_trim
 from whisper.decoding import DecodingResult
 from whisper.tokenizer import Tokenizer, get_tokenizer
 from whisper.utils import get_end
@@ -32,7 +33,7 @@ from .mel import LogMel
 from .options import SEQUENTIAL_OPTIONS, TranscribeOptions
 from .segments import clear_if_empty, has_text, print_segment, split_segments, text_of
 from .tagging.tagger import Tagger, encode_windows, resolve_resolutions
-from .windows import Window, clip_frames, quiet_cuts
+from .windows import Window, clip_frames, quiet_cuts, sound_end
 
 if TYPE_CHECKING:
     from .model import WhisperAT
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 Audio = Recording | np.ndarray | Tensor
 
 MIN_REMAINDER = 20
-"""Frames behind a window's last segment from which on they become a window of their own."""
+"""Frames of sound that are worth to be decoded behind a segment."""
 
 
 def transcribe_many(
@@ -237,14 +238,13 @@ class _Batches:
             if isinstance(decoded, Exception):
                 failures |= {id(job.recording): (job.recording, decoded) for job in part}
                 continue
-            for i, (job, result) in enumerate(zip(part, decoded.results)):
+            for i, job in enumerate(part):
                 if id(job.recording) in failures:
                     continue
                 try:
                     if job.settled_before is not None:
                         job.recording.tagger.add_window(job.window, decoded.states[i], job.settled_before)
-                    inputs = select_windows(decoded.decoder_inputs, [i]) if self.options.word_timestamps else None
-                    remainder = self._add_segments(job, decoded.states[i], result, inputs)
+                    remainder = self._add_segments(job, decoded, i)
                     if remainder is not None:
                         remainders.append(remainder)
                 except Exception as error:
@@ -269,31 +269,35 @@ class _Batches:
     def _decode_batch(self, batch: list[_Job]) -> _DecodedBatch:
         """Encode and decode windows of one language."""
         windows = [job.window for job in batch]
-        mel = torch.stack(
-            [pad_or_trim(job.recording.mel.window(job.window.seek, job.window.end), N_FRAMES) for job in batch]
-        )
-        mel = mel.to(self.model.device).to(self.dtype)
+        mels = [job.recording.mel.window(job.window.seek, job.window.end) for job in batch]
+        mel = torch.stack([pad_or_trim(each, N_FRAMES) for each in mels]).to(self.model.device).to(self.dtype)
         features, states = encode_windows(self.model, mel, windows, [job.recording.tagger for job in batch])
         inputs = decoder_inputs(self.model, features)
+        if isinstance(inputs, EncodedAudio):
+            frames_per_position = N_FRAMES // self.model.dims.n_audio_ctx
+            ends = [(sound_end(each) - MIN_REMAINDER) // frames_per_position for each in mels]
+            inputs = inputs._replace(sound_ends=torch.tensor(ends, device=self.model.device))
         decode_options = {**self.options.decode_options, "language": batch[0].recording.language}
         results = decode_with_fallback(
             self.model, inputs, decode_options, self.options.temperatures, self.options.thresholds
         )
         return _DecodedBatch(states, inputs, results)
 
-    def _add_segments(
-        self, job: _Job, states: Tensor, result: DecodingResult, inputs: EncodedAudio | Tensor | None
-    ) -> _Job | None:
-        """Add a window's segments to its recording; return what is left of it, if its last segment was cut.
-
-        `inputs` is what the decoder was given, where words are to be timed.
-        """
-        recording, window = job.recording, job.window
+    def _add_segments(self, job: _Job, decoded: _DecodedBatch, i: int) -> _Job | None:
+        """Add the segments of a batch's window i to its recording; return what is left of it, if it is not complete."""
+        recording, window, result = job.recording, job.window, decoded.results[i]
         if self.options.thresholds.is_silent(result):
             return None
-        split = split_segments(result, window, recording.tokenizer, self.model.dims.n_audio_ctx)
+        dims = self.model.dims
+        room = min(self.options.decode_options.get("sample_len") or dims.n_text_ctx, dims.n_text_ctx // 2 - 4)
+        complete = isinstance(decoded.decoder_inputs, EncodedAudio) and len(result.tokens) < room
+        split = split_segments(result, window, recording.tokenizer, dims.n_audio_ctx, ends_in_pause=complete)
+        for segment in split.segments:  # a decoder may count silence behind the window's end, which is not there
+            if segment["start"] < (end := window.end * HOP_LENGTH / SAMPLE_RATE):
+                segment["end"] = min(segment["end"], end)
         last_speech = job.last_speech if job.settled_before is None else recording.last_speech
-        if inputs is not None:
+        if self.options.word_timestamps:
+            inputs = select_windows(decoded.decoder_inputs, [i])
             add_word_timestamps(
                 segments=split.segments,
                 model=alignment_model(self.model, inputs),
@@ -310,7 +314,7 @@ class _Batches:
         for segment in filter(has_text, split.segments):
             clear_if_empty(segment)
             recording.segments.append(segment)
-            recording.tagger.add_segment(window, states, segment)
+            recording.tagger.add_segment(window, decoded.states[i], segment)
         if window.seek < split.seek < window.end - MIN_REMAINDER:
             return _Job(recording, Window(split.seek, window.end - split.seek), None, last_speech)
         return None

@@ -186,7 +186,8 @@ class FastDecodingTask(_upstream.DecodingTask):
             )
         self.audio = audio
         self.inference = _StateInference()
-        self.rules = _LogitRules(self)
+        sound_ends = None if audio is None else audio.sound_ends
+        self.rules = _LogitRules(self, None if sound_ends is None else sound_ends.repeat_interleave(self.n_group))
         self.sync_interval = 1 if model.device.type == "cpu" else SYNC_INTERVAL
         if options.beam_size is not None:
             self.decoder = _BeamSearch(options.beam_size, self.tokenizer.eot, self.inference, options.patience)
@@ -256,9 +257,13 @@ class _StateInference(Inference):
 
 
 class _LogitRules:
-    """openai-whisper's logit filters in one pass: no loop over rows or tokens, nothing read back from the device."""
+    """openai-whisper's logit filters in one pass: no loop over rows or tokens, nothing read back from the device.
 
-    def __init__(self, task: FastDecodingTask) -> None:
+    ``sound_ends`` : for each row, the position (20 ms) before which a text does not end between two segments.
+    """
+
+    def __init__(self, task: FastDecodingTask, sound_ends: Tensor | None = None) -> None:
+        self.sound_ends = sound_ends
         tokenizer, options = task.tokenizer, task.options
         suppressed = list(task._get_suppress_tokens()) if options.suppress_tokens else []
         self.with_timestamps = not options.without_timestamps
@@ -298,6 +303,9 @@ class _LogitRules:
         ordinal = torch.arange(timestamps.shape[1], device=logits.device)
         timestamps.masked_fill_((ordinal < first[:, None]) | after_pair[:, None], minus_inf)
         logits[:, : self.eot].masked_fill_(within_pair[:, None], minus_inf)
+        if self.sound_ends is not None and sampled.shape[1] > 1:
+            goes_on = after_pair & (sampled[:, -1] - self.timestamp_begin < self.sound_ends)
+            logits[:, self.eot].masked_fill_(goes_on, minus_inf)
         # a timestamp has to follow where all together are likelier than any one text token
         text.masked_fill_((timestamps.logsumexp(1) > text.amax(1))[:, None], minus_inf)
 

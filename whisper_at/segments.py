@@ -50,12 +50,15 @@ def clear_if_empty(segment: dict[str, Any]) -> None:
         segment.update(text="", tokens=[], words=[])
 
 
-def split_segments(result: DecodingResult, window: Window, tokenizer: Tokenizer, n_audio_ctx: int) -> Split:
+def split_segments(
+    result: DecodingResult, window: Window, tokenizer: Tokenizer, n_audio_ctx: int, *, ends_in_pause: bool = False
+) -> Split:
     """Cut a window's tokens at its timestamps.
 
     Two timestamps in a row end one segment and start the next. Where such a pair exists, tokens
     after the last one belong to a segment that the window cut off: they are dropped and the next
-    window starts at that timestamp, unless a single timestamp closes the window.
+    window starts at that timestamp, unless a single timestamp closes the window. In a window that
+    ``ends_in_pause``, that segment ends where the window does.
     """
     frames_per_position = exact_div(N_FRAMES, n_audio_ctx)
     seconds_per_position = frames_per_position * HOP_LENGTH / SAMPLE_RATE
@@ -82,7 +85,7 @@ def split_segments(result: DecodingResult, window: Window, tokenizer: Tokenizer,
 
     cuts = (torch.where(is_timestamp[:-1] & is_timestamp[1:])[0] + 1).tolist()
     if cuts:
-        if ends_in_silence:
+        if ends_in_silence or ends_in_pause:
             cuts.append(len(tokens))
         segments = []
         for begin, stop in zip([0, *cuts], cuts):
@@ -94,8 +97,10 @@ def split_segments(result: DecodingResult, window: Window, tokenizer: Tokenizer,
                     part,
                 )
             )
-        if ends_in_silence:
-            return Split(segments, window.end, True)
+        if ends_in_pause and not ends_in_silence:
+            segments[-1]["end"] = float(window.end * HOP_LENGTH / SAMPLE_RATE)
+        if ends_in_silence or ends_in_pause:
+            return Split(segments, window.end, ends_in_silence)
         seek = window.seek + position(tokens[cuts[-1] - 1]) * frames_per_position
         return Split(segments, seek, False)
 

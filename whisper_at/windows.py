@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
 from whisper.audio import FRAMES_PER_SECOND, N_FRAMES
 
 from .mel import LogMel
@@ -172,3 +174,13 @@ def quiet_cuts(mel: LogMel, start: int, end: int) -> list[Window]:
     if end > start:
         windows.append(Window(start, end - start))
     return windows
+
+
+def sound_end(mel: Tensor) -> int:
+    """Return the frame behind the last one that is nearer in loudness to the loud parts of a window than to the quiet.
+
+    ``mel`` is a log-mel spectrogram ``(n_mels, frames)``.
+    """
+    loudness = mel.mean(0)
+    quiet, loud = loudness.quantile(torch.tensor([0.05, 0.95], device=mel.device))
+    return int((loudness >= (quiet + loud) / 2).nonzero()[-1]) + 1

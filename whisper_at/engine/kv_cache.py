@@ -27,16 +27,21 @@ class EncodedAudio(NamedTuple):
         As the encoder gave them.
     keys, values : Tensor, shape (layers, recordings, heads, size, frames)
         For the compiled decoder as in `cpu_kernels._cross_attention`.
+    sound_ends : int Tensor, shape (recordings,), optional
+        Positions (frames of the features) before which the text of a window may not break off in the middle, see
+        `batched`.
     """
 
     features: Tensor
     keys: Tensor
     values: Tensor
+    sound_ends: Tensor | None = None
 
     def select(self, recordings: Sequence[int]) -> EncodedAudio:
         """Return some of the recordings."""
         chosen = list(recordings)
-        return EncodedAudio(self.features[chosen], self.keys[:, chosen], self.values[:, chosen])
+        ends = None if self.sound_ends is None else self.sound_ends[chosen]
+        return EncodedAudio(self.features[chosen], self.keys[:, chosen], self.values[:, chosen], ends)
 
 
 class DecoderState:
