@@ -22,6 +22,7 @@ from .engine.decoder import Decoder
 from .engine.encoder import OnBlock
 from .engine.encoder import encode as encode_mel
 from .engine.encoder_bf16 import EncoderBF16
+from .engine.encoder_int8 import EncoderInt8
 from .engine.isolation import LOCK as BUILD_LOCK
 from .engine.kv_cache import EncodedAudio
 from .engine.onednn import use_onednn
@@ -77,7 +78,7 @@ class WhisperAT(Whisper):
         self.compute_type = compute_type
         use_onednn(self.encoder)
         self._decoder: Decoder | None = None
-        self._encoder: EncoderBF16 | None = None
+        self._encoder: EncoderBF16 | EncoderInt8 | None = None
         self.attached: dict[str, Head | WaveformClassifier | StateClassifier] = {}
         self.draft: DraftModel | None = None
         self.head_missing = (
@@ -207,14 +208,15 @@ class WhisperAT(Whisper):
 
     def _embed(self, mel: Tensor, on_block: OnBlock | None = None) -> Tensor:
         """Compute `embed_audio`; ``on_block`` is given the output of every block."""
-        if not self._in_bfloat16():
+        reduced: type[EncoderBF16 | EncoderInt8] = EncoderBF16 if self._in_bfloat16() else EncoderInt8
+        if reduced is EncoderInt8 and (self.compute_type != "int8" or not EncoderInt8.fits(self.encoder)):
             return encode_mel(self.encoder, mel, on_block)
-        if not EncoderBF16.fits(self.encoder):
+        if reduced is EncoderBF16 and not EncoderBF16.fits(self.encoder):
             return encode_mel(self.encoder, mel.bfloat16(), on_block).float()
         with BUILD_LOCK:  # and not once for each thread
             encoder = self._encoder
-            if encoder is None or not encoder.is_current(self.encoder):
-                encoder = self._encoder = EncoderBF16(self.encoder)
+            if not isinstance(encoder, reduced) or not encoder.is_current(self.encoder):
+                encoder = self._encoder = reduced(self.encoder)
         return encoder(mel, on_block)
 
     def is_encoded(self, mel: Tensor) -> bool:

@@ -71,7 +71,12 @@ def implements(function: Callable[..., Any], **options: Any) -> Callable[[F], F]
 
 
 def has_bfloat16() -> bool:
-    """Return whether this processor multiplies bfloat16 itself; others imitate it, slowly."""
+    """Return whether this processor multiplies bfloat16 itself, and ``ONEDNN_MAX_CPU_ISA`` lets it.
+
+    Others imitate it, slowly.
+    """
+    if torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
     return any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile", "arm_bf16"))
 
 

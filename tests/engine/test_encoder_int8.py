@@ -1,0 +1,157 @@
+"""The encoder in int8 on a CPU: its loops against formulas, the whole against float32, and where it is used."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import noise
+
+import whisper_at
+from whisper_at import model as model_module
+from whisper_at.engine import decoder as decoder_module
+from whisper_at.engine import encoder_int8
+from whisper_at.engine.encoder import encode
+from whisper_at.engine.encoder_int8 import EncoderInt8, Int8Linear
+
+pytestmark = pytest.mark.skipif(encoder_int8.weight_limit() == 0, reason="this PyTorch has no int8 products")
+
+
+def rounded(x: torch.Tensor, steps: int = 127) -> torch.Tensor:
+    """Every row to the nearest of so many steps on either side of 0."""
+    scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-12) / steps
+    return (x / scale).round() * scale
+
+
+def log_mel(model: whisper_at.WhisperAT, seconds: float = 30, seed: int = 0) -> torch.Tensor:
+    return whisper_at.log_mel_spectrogram(noise(seconds, seed), model.dims.n_mels)[None, :, :3000]
+
+
+@pytest.fixture
+def without_bfloat16(monkeypatch):
+    """A processor of the kind that the int8 encoder is for."""
+    monkeypatch.setattr(model_module, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(decoder_module, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(encoder_int8, "is_faster_than_float32", lambda: True)
+
+
+def test_layer_norm_is_rounded_by_row():
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(7, 192, generator=rng) * 5 + 3
+    weight, bias = torch.randn(192, generator=rng), torch.randn(192, generator=rng)
+    values, scale = torch.empty(7, 192, dtype=torch.int8), torch.empty(7)
+    encoder_int8._run(encoder_int8._layer_norm, x, weight, bias, values, scale)
+    expected = F.layer_norm(x, (192,), weight, bias)
+    torch.testing.assert_close(scale, expected.abs().amax(1) / 127, rtol=1e-5, atol=0)
+    assert ((values * scale[:, None] - expected).abs() <= 0.501 * scale[:, None]).all()
+    assert values.abs().amax(1).eq(127).all()
+
+
+def test_gelu_is_rounded_by_row():
+    rng = np.random.default_rng(1)
+    sums = rng.integers(-(10**6), 10**6, (5, 256), np.int32)
+    row_scale, scale, bias = (rng.random(n, np.float32) / 1000 for n in (5, 256, 256))
+    values, out_scale = np.empty((5, 256), np.int8), np.empty(5, np.float32)
+    encoder_int8._gelu(sums, row_scale, scale, bias, values, out_scale)
+    z = sums * row_scale[:, None].astype(float) * scale + bias
+    expected = z * 0.5 * (1 + np.vectorize(math.erf)(z / math.sqrt(2)))
+    assert (abs(values * out_scale[:, None] - expected) <= 0.501 * out_scale[:, None]).all()
+
+
+def test_a_layer_is_added_to_the_residual():
+    rng = torch.Generator().manual_seed(2)
+    sums = torch.randint(-(10**6), 10**6, (9, 64), generator=rng, dtype=torch.int32)
+    row_scale, scale, bias, y = (torch.rand(*n, generator=rng) for n in ((9,), (64,), (64,), (9, 64)))
+    expected = y.double() + sums.double() * row_scale[:, None] * scale + bias
+    encoder_int8._run(encoder_int8._add, sums, row_scale, scale, bias, y)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_smoothing_changes_nothing_but_the_rounding():
+    """Channels of a layer norm that are a hundred times larger than others leave these some steps."""
+    torch.manual_seed(3)
+    norm, linear = torch.nn.LayerNorm(64), torch.nn.Linear(64, 32)
+    norm.weight.data[5], norm.bias.data[9] = 100, 50
+    linear.weight.data[:, [5, 9]] /= 100
+    x = torch.randn(20, 64)
+    expected = linear(norm(x))
+    layer = Int8Linear.of(linear, norm=norm)
+    weight = layer.weight * layer.scale[:, None]
+    smooth = F.layer_norm(x, (64,), *layer.norm)
+    torch.testing.assert_close(smooth @ weight.T + layer.bias, expected, rtol=0.05, atol=0.02)
+    plain = Int8Linear.of(linear)
+    error = (rounded(smooth) @ weight.T + layer.bias - expected).norm()
+    plain_error = (rounded(norm(x)) @ (plain.weight * plain.scale[:, None]).T + plain.bias - expected).norm()
+    assert error < plain_error / 3
+
+
+@torch.no_grad()
+def test_the_whole_is_float32_with_rounded_weights_and_inputs(model_en, monkeypatch):
+    monkeypatch.setattr(encoder_int8, "weight_limit", lambda: 63)  # no sum overflows, on any processor
+    encoder, mel = model_en.encoder, log_mel(model_en)
+    int8 = EncoderInt8(encoder)
+    x = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel)))).transpose(1, 2) + encoder.positional_embedding
+    blocks = []
+    for i, block in enumerate(encoder.blocks):
+        qkv, up, down = ((w.weight * w.scale[:, None], w.bias) for w in (int8.qkv[i], int8.mlp_up[i], int8.mlp_down[i]))
+        qkv = F.linear(rounded(F.layer_norm(x, x.shape[-1:], *int8.qkv[i].norm)), *qkv)
+        query, key, value = qkv.unflatten(2, (3, block.attn.n_head, -1)).permute(2, 0, 3, 1, 4)
+        x = x + block.attn.out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+        wide = F.gelu(F.linear(rounded(F.layer_norm(x, x.shape[-1:], *int8.mlp_up[i].norm)), *up))
+        x = x + F.linear(rounded(wide), *down)
+        blocks.append(x)
+    seen = []
+    found = int8(mel, lambda output: seen.append(output.clone()))
+    error = max((a - b).norm() / b.norm() for a, b in zip([*seen, found], [*blocks, encoder.ln_post(x)]))
+    assert error < 5e-3  # numbers at the middle of two steps are rounded to either
+    assert 1e-4 < (found - encode(encoder, mel)).norm() / found.norm() < 0.05
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 2}, {"word_timestamps": True}])
+def test_int8_without_bfloat16_encodes_in_int8(without_bfloat16, options):
+    audio = whisper_at.load_audio("sample/speech.flac")
+    int8, plain = (whisper_at.load_model("nano.en", "cpu", compute_type=t) for t in ("int8", None))
+    found, expected = (m.transcribe(audio, language="en", fp16=False, at_time_res=2, **options) for m in (int8, plain))
+    assert isinstance(int8._encoder, EncoderInt8)
+    assert found["text"] == expected["text"]
+    assert (found["audio_tag"] - expected["audio_tag"]).abs().max() < 0.5
+
+
+def test_windows_of_a_batch_are_those_alone(without_bfloat16, model_en):
+    model_en.compute_type = "int8"
+    mel = torch.cat([log_mel(model_en, seed=i) for i in range(2)])
+    features, states = model_en.encode(mel)
+    for i in range(2):
+        alone, own = model_en.encode(mel[i : i + 1])
+        assert torch.equal(features[i], alone[0])
+        assert torch.equal(states[i], own[0])
+
+
+def test_new_weights_count(without_bfloat16, model_en):
+    model_en.compute_type = "int8"
+    mel = log_mel(model_en)
+    before, copied = model_en.embed_audio(mel), copy.deepcopy(model_en)
+    copied.encoder.blocks[0].mlp[2].weight.data.mul_(3)
+    assert not torch.equal(copied.embed_audio(mel), before)
+    assert torch.equal(model_en.embed_audio(mel), before)
+
+
+def test_slow_products_are_not_used(without_bfloat16, model_en, monkeypatch):
+    monkeypatch.setattr(encoder_int8, "is_faster_than_float32", lambda: False)
+    model_en.compute_type = "int8"
+    mel = log_mel(model_en)
+    with torch.no_grad():
+        assert torch.equal(model_en.embed_audio(mel), encode(model_en.encoder, mel))
+
+
+def test_steps_of_weights_are_those_that_the_processor_can_add():
+    """All at their largest is what overflows in 16 bits."""
+    limit = encoder_int8.weight_limit()
+    ones = torch.full((16, 64), 127, dtype=torch.int8)
+    exact = (torch._int_mm(ones, ones.t()) == 64 * 127 * 127).all()
+    assert limit == (127 if exact else 90)
+    assert (torch._int_mm(ones, ones.clamp(max=63).t()) == 64 * 127 * 63).all()
