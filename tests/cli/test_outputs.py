@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -223,8 +224,52 @@ def test_the_server_says_the_same(folder, checkpoint, capsys, monkeypatch):
     for line in capsys.readouterr().err.splitlines():
         assert "no tagging head is published for" in line
         assert "`whisper-at train`" in line
-        assert "leave out --head auto" in line
+        assert "give --head none" in line
     assert not served
     assert cli.main(["serve", "--model", str(checkpoint), "--device", "cpu"]) == 0
     assert "requests for text alone are served" in capsys.readouterr().err
-    assert len(served) == 1
+    assert cli.main(["serve", "--model", str(checkpoint), "--device", "cpu", "--head", "none"]) == 0
+    assert capsys.readouterr().err == ""
+    assert len(served) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("", None),
+        ("--at_time_res 10", "--at_time_res has no effect with --head none"),
+        ("--sound_captions --top_k 3", "--top_k, --sound_captions have no effect with --head none"),
+        ("--p_threshold=-9 --label_language de --include_classes Dog", "--include_classes have no effect"),
+    ],
+)
+@pytest.mark.parametrize("model", ["a file", "nano.en"])
+def test_no_head_is_text_alone_at_the_cost_of_text_alone(folder, checkpoint, monkeypatch, flags, says, model):
+    """A script whose flags ask for tags goes on without them: for a model that has no head, and where one would do."""
+    model = str(checkpoint) if model == "a file" else model
+    monkeypatch.setattr("whisper_at.checkpoints.find_head", lambda *_, **__: pytest.fail("a head was looked for"))
+    assert cli.main(["x.wav", "--model", model, "-o", "plain", *QUIET]) == 0
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert cli.main(["x.wav", "--model", model, "-o", "out", *QUIET, *flags.split(), "--head", "none"]) == 0
+    said = [str(warning.message) for warning in caught if "--head" in str(warning.message)]
+    assert len(said) == (says is not None)
+    assert all(says in message for message in said)
+    for name in os.listdir("plain"):
+        assert Path("out", name).read_bytes() == Path("plain", name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--head none --head auto", "leave it out, or the others"),
+        ("--head none --at_low_compute", "leave it out, or the others"),
+        ("--head none --task tag", "leave out --head none"),
+    ],
+)
+def test_no_head_and_yet_one_is_refused(folder, capsys, flags, says):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["x.wav", "--model", "small", *QUIET, *flags.split()])
+    assert ended.value.code == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert says in errors

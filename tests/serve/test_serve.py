@@ -517,6 +517,10 @@ def test_arguments_reach_model_and_server(monkeypatch, tmp_path):
     options = {"batch_size": 4, "beam_size": 5, "cors": ["https://a.org", "https://b.org"]}
     assert asked["app"] == ("mine.pt", Limits(5, 1, 0), options)
     assert (asked["host"], asked["port"]) == ("0.0.0.0", 9)
+    assert cli.main(["serve", "--model", model]) == 0
+    assert asked["head"] == "auto"
+    assert cli.main(["serve", "--model", model, "--head", "none"]) == 0
+    assert asked["head"] is None
 
 
 def test_a_port_that_is_taken(served):

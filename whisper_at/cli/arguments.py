@@ -79,7 +79,10 @@ def add_model_arguments(target: Arguments) -> None:
     """Add how a model is loaded: its folder, device and precision, and its heads."""
     add_device_arguments(target)
     add = target.add_argument
-    help = "tagging head, if not the one published for the model (auto); repeat it for several, also of your own sounds"
+    help = (
+        "tagging head, if not the one published for the model (auto), or none; repeat it for several, also of your own "
+        "sounds"
+    )
     add("--head", metavar="FILE|NAME", action="append", help=help)
     add("--at_low_compute", action="store_true", help="take the small published head (small to large-v2)")
 

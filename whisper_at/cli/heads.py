@@ -9,6 +9,18 @@ from ..suggest import did_you_mean
 from .arguments import Parser
 from .reporting import one_line
 
+NO_HEAD = "none"
+"""``--head none``: the model is to have no head, so that none is looked for, fetched or read."""
+
+
+def is_no_head(parser: Parser, heads: Sequence[str] | None, low_compute: bool) -> bool:
+    """Return whether ``--head none`` is given; exit with status 2 where another head is, too."""
+    if NO_HEAD not in (heads or ()):
+        return False
+    if set(heads or ()) != {NO_HEAD} or low_compute:
+        parser.error(f"--head {NO_HEAD} is for no head at all: leave it out, or the others and --at_low_compute")
+    return True
+
 
 def check_heads(parser: Parser, model: str, heads: Sequence[str], low_compute: bool, otherwise: str) -> None:
     """Exit with status 2 where tags cannot be had, as far as that is known without loading or fetching anything.

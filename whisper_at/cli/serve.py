@@ -14,7 +14,7 @@ import uvicorn
 from ..loading import load_model
 from ..serve.app import Limits, create_app
 from .arguments import Parser, add_model_arguments, positive_int
-from .heads import check_heads, no_head
+from .heads import check_heads, is_no_head, no_head
 from .reporting import report
 
 EXAMPLES = """\
@@ -28,7 +28,7 @@ Programs for OpenAI's API need its address alone: OpenAI(base_url="http://127.0.
 Whoever reaches the address may use it: there are no users and no passwords."""
 
 
-WITHOUT_TAGS = "to serve text alone, leave out --head auto"
+WITHOUT_TAGS = "to serve text alone, give --head none"
 
 
 def build_parser() -> Parser:
@@ -68,7 +68,8 @@ def main(argv: Sequence[str]) -> int:
     """Serve until interrupted."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    if args.head or args.at_low_compute:
+    text_alone = is_no_head(parser, args.head, args.at_low_compute)
+    if (args.head or args.at_low_compute) and not text_alone:
         check_heads(parser, args.model, args.head or ["auto"], args.at_low_compute, WITHOUT_TAGS)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -77,10 +78,10 @@ def main(argv: Sequence[str]) -> int:
         device=args.device,
         download_root=args.model_dir,
         at_low_compute=args.at_low_compute,
-        head=args.head or "auto",
+        head=None if text_alone else args.head or "auto",
         compute_type=args.compute_type,
     )
-    if not model.heads:
+    if not model.heads and not text_alone:
         if args.head:
             raise ValueError(no_head(args.model, WITHOUT_TAGS))
         report(f"whisper-at serve: {no_head(args.model, 'requests for text alone are served')}")

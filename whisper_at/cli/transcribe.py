@@ -34,7 +34,7 @@ from .arguments import (
     resolution_list,
     str2bool,
 )
-from .heads import check_heads, no_head
+from .heads import NO_HEAD, check_heads, is_no_head, no_head
 from .outputs import output_names
 from .reporting import INTERRUPTED, TRACEBACK_VARIABLE, one_line, report
 
@@ -126,7 +126,7 @@ def main(argv: Sequence[str]) -> int:
         "draft": args.pop("draft"),
     }
     heads: list[str] = args.pop("head")
-    if not args["at_time_res"]:  # nothing is tagged: no head is fetched
+    if not args["at_time_res"]:  # nothing is tagged, be it that --head none says so: no head is fetched
         load_options["head"] = None
     else:
         load_options["head"] = heads[0] if len(heads) == 1 else heads
@@ -280,7 +280,7 @@ def build_parser() -> Parser:
     group = parser.add_argument_group(
         "sound tags",
         "Off unless one of these, --head or --at_low_compute is given;\n"
-        "any of them alone means --at_time_res 10 (2 for captions).",
+        "any of them alone means --at_time_res 10 (2 for captions). --head none turns them off.",
     )
     add = group.add_argument
     add("--at_time_res", type=resolution_list, metavar="S[,S]", help="seconds per row of tags: multiples of 0.4")
@@ -360,9 +360,13 @@ def _check_arguments(parser: Parser, args: dict[str, Any]) -> str:
             if args[option]:
                 parser.error(f"--{option} is for text, which --task tag does not write")
         args["sound_captions"] = args["sound_captions"] or args["output_format"] != "json"
+    if is_no_head(parser, args["head"], args["at_low_compute"]):
+        _leave_out_tags(parser, args)
     switches = [name for name in ("at_low_compute", "sound_captions") if args[name]]
     wanted = [name for name in ("at_time_res", *defaults) if args[name] is not None] + switches
     without_tags = f"to transcribe without tags, leave out {', '.join(f'--{name}' for name in wanted)}"
+    if args["head"] is None and not args["at_low_compute"]:
+        without_tags += f" or add --head {NO_HEAD}"
     if args["task"] == "tag":
         without_tags = "to transcribe without tags, leave out --task tag"
     if args["at_time_res"] is None and (wanted or args["task"] == "tag"):
@@ -390,6 +394,18 @@ def _check_arguments(parser: Parser, args: dict[str, Any]) -> str:
     if increment is not None and not args["temperature"] <= 1:
         parser.error("--temperature above 1 needs --temperature_increment_on_fallback None: tries end at 1")
     return without_tags
+
+
+def _leave_out_tags(parser: Parser, args: dict[str, Any]) -> None:
+    """Take back what asks for tags, as ``--head none`` does; warn of what thereby has no effect."""
+    if args["task"] == "tag":
+        parser.error(f"--task tag writes the sounds that a head finds: leave out --head {NO_HEAD}")
+    given = [name for name in ("at_time_res", *TAG_DEFAULTS) if args[name] is not None]
+    given += ["sound_captions"] if args["sound_captions"] else []
+    if given:
+        names = ", ".join(f"--{name}" for name in given)
+        warnings.warn(f"{names} {'has' if len(given) == 1 else 'have'} no effect with --head {NO_HEAD}", stacklevel=5)
+    args |= {**dict.fromkeys(given), "head": None, "sound_captions": False}
 
 
 def _check_options(parser: Parser, args: Mapping[str, Any]) -> None:
