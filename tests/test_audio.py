@@ -6,9 +6,11 @@ import gc
 import inspect
 import io
 import os
+import re
 import subprocess
 import sys
 import tempfile
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -349,12 +351,123 @@ def test_opposite_polarity_is_heard(in_tmp, convert_to, second, lead):
     soundfile.write("opposite.wav", np.stack([left, second * left], 1), 16000)
     if convert_to != "wav":
         convert("opposite.wav", f"opposite.{convert_to}")
-    with pytest.warns(UserWarning, match="its channels cancel each other when they are mixed; the first one is taken"):
+    with pytest.warns(
+        UserWarning, match=rf"cancel each other when they are mixed, at {lead}\.[01]-{lead + 4}\.0 s: one"
+    ):
         heard = audio.load_audio(f"opposite.{convert_to}")
     assert np.abs(heard).max() == pytest.approx(np.abs(left).max(), rel=0.15)
     with pytest.warns(UserWarning, match="cancel"):
         blocks = list(audio.stream_audio(f"opposite.{convert_to}", seconds=5))
     assert np.array_equal(np.concatenate(blocks), heard)
+
+
+def first_channel(path: str) -> np.ndarray:
+    convert(path, "first.wav")
+    samples, rate = soundfile.read("first.wav", always_2d=True)
+    soundfile.write("first.wav", samples[:, 0], rate)
+    return audio.load_audio("first.wav")
+
+
+@pytest.mark.parametrize(
+    ("convert_to", "rate", "lead"),
+    [("wav", 16000, 70), ("flac", 44100, 0), ("mp3", 44100, 0), ("m4a", 16000, 70), ("opus", 48000, 0)],
+)
+def test_a_call_with_one_speaker_out_of_phase(in_tmp, ffmpeg_on_path, convert_to, rate, lead):
+    """Both are heard, whoever begins and however often they take turns; of the other the downmix is untouched."""
+    turns = [(2.34, 1), (3.21, -1), (0.55, 1), (1.5, -1), (4.0, 1), (0.81, -1), (lead + 0.3, 1), (2.0, -1)]
+    loud = tone(sum(seconds for seconds, _ in turns), rate)[:, 0]
+    ends = np.cumsum([round(seconds * rate) for seconds, _ in turns])
+    polarity = np.concatenate([np.full(round(seconds * rate), sign) for seconds, sign in turns])
+    loud = loud[: len(polarity)]
+    soundfile.write("call.wav", np.stack([loud, polarity * loud], 1), rate)
+    if convert_to != "wav":
+        convert("call.wav", f"call.{convert_to}")
+    name = f"call.{convert_to}"
+    with pytest.warns(UserWarning, match="cancel") as caught:
+        heard = audio.load_audio(name)
+    mixed, first = upstream.load_audio(name), first_channel(name)
+    at = [round(end / rate * 16000) for end in (0, *ends)]
+    frame = 1600
+    for start, stop, (_, sign) in zip(at, at[1:], turns):
+        inner = slice(start + 2 * frame, stop - 2 * frame)
+        if sign == 1:
+            assert np.array_equal(heard[inner], mixed[inner])
+        else:
+            assert np.abs(mixed[inner]).max() < 0.1
+            assert np.abs(heard[inner] - first[inner]).max() < 0.01  # but for how the codec's output is resampled
+        # of a turn at most the part of a frame is lost
+        loudness = np.sqrt(np.mean(heard[start:stop].reshape(1, -1) ** 2))
+        assert loudness > 0.8 * np.sqrt(np.mean(first[start:stop] ** 2))
+    (message,) = [str(warning.message) for warning in caught]
+    told = [float(number) for number in re.findall(r"(\d+\.\d)(?=-| s)", message)]
+    edges = [at[1], at[4], at[5], at[6], at[7], at[8]] if lead else [at[1], at[4], at[5], at[8]]
+    assert told == pytest.approx([edge / 16000 for edge in edges], abs=0.15)
+
+
+def test_of_many_channels_the_loudest_is_heard(in_tmp):
+    """The first one may be empty."""
+    x = tone(3)[:, 0]
+    soundfile.write("a.wav", np.stack([0 * x, 0 * x, 0 * x, 0 * x, x, -x], 1), 16000)
+    with pytest.warns(UserWarning, match="at 0.0-3.0 s"):
+        heard = audio.load_audio("a.wav")
+    assert heard == pytest.approx(x, abs=1e-3)
+
+
+def test_a_change_of_source_makes_no_click(in_tmp):
+    """From the downmix to a channel and back within 10 ms: no step that the sound itself does not have."""
+    t = np.arange(5 * 16000) / 16000
+    left = 0.3 * np.sin(2 * np.pi * 100 * t)
+    right = np.where((t >= 1.003) & (t < 3.007), -left, left)
+    soundfile.write("a.wav", np.stack([left, right], 1), 16000)
+    with pytest.warns(UserWarning, match=r"at 1\.1-3\.0 s"):
+        heard = audio.load_audio("a.wav")
+    steps = np.abs(np.diff(heard))
+    edges = [round(seconds * 16000) for seconds in (1.003, 3.007)]  # of the recording itself
+    steps[[n + i for n in edges for i in (-1, 0)]] = 0
+    assert steps.max() < 2 * np.abs(np.diff(left)).max()
+
+
+def test_a_warning_names_places_but_not_all_of_many(in_tmp):
+    x = tone(70)[:, 0]
+    polarity = np.where(np.arange(len(x)) // 1600 % 70 < 10, -1, 1)
+    soundfile.write("a.wav", np.stack([x, polarity * x], 1), 16000)
+    with pytest.warns(UserWarning, match="cancel") as caught:
+        audio.load_audio("a.wav")
+    expected = "at 0.0-1.0 s, 7.0-8.0 s, 14.0-15.0 s, 21.0-22.0 s, 28.0-29.0 s and 5 later places (10 s in all): one"
+    assert expected in str(caught[0].message)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_channels_are_decoded_once_and_end_with_the_stream(in_tmp, monkeypatch, channels):
+    """A second ffmpeg runs once it is quiet, and only while there are channels to compare."""
+    processes = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(audio.subprocess, "Popen", lambda *a, **k: processes.append(popen(*a, **k)) or processes[-1])
+    x = tone(200)[:, 0]
+    x[16000:20000] = 0
+    soundfile.write("long.wav", np.stack([x] * channels, 1), 16000)
+    blocks = audio.stream_audio("long.wav", seconds=0.1)
+    next(blocks)
+    assert len(processes) == 2
+    assert (processes[1].poll() is None) == (channels == 2)
+    blocks.close()
+    assert all(process.poll() is not None for process in processes)
+
+
+def test_memory_does_not_grow_with_what_is_cancelled(in_tmp):
+    def peak(seconds: int) -> int:
+        x = 0.1 * np.sin(np.arange(seconds * 16000) / 7)
+        soundfile.write("a.wav", np.stack([x, -x], 1), 16000)
+        tracemalloc.start()
+        try:
+            with pytest.warns(UserWarning, match="cancel"):
+                for _ in audio.stream_audio("a.wav"):
+                    pass
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(400) < 1.1 * peak(100)
 
 
 @pytest.mark.parametrize(

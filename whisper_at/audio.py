@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import struct
 import subprocess
 import tempfile
-import warnings
 import weakref
 from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
+from itertools import chain
 from typing import IO, Any
 
 import ffmpeg
@@ -25,13 +26,9 @@ import whisper.audio as _whisper_audio
 from whisper.audio import *
 from whisper.audio import SAMPLE_RATE
 
-CHUNK_BYTES = 1 << 20  # read from the pipe at once: 33 s at 16 kHz
-QUIET = 0.02
-"""Root mean square up to which a downmix may be what is left of channels that cancel each other: -34 dB."""
-CANCELLED = 6.0
-"""How many times as loud as their downmix channels are that cancel each other: 16 dB."""
-SILENT = 5e-4
-"""Root mean square of a channel in which there is nothing to be heard."""
+from .downmix import frame_length, restore_cancelled
+
+CHUNK_BYTES = 1 << 20  # read at once: 33 s at 16 kHz
 
 Bytes = bytes | bytearray | memoryview
 Recording = str | os.PathLike[str] | Bytes | IO[bytes]
@@ -107,8 +104,8 @@ def _delete(path: str) -> None:
 def load_audio(file: Recording, sr: int = SAMPLE_RATE) -> np.ndarray:
     """Decode a local audio or video file to one channel.
 
-    Where the channels cancel each other, so that their downmix is next to silent (a cable of reversed polarity), the
-    first one is taken, with a warning.
+    Where the channels cancel each other, so that their downmix is next to silent (a cable of reversed polarity, a call
+    with one speaker out of phase), one of them is taken, and a warning says where.
 
     Parameters
     ----------
@@ -231,35 +228,39 @@ def _decode(file: Recording, sr: int) -> Iterator[bytes]:
         raise _load_error(name, "the file is empty")
 
     # what decides the samples is as in whisper.load_audio
-    mixed = _run_ffmpeg(path, name, ac=1, ar=sr)
-    first = _run_ffmpeg(path, name, af="pan=mono|c0=c0", ar=sr)  # starts when its first chunk is wanted
-    with closing(mixed), closing(first):
-        for chunk in mixed:
-            if (loudness := _root_mean_square(chunk)) > QUIET:
-                yield chunk
-                yield from mixed
-                return
-            of_first = next(first, b"")
-            if _root_mean_square(of_first) > max(CANCELLED * loudness, SILENT):
-                warnings.warn(f"{name}: its channels cancel each other when they are mixed; the first one is taken")
-                yield of_first
-                yield from first
-                return
-            yield chunk
+    frame = frame_length(sr)
+    samples = frame * max(CHUNK_BYTES // (2 * frame), 1)
+    mixed = _run_ffmpeg(path, name, 2 * samples, f="s16le", acodec="pcm_s16le", ac=1, ar=sr)
+    with closing(mixed):
+        blocks = (np.frombuffer(chunk[: len(chunk) // 2 * 2], "<i2") for chunk in mixed)
+        for block in restore_cancelled(blocks, lambda: _decode_channels(path, name, sr, samples), sr, name):
+            yield block.astype("<i2", copy=False).tobytes()
 
 
-def _root_mean_square(chunk: bytes) -> float:
-    """Return the root mean square of int16 samples, in [0, 1]."""
-    samples = np.frombuffer(chunk, np.dtype("<i2")).astype(np.float32)
-    return float(np.sqrt(np.mean(samples * samples))) / 32768.0 if len(samples) else 0.0
+def _decode_channels(path: str, name: str, sr: int, samples: int) -> Generator[np.ndarray, None, None]:
+    """Yield all channels of a file in blocks of so many samples, int16, ``(samples, channels)``."""
+    output = _run_ffmpeg(path, name, CHUNK_BYTES, f="au", acodec="pcm_s16be", ar=sr)  # whose header counts channels
+    with closing(output):
+        buffer = bytearray(next(output, b""))
+        if len(buffer) < 24:
+            return
+        _, header, _, _, _, channels = struct.unpack(">6I", buffer[:24])
+        del buffer[:header]
+        size = 2 * channels * samples
+        for chunk in chain([b""], output):
+            buffer += chunk
+            while len(buffer) >= size:
+                yield np.frombuffer(bytes(buffer[:size]), ">i2").reshape(-1, channels)
+                del buffer[:size]
+        yield np.frombuffer(bytes(buffer[: len(buffer) // (2 * channels) * 2 * channels]), ">i2").reshape(-1, channels)
 
 
-def _run_ffmpeg(path: str, name: str, **output: Any) -> Generator[bytes, None, None]:
-    """Yield chunks of samples, little-endian int16, with options of ffmpeg's output."""
+def _run_ffmpeg(path: str, name: str, size: int, **output: Any) -> Generator[bytes, None, None]:
+    """Yield what ffmpeg makes of a file with these options of its output, in chunks of so many bytes."""
     # "file:" makes ffmpeg take the rest literally, whatever it looks like; the whitelist stops a playlist in the file
     # from opening a network connection
     stream = ffmpeg.input(f"file:{path}", threads=0, protocol_whitelist="file,pipe")
-    stream = stream.output("pipe:", format="s16le", acodec="pcm_s16le", **output)
+    stream = stream.output("pipe:", **output)
     command = ffmpeg.compile(stream, cmd=[ffmpeg_binary(), "-nostdin", "-hide_banner", "-loglevel", "error"])
 
     # errors go to a file, not a pipe: a damaged input can produce more of them than a pipe holds
@@ -267,7 +268,7 @@ def _run_ffmpeg(path: str, name: str, **output: Any) -> Generator[bytes, None, N
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
         assert process.stdout is not None
         try:
-            while chunk := process.stdout.read(CHUNK_BYTES):
+            while chunk := process.stdout.read(size):
                 yield chunk
             status = process.wait()
         finally:
