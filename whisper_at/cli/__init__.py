@@ -9,11 +9,13 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from ..engine.cpus import available_cpus, cpu_quota
-from . import transcribe
 from .reporting import INTERRUPTED, one_line, outliving_readers, report
 
+TRANSCRIBE = "transcribe"
+"""What the command without a subcommand does."""
 SUBCOMMANDS = {
     "models": "",
     "convert": "",
@@ -34,21 +36,30 @@ SUBCOMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0, 1 if anything failed, or 130 after Ctrl-C. Wrong arguments exit with status 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    return _run(argv.pop(0), argv) if _is_subcommand(argv) else _run(TRANSCRIBE, argv)
+
+
+def run_module(file: str) -> NoReturn:
+    """Run the command of a module, so that ``python -m whisper_at.cli.train`` is ``whisper-at train``, and exit."""
+    sys.exit(_run(os.path.splitext(os.path.basename(file))[0], sys.argv[1:]))
+
+
+def _run(command: str, argv: list[str]) -> int:
     _keep_to_cpu_quota()
     with outliving_readers():
         try:
-            return _run(argv)
+            if command == TRANSCRIBE:  # which reports its errors by file
+                return int(importlib.import_module(f".{command}", __name__).main(argv))
+            return _run_subcommand(command, argv)
         except KeyboardInterrupt:
             report("whisper-at: interrupted")
             return INTERRUPTED
 
 
-def _run(argv: list[str]) -> int:
-    if not _is_subcommand(argv):
-        return transcribe.main(argv)
-    command, extra = argv[0], SUBCOMMANDS[argv[0]]
+def _run_subcommand(command: str, argv: list[str]) -> int:
+    extra = SUBCOMMANDS[command]
     try:
-        return importlib.import_module(f".{command}", __name__).main(argv[1:])
+        return int(importlib.import_module(f".{command}", __name__).main(argv))
     except ImportError as error:
         hint = f'; install what it needs: pip install ".[{extra}]"' if extra else ""
         report(f"whisper-at {command}: error: {one_line(error)}{hint}")

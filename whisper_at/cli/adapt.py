@@ -157,3 +157,9 @@ def predict_command(args: argparse.Namespace) -> int:
         values = [f"{p:.4f}" for p in row] if args.all else [model.classes[best], f"{row[best]:.4f}"]
         writer.writerow([name, *values])
     return 0
+
+
+if __name__ == "__main__":
+    from . import run_module
+
+    run_module(__file__)

@@ -29,3 +29,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dtype", choices=list(DTYPES), help="precision of the weights; the source's if not given")
     add("--model_dir", metavar="DIR", help="where downloaded models are kept (~/.cache/whisper)")
     return parser
+
+
+if __name__ == "__main__":
+    from . import run_module
+
+    run_module(__file__)

@@ -131,3 +131,9 @@ def _format_digits(value: float) -> str:
 
 def _format_percent(value: float) -> str:
     return "<0.01" if value < 0.005 else f"{value:.2f}" if value < 0.995 else f"{value:.1f}"
+
+
+if __name__ == "__main__":
+    from . import run_module
+
+    run_module(__file__)

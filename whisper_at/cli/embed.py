@@ -86,4 +86,6 @@ def _build_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from . import run_module
+
+    run_module(__file__)

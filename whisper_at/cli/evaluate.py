@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -180,4 +179,6 @@ def _feature_folder(folder: str | None, protocol: str) -> Iterator[Path]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from . import run_module
+
+    run_module(__file__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -155,4 +154,6 @@ def _convert(parser: argparse.ArgumentParser, args: argparse.Namespace, source: 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from . import run_module
+
+    run_module(__file__)

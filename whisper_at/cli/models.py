@@ -72,3 +72,9 @@ def describe_head(name: str, folder: Path) -> str:
     here = (folder / checkpoints.HEADS[name].file).is_file()
     low = " (and a low-compute one)" if f"{name}_low" in checkpoints.HEADS else ""
     return f"{'downloaded' if here else 'to be downloaded'}{low}"
+
+
+if __name__ == "__main__":
+    from . import run_module
+
+    run_module(__file__)

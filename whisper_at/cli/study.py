@@ -111,3 +111,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("-o", "--output_dir", metavar="DIR", help="folder for results, instead of the one of the configuration")
     add("--device", metavar="DEVICE", help="PyTorch device; CUDA if available")
     return parser
+
+
+if __name__ == "__main__":
+    from . import run_module
+
+    run_module(__file__)

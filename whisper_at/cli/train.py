@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -379,4 +378,6 @@ def _epoch_logger(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from . import run_module
+
+    run_module(__file__)

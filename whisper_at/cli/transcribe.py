@@ -417,3 +417,9 @@ def _check_options(parser: Parser, args: Mapping[str, Any]) -> None:
     except ValueError as error:
         names = "|".join(option.name for option in fields(TranscribeOptions))
         parser.error(re.sub(rf"\b({names})\b", r"--\1", one_line(error)))
+
+
+if __name__ == "__main__":
+    from . import run_module
+
+    run_module(__file__)
