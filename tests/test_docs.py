@@ -1,6 +1,8 @@
 import ast
+import importlib
 import re
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,15 @@ def test_the_reference_has_every_public_name():
 def test_the_reference_has_a_page_for_every_room():
     rooms = {path.parent.name for path in (ROOT / "whisper_at").glob("*/__init__.py")} - {"cli", "normalizers"}
     assert {path.stem for path in (ROOT / "docs" / "api").glob("*.md")} == rooms | {"whisper_at"}
+
+
+def test_the_page_of_sound_names_is_up_to_date():
+    sys.path.insert(0, str(ROOT / "docs" / "scripts"))
+    try:
+        sound_names = importlib.import_module("sound_names")
+    finally:
+        sys.path.remove(str(ROOT / "docs" / "scripts"))
+    assert sound_names.page() == sound_names.PAGE.read_text("utf-8"), "run docs/scripts/sound_names.py"
 
 
 def test_where_is_what_names_files_that_are_there():

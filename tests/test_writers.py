@@ -260,7 +260,7 @@ def test_an_unknown_format_is_refused_as_upstream_does(tmp_path):
 def test_a_language_without_names_is_said_once(tmp_path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
-        get_writer("all", str(tmp_path), label_language="xx", sound_captions=True)(tagged(speech()), "a.wav")
+        get_writer("all", str(tmp_path), label_language="xx", captions="sdh")(tagged(speech()), "a.wav")
     assert ["no class names in 'xx'" in str(warning.message) for warning in caught] == [True]
 
 

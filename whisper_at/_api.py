@@ -7,12 +7,12 @@ from whisper import DecodingOptions, DecodingResult, ModelDimensions, Whisper, p
 
 from .audio import load_audio, log_mel_spectrogram
 from .batched import transcribe_many
+from .captioning import captions
 from .checkpoints import available_models
 from .checkpoints.files import to_jsonable
 from .decoding import decode, detect_language
 from .loading import load_model
 from .model import WhisperAT
-from .tagging.captions import with_sounds
 from .tagging.events import find_events
 from .tagging.labels import find_classes, label_names, print_label_name, print_support_language
 from .tagging.rows import parse_at_label
@@ -30,6 +30,7 @@ __all__ = [
     "WhisperAT",
     "__version__",
     "available_models",
+    "captions",
     "decode",
     "detect_language",
     "find_classes",
@@ -45,5 +46,4 @@ __all__ = [
     "to_jsonable",
     "transcribe",
     "transcribe_many",
-    "with_sounds",
 ]

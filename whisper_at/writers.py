@@ -1,8 +1,8 @@
 """Result files: txt, vtt, srt, tsv and json as the installed openai-whisper writes them.
 
 Without tags in the result, every file is upstream's byte for byte. With tags, only JSON differs: what follows
-upstream's keys is plain numbers and names, and strict JSON (defect D26). Where it is asked for, srt and vtt show
-sounds.
+upstream's keys is plain numbers and names, and strict JSON (defect D26). Where it is asked for, srt and vtt are
+captions for people, with or without sounds.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import numpy as np
 from whisper.utils import ResultWriter
 from whisper.utils import get_writer as get_upstream_writer
 
+from .captioning import captions as make_captions
+from .captioning import parse_style
 from .checkpoints.files import to_jsonable
-from .tagging.captions import unify_words, with_sounds
 from .tagging.events import find_events
 from .tagging.labels import display_names, tag_language
 from .tagging.rows import AUDIOSET, HeadRows, TagOptions, head_rows, read_rows, select_tags
@@ -38,7 +39,7 @@ def get_writer(
     p_threshold: float | None = None,
     label_language: str = "follow_asr",
     include_classes: Iterable[int | str] | None = None,
-    sound_captions: bool = False,
+    captions: str | None = None,
 ) -> Callable[..., None]:
     """Return the function that writes a result, called as ``writer(result, audio_path, options)``.
 
@@ -54,20 +55,23 @@ def get_writer(
     top_k, p_threshold, label_language, include_classes
         Which tags go into JSON, and in which language: see `TagOptions`. Events are those of
         `whisper_at.find_events` with the same classes, language and, if it is given, threshold.
-    sound_captions : bool
-        Show these events in srt and vtt, too, as `whisper_at.with_sounds` does it.
+    captions : str, optional
+        Write captions for people into srt and vtt, as `whisper_at.captioning` makes them: ``"plain"``, ``"netflix"`` or
+        ``"bbc"``, with sounds by ``"sdh"`` or ``"sdh,bbc"``.
     """
+    if captions is not None:
+        parse_style(captions)
     tag_options = TagOptions(top_k, p_threshold, label_language, include_classes)
     upstream = get_upstream_writer(output_format, output_dir)
     if isinstance(upstream, ResultWriter):
-        return _AtomicWriter(upstream, tag_options, sound_captions)
+        return _AtomicWriter(upstream, tag_options, captions)
 
     def write_all(result: Result, audio_path: str, options: dict[str, Any] | None = None, **kwargs: Any) -> None:
         plain = result_to_json(result, tag_options)
-        captioned = captioned_result(result, sound_captions, tag_options)
         with _RenamedWhenDone(output_dir) as folder:
             for name in FORMATS:
-                content = captioned if _shows_captions(name, result) else plain
+                captioned = _shows_captions(name, result)
+                content = captioned_result(result, captions, tag_options, name) if captioned else plain
                 get_upstream_writer(name, folder)(content, audio_path, options, **kwargs)
 
     return write_all
@@ -155,14 +159,40 @@ def _shows_captions(output_format: str, result: Mapping[str, Any]) -> bool:
     return output_format in CAPTION_FORMATS or (result.get("task") == "tag" and output_format != "json")
 
 
-def captioned_result(result: Result, sounds: bool, options: TagOptions) -> Result:
-    """Return the result as srt and vtt show it: with its sounds among the words, if asked for and if it holds tags.
+def captioned_result(result: Result, captions: str | None, options: TagOptions, output_format: str = "srt") -> Result:
+    """Return the result as srt and vtt show it: with captions as its segments, if they are asked for.
 
     What `WhisperAT.tag` found has no words: its sounds are shown anyway.
     """
-    if not (sounds or result.get("task") == "tag") or not read_rows(result):
+    if result.get("task") == "tag" and read_rows(result):
+        captions = f"{captions},sdh" if captions else "sdh"
+    if not captions:
         return {**result, "segments": unify_words(result["segments"])}
-    return with_sounds(result, _events(result, options))
+    sdh = None if read_rows(result) else False  # nothing is known of sounds
+    cues = make_captions(
+        result,
+        captions,
+        sdh=sdh,
+        include_classes=options.include_classes,
+        p_threshold=options.p_threshold,
+        language=options.label_language,
+    )
+    for cue in cues if output_format == "vtt" else ():
+        cue["text"] = cue["text"].replace("&", "&amp;").replace("<", "&lt;")
+    return {**result, "segments": cues}
+
+
+def unify_words(segments: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return copies of segments, with ``words`` only if all have them.
+
+    A segment that was cleared has an empty list of words even where none are timed, and openai-whisper's writers
+    look at the first segment alone.
+    """
+    copies = [dict(segment) for segment in segments]
+    if not all("words" in segment for segment in copies):
+        for segment in copies:
+            segment.pop("words", None)
+    return copies
 
 
 def _events(result: Mapping[str, Any], options: TagOptions) -> list[dict[str, Any]]:
@@ -194,16 +224,16 @@ class _RenamedWhenDone:
 class _AtomicWriter(ResultWriter):
     """One of upstream's writers, whose files appear whole or not at all."""
 
-    def __init__(self, upstream: ResultWriter, tag_options: TagOptions, sound_captions: bool) -> None:
+    def __init__(self, upstream: ResultWriter, tag_options: TagOptions, captions: str | None) -> None:
         super().__init__(upstream.output_dir)
         self.upstream = upstream
         self.tag_options = tag_options
-        self.sound_captions = sound_captions
+        self.captions = captions
         self.extension = upstream.extension
 
     def _content(self, result: Result) -> Result:
         if _shows_captions(self.extension, result):
-            return captioned_result(result, self.sound_captions, self.tag_options)
+            return captioned_result(result, self.captions, self.tag_options, self.extension)
         return result_to_json(result, self.tag_options)
 
     def __call__(self, result: Result, audio_path: str, options: dict[str, Any] | None = None, **kwargs: Any) -> None:

@@ -107,7 +107,7 @@ def _cell(text: str) -> str:
 def with_tables(page: str) -> str:
     """Return the page with the tables of every command between its marks."""
     return re.sub(
-        r"<!-- flags: ?(\w*) -->\n.*?<!-- end -->",
+        r"<!-- flags: ?([\w-]*) -->\n.*?<!-- end -->",
         lambda match: f"<!-- flags: {match[1]} -->\n\n{tables(match[1])}\n\n<!-- end -->".replace(":  -->", ": -->"),
         page,
         flags=re.DOTALL,

@@ -192,7 +192,7 @@ def test_ctrl_c_while_a_model_loads_is_one_line(monkeypatch, capsys):
     ("flags", "named"),
     [
         ("--at_time_res 10", "--at_time_res"),
-        ("--sound_captions -f srt", "--sound_captions"),
+        ("--sound_captions -f srt", "--captions"),
         ("--top_k 3 --include_classes Dog", "--top_k, --include_classes"),
         ("--head auto", "--head"),
     ],
@@ -238,7 +238,7 @@ def test_the_server_says_the_same(folder, checkpoint, capsys, monkeypatch):
     [
         ("", None),
         ("--at_time_res 10", "--at_time_res has no effect with --head none"),
-        ("--sound_captions --top_k 3", "--top_k, --sound_captions have no effect with --head none"),
+        ("--top_k 3 --at_time_res 2", "--at_time_res, --top_k have no effect with --head none"),
         ("--p_threshold=-9 --label_language de --include_classes Dog", "--include_classes have no effect"),
     ],
 )

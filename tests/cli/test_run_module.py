@@ -17,16 +17,16 @@ COMMANDS = [*cli.SUBCOMMANDS, cli.TRANSCRIBE]
 
 def run_module(monkeypatch, command: str, *argv: str) -> object:
     monkeypatch.setattr(sys, "argv", ["-m", *argv])
-    monkeypatch.delitem(sys.modules, f"whisper_at.cli.{command}", raising=False)
+    monkeypatch.delitem(sys.modules, f"whisper_at.cli.{command.replace('-', '_')}", raising=False)
     with pytest.raises(SystemExit) as ended:
-        runpy.run_module(f"whisper_at.cli.{command}", run_name="__main__")
+        runpy.run_module(f"whisper_at.cli.{command.replace('-', '_')}", run_name="__main__")
     return ended.value.code
 
 
 def test_every_module_with_a_main_is_a_command():
     sources = (ROOT / "whisper_at" / "cli").glob("*.py")
     mains = {path.stem for path in sources if "\ndef main(" in path.read_text(encoding="utf-8")}
-    assert mains - {"__init__"} == set(COMMANDS)
+    assert mains - {"__init__"} == {command.replace("-", "_") for command in COMMANDS}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -49,7 +49,7 @@ def test_errors_of_a_module_are_one_line_and_a_status(monkeypatch, capsys):
 def test_nothing_else_is_said(tmp_path, command):
     """As of a module that is loaded twice; and a file of the command's name does not make it another command."""
     (tmp_path / command).touch()
-    call = [sys.executable, "-W", "error", "-m", f"whisper_at.cli.{command}", "--help"]
+    call = [sys.executable, "-W", "error", "-m", f"whisper_at.cli.{command.replace('-', '_')}", "--help"]
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     ended = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=env)
     assert (ended.returncode, ended.stderr) == (0, "")

@@ -144,7 +144,7 @@ def test_every_flag_of_upstream_is_here(monkeypatch):
         else:
             assert mine.choices is None if action.choices is None else list(mine.choices) == list(action.choices)
     new = {"version", "at_time_res", "top_k", "p_threshold", "label_language", "include_classes"}
-    new |= {"head", "at_low_compute", "compute_type", "draft", "batch_size", "sound_captions"}
+    new |= {"head", "at_low_compute", "compute_type", "draft", "batch_size", "captions"}
     assert set(ours) - set(theirs) == new
 
 
@@ -373,6 +373,15 @@ def test_sounds_in_captions(run, tmp_path):
     assert "[" not in (tmp_path / "out" / "noise.txt").read_text() + (tmp_path / "out" / "noise.tsv").read_text()
 
 
+def test_captions_time_words_and_leave_the_other_files_alone(run, tmp_path):
+    assert run("noise.wav", "--captions", "bbc") == 0
+    written = {name: (tmp_path / "out" / f"noise.{name}").read_bytes() for name in ("txt", "srt", "vtt")}
+    assert cli.main(["captions-check", str(tmp_path / "out" / "noise.srt"), "--style", "bbc"]) == 0
+    assert run("noise.wav", "--word_timestamps", "True") == 0
+    assert (tmp_path / "out" / "noise.txt").read_bytes() == written["txt"]
+    assert (tmp_path / "out" / "noise.srt").read_bytes() != written["srt"]
+
+
 @pytest.mark.parametrize("verbose", ["True", "False"])
 def test_quiet_is_quiet(run, capsys, verbose):
     assert run("short.flac", "--head", "head.pth", "--p_threshold=-99", "--verbose", verbose) == 0
@@ -390,6 +399,10 @@ def test_quiet_is_quiet(run, capsys, verbose):
         ("--label_language German", 10.0, {}),
         ("--include_classes Dog", 10.0, {}),
         ("--sound_captions", 2.0, {"head": "auto"}),
+        ("--captions sdh,bbc", 2.0, {"head": "auto"}),
+        ("--captions bbc", None, {"head": None}),
+        ("--captions", None, {"head": None}),
+        ("--captions --at_time_res 10", 10.0, {}),
         ("--sound_captions --at_time_res 0.8", 0.8, {}),
         ("--at_low_compute", 10.0, {"at_low_compute": True}),
         ("--head base.en", 10.0, {"head": "base.en"}),
@@ -424,7 +437,12 @@ def test_what_tag_flags_mean(tmp_path, monkeypatch, line, at_time_res, load):
         ("--head nowhere.pth", "'nowhere.pth' is neither a file nor"),
         ("--head samll", "did you mean 'small'?"),
         ("--head small --at_low_compute", "leave it out where --head is given"),
-        ("--sound_captions -f txt", "--sound_captions is for srt and vtt, not -f txt"),
+        ("--sound_captions -f txt", "--captions is for srt and vtt, not -f txt"),
+        ("--captions bcc", "did you mean 'bbc'?"),
+        ("--captions bbc,netflix", "one style"),
+        ("--captions film.mkv", "recordings come before --captions"),
+        ("--captions --word_timestamps True --max_line_width 42", "whose style decides on lines"),
+        ("--label_language nowhere.csv", "nowhere.csv"),
         ("--compute_type float8", "there is no 'float8'; did you mean 'float32'"),
         ("--model tiny --at_low_compute", "no low-compute head is published for 'tiny'"),
         ("--model turbo --at_time_res 10", "no tagging head is published for turbo"),

@@ -161,7 +161,7 @@ def test_own_heads_are_told_by_their_names(post, clip):
 
 
 def test_captions_show_sounds_if_asked(post, clip):
-    with_them = post(clip, response_format="srt", sound_captions="true", p_threshold=-3)
+    with_them = post(clip, response_format="srt", captions="sdh", p_threshold=-3)
     assert "[" in with_them.text
     assert "bell" in with_them.text
     plain = post(clip, response_format="vtt")
@@ -348,7 +348,7 @@ def test_the_page(post):
         ({"at_time_res": "0.5", "response_format": "verbose_json"}, "at_time_res: .*0.4"),
         ({"at_time_res": "often", "response_format": "verbose_json"}, "at_time_res: .*'often'"),
         ({"at_time_res": "2"}, "response_format=verbose_json, not json"),
-        ({"sound_captions": "true"}, "srt and vtt show them"),
+        ({"captions": "sdh"}, "srt or vtt"),
         ({"timestamp_granularities": "word"}, "response_format=verbose_json"),
         ({"timestamp_granularities": "letter"}, "timestamp_granularities"),
         ({"include_classes": "Doog", "response_format": "verbose_json"}, "Doog.*did you mean"),

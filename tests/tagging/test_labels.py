@@ -19,6 +19,7 @@ from whisper_at.tagging import labels
 from whisper_at.tagging.labels import (
     ancestors,
     audioset_labels,
+    caption_names,
     descendants,
     find_class,
     find_classes,
@@ -34,18 +35,23 @@ NAMES = label_names()
 
 @pytest.fixture
 def german(tmp_path, monkeypatch):
-    """Names in a second language, one of them twice, as real translations have."""
-    for file in ("audioset_label.csv", "audioset_parents.csv"):
-        source = labels.ASSETS / file
-        source = source if source.is_file() else ROOT / file
-        (tmp_path / file).write_bytes(source.read_bytes())
+    """Names in a second language, one of them twice, as a file of one's own may have."""
     german = [f"Klang {i}" for i in range(527)]
     german[1] = german[0]
-    (tmp_path / "label_names.json").write_text(json.dumps({"de": german}))
-    monkeypatch.setattr(labels, "ASSETS", tmp_path)
-    labels._translations.cache_clear()
+    write_names(tmp_path / "de.csv", german)
+    (tmp_path / "en.csv").write_bytes((labels.LABELS / "en.csv").read_bytes())
+    monkeypatch.setattr(labels, "LABELS", tmp_path)
+    labels._read_names.cache_clear()
     yield german
-    labels._translations.cache_clear()
+    labels._read_names.cache_clear()
+
+
+def write_names(path: Path, names: list[str]) -> None:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["index", "mid", "name", "caption"])
+        for label, name in zip(audioset_labels(), names):
+            writer.writerow([label.index, label.mid, name, name.lower()])
 
 
 def row(**scores: float) -> list[float]:
@@ -203,17 +209,38 @@ def test_a_language_without_names_is_english_with_one_warning(german, language):
 
 
 def test_aliases_of_whisper_are_understood_D31(german, tmp_path):
-    (tmp_path / "label_names.json").write_text(json.dumps({"es": ["s"] * 527, "zh": ["c"] * 527}))
-    labels._translations.cache_clear()
+    write_names(tmp_path / "es.csv", ["s"] * 527)
+    write_names(tmp_path / "zh.csv", ["c"] * 527)
     assert label_names("Castilian")[0] == "s"
     assert label_names("Mandarin")[0] == label_names("Chinese")[0] == "c"
 
 
-def test_a_language_file_of_another_length_is_refused(german, tmp_path):
-    (tmp_path / "label_names.json").write_text(json.dumps({"de": ["x"]}))
-    labels._translations.cache_clear()
-    with pytest.raises(ValueError, match="'de' has 1 names"):
-        label_names("de")
+def test_names_of_ones_own_come_from_a_file(tmp_path):
+    path = tmp_path / "my names.csv"
+    path.write_text("mid,name,caption\n/m/0bt9lr,Hund (Haus),Hund\n/m/09x0r,Rede,\n", encoding="utf-8")
+    assert label_names(str(path))[74] == "Hund (Haus)"
+    assert (caption_names(str(path))[74], caption_names(str(path))[0]) == ("Hund", "Rede")
+    assert label_names(str(path))[137] == "Music"
+    assert caption_names(str(path))[75] == "dog barking"
+    (tmp_path / "short.csv").write_text("index,name\n74,Hund\n")
+    assert label_names(str(tmp_path / "short.csv"))[74] == caption_names(str(tmp_path / "short.csv"))[74] == "Hund"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a,b\n1,2\n", "columns"),
+        ("index,name\n527,x\n", "line 2"),
+        ("mid,name\n/m/none,x\n", "line 2"),
+        ("", "columns"),
+    ],
+)
+def test_a_file_that_is_none_of_names_is_refused(tmp_path, content, message):
+    (tmp_path / "x.csv").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        label_names(str(tmp_path / "x.csv"))
+    with pytest.raises(FileNotFoundError):
+        label_names(str(tmp_path / "none.csv"))
 
 
 def test_printing(german, capsys):
@@ -222,7 +249,7 @@ def test_printing(german, capsys):
     print_label_name("de")
     assert capsys.readouterr().out.splitlines()[526] == "index: 526 : Klang 526"
     print_support_language()
-    assert capsys.readouterr().out == "language code: en : english\nlanguage code: de : german\n"
+    assert capsys.readouterr().out == "language code: de : german\nlanguage code: en : english\n"
 
 
 # --- parsing ---

@@ -17,6 +17,7 @@ from .reporting import INTERRUPTED, one_line, outliving_readers, report
 TRANSCRIBE = "transcribe"
 """What the command without a subcommand does."""
 SUBCOMMANDS = {
+    "captions-check": "",
     "models": "",
     "convert": "",
     "features": "train",
@@ -41,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_module(file: str) -> NoReturn:
     """Run the command of a module, so that ``python -m whisper_at.cli.train`` is ``whisper-at train``, and exit."""
-    sys.exit(_run(os.path.splitext(os.path.basename(file))[0], sys.argv[1:]))
+    name = os.path.splitext(os.path.basename(file))[0]
+    sys.exit(_run(name.replace("_", "-"), sys.argv[1:]))
 
 
 def _run(command: str, argv: list[str]) -> int:
@@ -59,7 +61,8 @@ def _run(command: str, argv: list[str]) -> int:
 def _run_subcommand(command: str, argv: list[str]) -> int:
     extra = SUBCOMMANDS[command]
     try:
-        return int(importlib.import_module(f".{command}", __name__).main(argv))
+        module = importlib.import_module(f".{command.replace('-', '_')}", __name__)
+        return int(module.main(argv))
     except ImportError as error:
         hint = f'; install what it needs: pip install ".[{extra}]"' if extra else ""
         report(f"whisper-at {command}: error: {one_line(error)}{hint}")

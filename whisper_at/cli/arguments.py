@@ -156,8 +156,27 @@ def language(name: str) -> str | None:
 
 
 def label_language(name: str) -> str:
-    """Read the language of tags: ``follow_asr``, or a language."""
+    """Read the language of tags: ``follow_asr``, a language, or a file of names."""
+    if name.lower().endswith(".csv"):
+        from ..tagging.labels import label_names
+
+        try:
+            label_names(name)
+        except (OSError, ValueError) as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return name
     return "follow_asr" if name == "follow_asr" else language(name) or "follow_asr"
+
+
+def caption_style(text: str) -> str:
+    """Read the style of captions."""
+    from ..captioning.styles import parse_style
+
+    try:
+        parse_style(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}; recordings come before --captions") from None
+    return text.lower()
 
 
 def resolution_list(text: str) -> float | list[float]:

@@ -23,6 +23,7 @@ from .arguments import (
     HelpFormatter,
     Parser,
     add_model_arguments,
+    caption_style,
     class_list,
     label_language,
     language,
@@ -64,14 +65,15 @@ examples:
   whisper-at street.wav --model small --at_time_res 10
                                                  and the sounds of every 10 seconds, on screen and in json
   whisper-at street.wav --model medium.en --at_time_res 0.4,10 --top_k 3
-  whisper-at film.mkv --model small --sound_captions -f srt
-                                                 captions with [sounds]
+  whisper-at film.mkv --model small --captions sdh -f srt
+                                                 captions that people can read, with [sounds]
   whisper-at forest.wav --model base --task tag
                                                  sounds alone, without text, much faster
   whisper-at night/*.wav --model base --include_classes "Dog; Siren; /m/03m9d0z"
 
 other commands (each with --help):
   whisper-at models                              the Whispers that load by name
+  whisper-at captions-check                      whether captions can be read: lines, times, speed
   whisper-at convert                             any Whisper as one .safetensors
   whisper-at train | features | evaluate | count heads for your own sounds, from frozen features
   whisper-at adapt                               adapters, LoRA, prompts … on any frozen audio encoder
@@ -130,7 +132,7 @@ def main(argv: Sequence[str]) -> int:
         load_options["head"] = None
     else:
         load_options["head"] = heads[0] if len(heads) == 1 else heads
-    output_dir, output_format, captions = (args.pop(n) for n in ("output_dir", "output_format", "sound_captions"))
+    output_dir, output_format, captions = (args.pop(n) for n in ("output_dir", "output_format", "captions"))
     # Sounds are known when their row is over, words when their window is: with sounds, a bar shows progress, and
     # the whole timeline is printed at the end of each recording.
     print_timeline = bool(args["at_time_res"] and args["verbose"])
@@ -145,7 +147,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         output_dir = os.path.expanduser(output_dir)
         os.makedirs(output_dir, exist_ok=True)
-        writer = get_writer(output_format, output_dir, **tag_options, sound_captions=captions)
+        writer = get_writer(output_format, output_dir, **tag_options, captions=captions)
         model = loading.load_model(model_name, **load_options)
         args["language"], args["task"] = resolve_language(model, args["language"], args["task"])
         if args["at_time_res"] and not model.heads:
@@ -286,11 +288,10 @@ def build_parser() -> Parser:
     add("--at_time_res", type=resolution_list, metavar="S[,S]", help="seconds per row of tags: multiples of 0.4")
     add("--top_k", type=positive_int, metavar="N", help="at most so many tags a row (default: 5)")
     add("--p_threshold", type=number, metavar="LOGIT", help="only tags above this logit (default: -1)")
-    help = "language of the tags, by name or code (default: follow_asr, that of the text)"
+    help = "language of the tags, by name or code, or a .csv of names (default: follow_asr, that of the text)"
     add("--label_language", type=label_language, metavar="LANGUAGE", help=help)
     help = "only these classes: indices, MIDs or names, separated by ';'; may be repeated"
     add("--include_classes", type=class_list, action="extend", metavar="CLASSES", help=help)
-    add("--sound_captions", action="store_true", help="show sounds in srt and vtt, in brackets")
 
     group = parser.add_argument_group("speech")
     add = group.add_argument
@@ -327,8 +328,13 @@ def build_parser() -> Parser:
     help = "a failed window whose no-speech probability is above this is silence"
     add("--no_speech_threshold", type=optional_float, default=0.6, metavar="X", help=help)
 
-    group = parser.add_argument_group("words and captions", "All but the first need --word_timestamps True.")
+    group = parser.add_argument_group(
+        "words and captions", "--captions times words by itself; all after --word_timestamps need it to be True."
+    )
     add = group.add_argument
+    help = "captions that people can read in srt and vtt: plain, netflix or bbc; with sounds, sdh or sdh,bbc"
+    add("--captions", nargs="?", const="plain", type=caption_style, metavar="STYLE", help=help)
+    add("--sound_captions", dest="captions", action="store_const", const="sdh", help="the same as --captions sdh")
     add("--word_timestamps", default=False, **boolean, help="time every word")
     add("--prepend_punctuations", default="\"'“¿([{-", **text, help="signs that join the word after them")
     help = "signs that join the word before them"
@@ -350,7 +356,8 @@ def _check_arguments(parser: Parser, args: dict[str, Any]) -> str:
 
     Exits with status 2 before anything is loaded.
     """
-    from ..tagging.captions import CAPTION_RESOLUTION
+    from ..captioning.sounds import CAPTION_RESOLUTION
+    from ..captioning.styles import SDH, parse_style
     from ..tagging.tagger import AUTO_RESOLUTION
     from ..writers import CAPTION_FORMATS
 
@@ -359,10 +366,13 @@ def _check_arguments(parser: Parser, args: dict[str, Any]) -> str:
         for option in ("word_timestamps", "initial_prompt", "draft"):
             if args[option]:
                 parser.error(f"--{option} is for text, which --task tag does not write")
-        args["sound_captions"] = args["sound_captions"] or args["output_format"] != "json"
+        if args["captions"] is None and args["output_format"] != "json":
+            args["captions"] = SDH
     if is_no_head(parser, args["head"], args["at_low_compute"]):
         _leave_out_tags(parser, args)
-    switches = [name for name in ("at_low_compute", "sound_captions") if args[name]]
+    with_sounds = args["captions"] is not None and parse_style(args["captions"])[1]
+    switches = ["at_low_compute"] if args["at_low_compute"] else []
+    switches += ["captions"] if with_sounds else []
     wanted = [name for name in ("at_time_res", *defaults) if args[name] is not None] + switches
     without_tags = f"to transcribe without tags, leave out {', '.join(f'--{name}' for name in wanted)}"
     if args["head"] is None and not args["at_low_compute"]:
@@ -370,22 +380,26 @@ def _check_arguments(parser: Parser, args: dict[str, Any]) -> str:
     if args["task"] == "tag":
         without_tags = "to transcribe without tags, leave out --task tag"
     if args["at_time_res"] is None and (wanted or args["task"] == "tag"):
-        args["at_time_res"] = CAPTION_RESOLUTION if args["sound_captions"] else AUTO_RESOLUTION
+        args["at_time_res"] = CAPTION_RESOLUTION if with_sounds else AUTO_RESOLUTION
     args.update({name: value for name, value in defaults.items() if args[name] is None})
 
     if args["at_time_res"] is not None:
         check_heads(parser, args["model"], args["head"], args["at_low_compute"], without_tags)
+    for option in WORD_OPTIONS if args["captions"] else ():
+        if args[option]:
+            parser.error(f"--{option} is for files without --captions, whose style decides on lines")
     if not args["word_timestamps"]:
         for option in WORD_OPTIONS:
             if args[option]:
                 parser.error(f"--{option} requires --word_timestamps True")
+        args["word_timestamps"] = bool(args["captions"]) and args["task"] != "tag"
     if args["max_line_count"] and not args["max_line_width"]:
         warnings.warn("--max_line_count has no effect without --max_line_width", stacklevel=4)
     if args["max_words_per_line"] and args["max_line_width"]:
         warnings.warn("--max_words_per_line has no effect with --max_line_width", stacklevel=4)
     captioned = (*CAPTION_FORMATS, "all")
-    if args["sound_captions"] and args["output_format"] not in captioned and args["task"] != "tag":
-        parser.error(f"--sound_captions is for {' and '.join(CAPTION_FORMATS)}, not -f {args['output_format']}")
+    if args["captions"] and args["output_format"] not in captioned and args["task"] != "tag":
+        parser.error(f"--captions is for {' and '.join(CAPTION_FORMATS)}, not -f {args['output_format']}")
     if args["draft"] is not None and (args["beam_size"] is not None or (args["batch_size"] or 1) > 1):
         parser.error("--draft is for one greedy text at a time: add --beam_size None, leave out --batch_size")
     increment = args["temperature_increment_on_fallback"]
@@ -398,14 +412,18 @@ def _check_arguments(parser: Parser, args: dict[str, Any]) -> str:
 
 def _leave_out_tags(parser: Parser, args: dict[str, Any]) -> None:
     """Take back what asks for tags, as ``--head none`` does; warn of what thereby has no effect."""
+    from ..captioning.styles import PLAIN, SDH, parse_style
+
     if args["task"] == "tag":
         parser.error(f"--task tag writes the sounds that a head finds: leave out --head {NO_HEAD}")
     given = [name for name in ("at_time_res", *TAG_DEFAULTS) if args[name] is not None]
-    given += ["sound_captions"] if args["sound_captions"] else []
+    if args["captions"] is not None and parse_style(args["captions"])[1]:
+        styles = [style for style in args["captions"].split(",") if style.strip() != SDH]
+        args["captions"] = ",".join(styles) or PLAIN
     if given:
         names = ", ".join(f"--{name}" for name in given)
         warnings.warn(f"{names} {'has' if len(given) == 1 else 'have'} no effect with --head {NO_HEAD}", stacklevel=5)
-    args |= {**dict.fromkeys(given), "head": None, "sound_captions": False}
+    args |= {**dict.fromkeys(given), "head": None}
 
 
 def _check_options(parser: Parser, args: Mapping[str, Any]) -> None:

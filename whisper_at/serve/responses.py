@@ -18,7 +18,7 @@ def to_response(result: dict[str, Any], request: TranscriptionRequest, task: str
     if request.response_format in CAPTION_FORMATS:
         file = io.StringIO()
         options = vars(tag_options(request))
-        writer = get_writer(request.response_format, ".", sound_captions=request.sound_captions, **options)
+        writer = get_writer(request.response_format, ".", captions=request.captions or None, **options)
         writer.write_result(result, file, {})  # type: ignore[attr-defined]
         return PlainTextResponse(file.getvalue(), media_type="text/vtt" if request.response_format == "vtt" else None)
     if request.response_format == "text":

@@ -10,10 +10,11 @@ from fastapi import UploadFile
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from whisper.tokenizer import LANGUAGES
 
+from ..captioning.sounds import CAPTION_RESOLUTION
+from ..captioning.styles import parse_style
 from ..languages import language_code
 from ..model import WhisperAT
 from ..options import TranscribeOptions
-from ..tagging.captions import CAPTION_RESOLUTION
 from ..tagging.rows import TagOptions
 from ..tagging.tagger import AUTO_RESOLUTION
 from ..tagging.timeline import resolutions, steps_to_seconds
@@ -60,7 +61,9 @@ class TranscriptionRequest(BaseModel):
     top_k: Annotated[int, Field(ge=1, description="at most so many tags a row")] = 5
     p_threshold: Annotated[float | None, Field(description="only tags above this logit", allow_inf_nan=False)] = None
     include_classes: Annotated[str, Field(description="of AudioSet: indices, MIDs or names, separated by ;")] = ""
-    sound_captions: Annotated[bool, Field(description="show sounds in srt and vtt, in brackets")] = False
+    captions: Annotated[
+        str, Field(description="srt and vtt that people can read: plain, netflix, bbc; with sounds sdh or sdh,bbc")
+    ] = ""
 
     @property
     def timestamp_granularities(self) -> list[str]:
@@ -96,7 +99,7 @@ def transcribe_options(request: TranscriptionRequest, model: WhisperAT, task: st
         "language": language,
         "initial_prompt": request.prompt or None,
         "temperature": tuple(np.arange(request.temperature, 1.0 + 1e-6, TEMPERATURE_STEP)),
-        "word_timestamps": words,
+        "word_timestamps": words or bool(request.captions),
         "at_time_res": _resolution(request, model),
     }
     TranscribeOptions.from_keywords(**options)
@@ -118,9 +121,13 @@ def tag_options(request: TranscriptionRequest) -> TagOptions:
 def _resolution(request: TranscriptionRequest, model: WhisperAT) -> float | list[float] | None:
     """Seconds per row of tags; none if nothing in the request asks for sounds, as on the command line."""
     captions = request.response_format in CAPTION_FORMATS
-    if request.sound_captions and not captions:
-        raise ValueError(f"sound_captions: srt and vtt show them, not response_format={request.response_format}")
-    wanted = request.at_time_res or request.sound_captions or request.p_threshold is not None or request.include_classes
+    if request.captions and not captions:
+        raise ValueError(f"captions: they are srt or vtt, not response_format={request.response_format}")
+    try:
+        with_sounds = bool(request.captions) and parse_style(request.captions)[1]
+    except ValueError as error:
+        raise ValueError(f"captions: {error}") from None
+    wanted = request.at_time_res or with_sounds or request.p_threshold is not None or request.include_classes
     if not wanted:
         return None
     if not captions and request.response_format != "verbose_json":

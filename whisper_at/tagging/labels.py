@@ -8,7 +8,6 @@ AudioSet ontology (github.com/audioset/ontology; CC BY-SA 4.0).
 from __future__ import annotations
 
 import csv
-import json
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -176,44 +175,89 @@ def classes_under(mids: Iterable[str]) -> frozenset[int]:
 # --- names in the languages of Whisper ----------------------------------------------------------------------
 
 
-@cache
-def _translations() -> dict[str, tuple[str, ...]]:
-    """Language code → 527 names, English first; other languages only where the package carries them."""
-    names = {"en": tuple(label.name for label in audioset_labels())}
-    path = ASSETS / "label_names.json"
-    if path.is_file():
-        for code, translated in json.loads(path.read_text(encoding="utf-8")).items():
-            if len(translated) != N_CLASSES:
-                raise ValueError(f"{path}: {code!r} has {len(translated)} names, not {N_CLASSES}")
-            names.setdefault(code, tuple(translated))
-    return names
+LABELS = ASSETS / "labels"
+"""One table for each language, ``<code>.csv``: index, MID, name, and what stands in the brackets of a caption."""
+
+
+def label_languages() -> tuple[str, ...]:
+    """Return the codes of the languages that the classes have names in, in alphabetical order."""
+    return tuple(sorted(path.stem for path in LABELS.glob("*.csv")))
 
 
 def label_names(language: str = "en") -> tuple[str, ...]:
-    """Return the 527 class names, in index order, in a language given by code ("de") or name ("German").
+    """Return the 527 class names, in index order, in a language or of a file.
 
-    Whatever `language_code` reads is understood ("Castilian" and "es-MX" are "es"). For a language without names,
-    English comes back, with a UserWarning. Names other than English ones may repeat: they are for showing, and cannot
-    be mapped back to classes.
+    Names are read when they are first asked for.
+
+    Parameters
+    ----------
+    language : str
+        Code ("de") or name ("German"): whatever `language_code` reads ("Castilian" and "es-MX" are "es"). For a
+        language without names, English comes back, with a UserWarning. Or the path of a ``.csv`` with names of one's
+        own: columns ``mid`` or ``index``, ``name`` and, for captions, ``caption``; others stay English.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If a file has no such columns, or lines of classes that there are not.
 
     Examples
     --------
     >>> label_names("English")[137]
     'Music'
     """
-    names = _translations()
+    return _names(language)[0]
+
+
+def caption_names(language: str = "en") -> tuple[str, ...]:
+    """Return what captions put in brackets for each of the 527 classes; see `label_names`.
+
+    Examples
+    --------
+    >>> caption_names("en")[75]
+    'dog barking'
+    """
+    return _names(language)[1]
+
+
+def _names(language: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names and caption forms in a language or of a file."""
+    if language.lower().endswith(".csv"):
+        return _read_names(Path(language).expanduser())
     try:
         code = language_code(language)
     except ValueError:  # a language that Whisper does not know may have names
         code = language.strip().lower()
-    if code not in names:
+    if code not in label_languages():
+        languages = ", ".join(label_languages())
         warnings.warn(  # always from this line, so that Python shows it once
-            f"there are no class names in {language!r}, so they are in English; print_support_language() "
-            "lists the languages there are",
+            f"there are no class names in {language!r}, so they are in English; there are some in {languages}",
             stacklevel=1,
         )
-        return names["en"]
-    return names[code]
+        code = "en"
+    return _read_names(LABELS / f"{code}.csv")
+
+
+@cache
+def _read_names(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    names = [label.name for label in audioset_labels()]
+    english = LABELS / "en.csv"
+    captions = list(names if path == english else _read_names(english)[1])  # of classes that the file lacks
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        columns = set(reader.fieldnames or ())
+        if "name" not in columns or not columns & {"mid", "index"}:
+            raise ValueError(f"{path} has no columns 'mid' (or 'index') and 'name'; it has {sorted(columns)}")
+        for row in reader:
+            try:
+                index = find_class(row["mid"] if row.get("mid") else int(row["index"]))
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
+            names[index] = (row["name"] or "").strip() or names[index]
+            captions[index] = (row.get("caption") or "").strip() or names[index]
+    return tuple(names), tuple(captions)
 
 
 def tag_language(result: Mapping[str, Any], language: str | None = "follow_asr") -> str:
@@ -231,7 +275,7 @@ def print_label_name(language: str = "en") -> None:
 
 def print_support_language() -> None:
     """Print every language with class names as ``language code: xx : name``."""
-    for code in _translations():
+    for code in label_languages():
         print(f"language code: {code} : {LANGUAGES.get(code, code)}")
 
 

@@ -54,7 +54,7 @@ def tag_recording(
     -------
     dict
         What `transcribe` returns, with ``task`` ``"tag"`` and neither text, segments nor language: `find_events`,
-        `parse_at_label`, `with_sounds` and the writers take it.
+        `parse_at_label`, `captions` and the writers take it.
 
     Raises
     ------
