@@ -11,6 +11,7 @@ import math
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from .phrases import AFTER_CLAUSE, WITHIN_PHRASE, break_cost, ends_sentence
 from .styles import CaptionStyle, text_width
@@ -58,6 +59,7 @@ def make_cues(words: Sequence[Word], style: CaptionStyle, language: str | None =
         Whisper's code.
     """
     costs = [_break_after(words, i, language) for i in range(len(words))]
+    n_sentences = [0, *accumulate(ends_sentence(word.text) for word in words)]  # that end before each word
     best, begins = [0.0] + [math.inf] * len(words), [0] * (len(words) + 1)
     for end in range(1, len(words) + 1):
         for begin in range(end - 1, -1, -1):
@@ -68,7 +70,9 @@ def make_cues(words: Sequence[Word], style: CaptionStyle, language: str | None =
                 break
             if end - begin > 1 and words[end - 1].end - words[begin].start > style.max_seconds:
                 break
-            cost = best[begin] + _cue_cost(words, begin, end, costs, style, lines[1] if lines else 0.0)
+            inside = n_sentences[end - 1] - n_sentences[begin]
+            cost = best[begin] + _cue_cost(words, begin, end, style) + costs[end - 1] + _SENTENCE_INSIDE * inside
+            cost += lines[1] if lines else 0.0
             if cost < best[end]:
                 best[end], begins[end] = cost, begin
     cues: list[Cue] = []
@@ -97,14 +101,11 @@ def _break_after(words: Sequence[Word], i: int, language: str | None) -> float:
     return break_cost(words[i].text, following.text, following.start - words[i].end, language)
 
 
-def _cue_cost(
-    words: Sequence[Word], begin: int, end: int, costs: Sequence[float], style: CaptionStyle, line_cost: float
-) -> float:
-    """Cost of a cue of ``words[begin:end]``: of its breaks, and of too little time for it."""
-    cost = _CUE_COST + costs[end - 1] + line_cost
+def _cue_cost(words: Sequence[Word], begin: int, end: int, style: CaptionStyle) -> float:
+    """Cost of a cue of ``words[begin:end]`` wherever it is broken: that it is one more, and too little time for it."""
+    cost = _CUE_COST
     if words[end - 1].is_sound and end < len(words) and end - begin == 1:
         cost += WITHIN_PHRASE  # sounds that stand before words stay with them
-    cost += _SENTENCE_INSIDE * sum(ends_sentence(word.text) for word in words[begin : end - 1])
     following = words[end].start if end < len(words) else math.inf
     available = min(following - style.min_gap, words[end - 1].end + style.max_seconds) - words[begin].start
     return cost + _HASTE * max(0.0, style.reading_seconds(_text(words[begin:end])) - available)
@@ -124,19 +125,25 @@ def _lines(
 ) -> tuple[list[str], float] | None:
     """Return the text of a cue as a list of one, lines parted by newlines, and their cost; None if it is too long."""
     text = _text(words[begin:end])
-    length = style.line_length(text)
-    if text_width(text) <= length:
+    length, width = style.line_length(text), text_width(text)
+    if width <= length:
         return [text], 0.0
-    if style.max_lines < 2 or text_width(text) > 2 * length + 1:
+    if style.max_lines < 2 or width > 2 * length + 1:
         return None
     best, lines = math.inf, ""
     n_notes = 2 if NOTE in text else 0
     place = 0  # in the text, which has the words one after another
     for middle in range(begin + 1, end):
         place = text.index(words[middle - 1].text.strip(), place) + len(words[middle - 1].text.strip())
-        first, second = text[:place].rstrip(), text[place:].strip()
-        a, b = text_width(first), text_width(second)
-        if a > length or b > length or b <= n_notes:
+        first = text[:place].rstrip()
+        a = text_width(first)
+        if width - a > length + 2:  # the second line is too long
+            continue
+        if a > length:
+            break
+        second = text[place:].strip()
+        b = text_width(second)
+        if b > length or b <= n_notes:
             continue
         cost = costs[middle - 1] / 2 + _IMBALANCE * abs(a - b) + _SECOND_LINE
         if cost < best:
