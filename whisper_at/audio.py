@@ -2,7 +2,7 @@
 
 Everything public in :mod:`whisper.audio` is here under the same name. What is ours: the ffmpeg binary is found or
 brought along (:func:`ffmpeg_binary`), only local files are opened, or recordings given as bytes, samples can be
-streamed, and channels that cancel each other are heard.
+streamed, times are those of the container, its tracks can be chosen, and channels that cancel each other are heard.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import shutil
 import struct
 import subprocess
 import tempfile
+import warnings
 import weakref
 from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
+from functools import partial
 from itertools import chain
 from typing import IO, Any
 
@@ -27,8 +29,10 @@ from whisper.audio import *
 from whisper.audio import SAMPLE_RATE
 
 from .downmix import frame_length, restore_cancelled
+from .tracks import MAX_GAP, AudioTrack, Container, choose_track, is_clockless, parse_container, parse_first_timestamp
 
 CHUNK_BYTES = 1 << 20  # read at once: 33 s at 16 kHz
+MAX_MESSAGES = 1 << 22  # bytes of ffmpeg's messages that are searched for what it says of a file
 
 Bytes = bytes | bytearray | memoryview
 Recording = str | os.PathLike[str] | Bytes | IO[bytes]
@@ -89,11 +93,56 @@ class BufferedRecording(os.PathLike[str]):
         return self.label
 
 
-def readable(audio: Any) -> Any:
-    """Return bytes and open files as a `BufferedRecording`, which can be read several times, and all else as it is."""
+class _RecordingTrack(os.PathLike[str]):
+    """One of the audio tracks of a file."""
+
+    def __init__(self, source: str | os.PathLike[str], audio_track: int | str) -> None:
+        self.source, self.audio_track = source, audio_track
+        self.label = getattr(source, "label", os.fsdecode(source))
+
+    def __fspath__(self) -> str:
+        return os.fsdecode(self.source)
+
+    def __repr__(self) -> str:
+        return self.label
+
+
+def readable(audio: Any, audio_track: int | str | None = None) -> Any:
+    """Return what can be read several times.
+
+    Bytes and open files become a `BufferedRecording`; a path stays what it is, unless one of its tracks is chosen, and
+    samples stay samples.
+
+    Raises
+    ------
+    ValueError
+        If a track of samples is chosen.
+    """
     if isinstance(audio, Bytes) or (hasattr(audio, "read") and not isinstance(audio, os.PathLike)):
-        return BufferedRecording(audio)
-    return audio
+        audio = BufferedRecording(audio)
+    if audio_track is None:
+        return audio
+    if not isinstance(audio, (str, os.PathLike)):
+        raise ValueError("audio_track is for files: samples have no tracks")
+    return _RecordingTrack(audio, audio_track)
+
+
+def audio_tracks(file: Recording) -> list[AudioTrack]:
+    """Return the audio tracks of a file, with their numbers, languages and titles.
+
+    Parameters
+    ----------
+    file : str, path, bytes, bytearray, memoryview or binary file
+        As of :func:`load_audio`, which also says what is raised.
+
+    Returns
+    -------
+    list of AudioTrack
+        Empty if it holds no audio.
+    """
+    source = readable(file)  # of bytes it is a temporary file, which lives as long as this name
+    path, _ = _local_file(source)
+    return list(_probe(path)[0].tracks)
 
 
 def _delete(path: str) -> None:
@@ -101,8 +150,11 @@ def _delete(path: str) -> None:
         os.remove(path)
 
 
-def load_audio(file: Recording, sr: int = SAMPLE_RATE) -> np.ndarray:
+def load_audio(file: Recording, sr: int = SAMPLE_RATE, *, audio_track: int | str | None = None) -> np.ndarray:
     """Decode a local audio or video file to one channel.
+
+    Sample 0 is at the start of the container, as a player counts time: where the sound begins later than the video, or
+    was not recorded for a while, there is silence.
 
     Where the channels cancel each other, so that their downmix is next to silent (a cable of reversed polarity, a call
     with one speaker out of phase), one of them is taken, and a warning says where.
@@ -114,12 +166,15 @@ def load_audio(file: Recording, sr: int = SAMPLE_RATE) -> np.ndarray:
         open a file of exactly that name or fail; only ``~`` is the home folder, if no file has that name.
     sr : int
         Sample rate of the result in Hz; other rates are resampled.
+    audio_track : int or str, optional
+        Which track of several: its number, from 1 (:func:`audio_tracks`), or its language, by name or code. By default
+        it is the one that ffmpeg takes, and a warning says which.
 
     Returns
     -------
     float32 array, shape (samples,)
-        In [-1, 1), the same as ``whisper.load_audio`` returns with the same ffmpeg, but for channels that cancel each
-        other. A truncated file gives what it holds.
+        In [-1, 1), the same as ``whisper.load_audio`` returns with the same ffmpeg, but for such silence, and for
+        channels that cancel each other. A truncated file gives what it holds.
 
     Raises
     ------
@@ -127,6 +182,8 @@ def load_audio(file: Recording, sr: int = SAMPLE_RATE) -> np.ndarray:
         If there is no such file.
     RuntimeError
         If ffmpeg cannot decode it: ``Failed to load audio: <file>: <reason>``, the last line that ffmpeg writes.
+    ValueError
+        If there is no such track; the message lists those that there are.
 
     Examples
     --------
@@ -134,7 +191,7 @@ def load_audio(file: Recording, sr: int = SAMPLE_RATE) -> np.ndarray:
     dtype('float32')
     """
     buffer = bytearray()
-    for chunk in _decode(file, sr):
+    for chunk in _decode(readable(file, audio_track), sr):
         buffer += chunk
     # scaled in place: an hour is 115 MB of int16 and 230 MB of float32, and no third copy of it is needed
     audio = np.frombuffer(buffer, np.dtype("<i2")).astype(np.float32)
@@ -142,12 +199,14 @@ def load_audio(file: Recording, sr: int = SAMPLE_RATE) -> np.ndarray:
     return audio
 
 
-def stream_audio(file: Recording, sr: int = SAMPLE_RATE, seconds: float = 30.0) -> Iterator[np.ndarray]:
+def stream_audio(
+    file: Recording, sr: int = SAMPLE_RATE, seconds: float = 30.0, *, audio_track: int | str | None = None
+) -> Iterator[np.ndarray]:
     """Decode a file block by block, so that memory does not grow with its length.
 
     Parameters
     ----------
-    file, sr
+    file, sr, audio_track
         As of :func:`load_audio`, which also says what is raised; here while iterating.
     seconds : float
         Length of a block.
@@ -161,7 +220,7 @@ def stream_audio(file: Recording, sr: int = SAMPLE_RATE, seconds: float = 30.0) 
     if size <= 0:
         raise ValueError(f"seconds must be positive, not {seconds}")
     buffer = bytearray()
-    for chunk in _decode(file, sr):
+    for chunk in _decode(readable(file, audio_track), sr):
         buffer += chunk
         while len(buffer) >= size:
             yield np.frombuffer(bytes(buffer[:size]), np.dtype("<i2")).astype(np.float32) / 32768.0
@@ -213,9 +272,14 @@ def check_finite(samples: torch.Tensor) -> None:
         )
 
 
-def _decode(file: Recording, sr: int) -> Iterator[bytes]:
-    """Run ffmpeg on a local file; yield chunks of little-endian int16 mono at ``sr`` Hz."""
-    source = readable(file)
+def _local_file(source: str | os.PathLike[str]) -> tuple[str, str]:
+    """Return the path of a recording, and what messages call it.
+
+    Raises
+    ------
+    FileNotFoundError, RuntimeError
+        As `load_audio`, if it is no file that holds anything.
+    """
     path = os.fsdecode(source)
     if not os.path.exists(path):
         path = os.path.expanduser(path)
@@ -226,20 +290,31 @@ def _decode(file: Recording, sr: int) -> Iterator[bytes]:
         raise _load_error(name, "it is a directory")
     if os.path.isfile(path) and os.path.getsize(path) == 0:
         raise _load_error(name, "the file is empty")
+    return path, name
+
+
+def _decode(source: str | os.PathLike[str], sr: int) -> Iterator[bytes]:
+    """Run ffmpeg on a local file; yield chunks of little-endian int16 mono at ``sr`` Hz."""
+    path, name = _local_file(source)
+    options, delay = _timeline(path, name, getattr(source, "audio_track", None))
+    silence = 2 * round(delay * sr)
+    for start in range(0, silence, CHUNK_BYTES):
+        yield bytes(min(CHUNK_BYTES, silence - start))
 
     # what decides the samples is as in whisper.load_audio
     frame = frame_length(sr)
     samples = frame * max(CHUNK_BYTES // (2 * frame), 1)
-    mixed = _run_ffmpeg(path, name, 2 * samples, f="s16le", acodec="pcm_s16le", ac=1, ar=sr)
+    mixed = _run_ffmpeg(path, name, 2 * samples, f="s16le", acodec="pcm_s16le", ac=1, ar=sr, **options)
     with closing(mixed):
         blocks = (np.frombuffer(chunk[: len(chunk) // 2 * 2], "<i2") for chunk in mixed)
-        for block in restore_cancelled(blocks, lambda: _decode_channels(path, name, sr, samples), sr, name):
+        channels = partial(_decode_channels, path, name, samples, ar=sr, **options)
+        for block in restore_cancelled(blocks, channels, sr, name, delay):
             yield block.astype("<i2", copy=False).tobytes()
 
 
-def _decode_channels(path: str, name: str, sr: int, samples: int) -> Generator[np.ndarray, None, None]:
+def _decode_channels(path: str, name: str, samples: int, **options: Any) -> Generator[np.ndarray, None, None]:
     """Yield all channels of a file in blocks of so many samples, int16, ``(samples, channels)``."""
-    output = _run_ffmpeg(path, name, CHUNK_BYTES, f="au", acodec="pcm_s16be", ar=sr)  # whose header counts channels
+    output = _run_ffmpeg(path, name, CHUNK_BYTES, f="au", acodec="pcm_s16be", **options)  # whose header counts channels
     with closing(output):
         buffer = bytearray(next(output, b""))
         if len(buffer) < 24:
@@ -255,14 +330,79 @@ def _decode_channels(path: str, name: str, sr: int, samples: int) -> Generator[n
         yield np.frombuffer(bytes(buffer[: len(buffer) // (2 * channels) * 2 * channels]), ">i2").reshape(-1, channels)
 
 
-def _run_ffmpeg(path: str, name: str, size: int, **output: Any) -> Generator[bytes, None, None]:
-    """Yield what ffmpeg makes of a file with these options of its output, in chunks of so many bytes."""
+def _timeline(path: str, name: str, audio_track: int | str | None) -> tuple[dict[str, Any], float]:
+    """Choose a track; return ffmpeg's options of an output that keeps its times, and the seconds of silence before it.
+
+    Files without a clock, which most recordings are, need no look at them, and are decoded with no option of ours.
+    """
+    if not os.path.isfile(path):  # a pipe cannot be read twice
+        if audio_track is not None:
+            raise ValueError(f"{name}: audio_track is for files and bytes, not for pipes")
+        return {}, 0.0
+    if audio_track is None and _is_clockless_file(path):
+        return {}, 0.0
+    container, first_sample = _probe(path)
+    options: dict[str, Any] = {}
+    if audio_track is None:
+        if len(container.tracks) > 1 and container.heard:
+            listed = ", ".join(map(str, container.tracks))
+            warnings.warn(
+                f"{name} has {len(container.tracks)} audio tracks: {listed}; track {container.heard.number} is heard, "
+                "audio_track chooses another"
+            )
+    elif container.tracks:
+        try:
+            track = choose_track(container.tracks, audio_track)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        options["map"] = f"0:{track.stream}"
+        if track != container.heard:
+            _, first_sample = _probe(path, options["map"])
+    if filled := container.gap_filter():
+        options["af"] = filled
+    return options, 0.0 if first_sample is None else container.delay(first_sample)
+
+
+def _is_clockless_file(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return is_clockless(file.read(12))
+    except OSError:  # ffmpeg will say why
+        return True
+
+
+def _probe(path: str, stream: str | None = None) -> tuple[Container, float | None]:
+    """Return what ffmpeg says of a file, and the timestamp of the first sample of a stream, if it has any.
+
+    Without `stream`, it is the one that ffmpeg chooses. What ffmpeg cannot decode is a container without tracks: to
+    say why is left to decoding.
+    """
+    chosen = {} if stream is None else {"map": stream}
+    with tempfile.TemporaryFile() as messages:
+        output = {"f": "framecrc", "acodec": "pcm_s16le", "frames:a": 1, "vn": None, "sn": None, "dn": None, **chosen}
+        command = _ffmpeg_command(path, "info", copyts=True, **output)
+        printed = subprocess.run(command, stdout=subprocess.PIPE, stderr=messages, check=False).stdout
+        messages.seek(0)
+        container = parse_container(messages.read(MAX_MESSAGES).decode(errors="replace"))
+    return container, parse_first_timestamp(printed.decode(errors="replace"))
+
+
+def _ffmpeg_command(path: str, loglevel: str, *, copyts: bool = False, **output: Any) -> list[str]:
+    """Return the command that makes something of a file with these options of its output."""
     # "file:" makes ffmpeg take the rest literally, whatever it looks like; the whitelist stops a playlist in the file
     # from opening a network connection
     stream = ffmpeg.input(f"file:{path}", threads=0, protocol_whitelist="file,pipe")
     stream = stream.output("pipe:", **output)
-    command = ffmpeg.compile(stream, cmd=[ffmpeg_binary(), "-nostdin", "-hide_banner", "-loglevel", "error"])
+    options = ["-nostdin", "-hide_banner", "-nostats", "-loglevel", loglevel, "-dts_delta_threshold", str(MAX_GAP)]
+    if copyts:
+        options.append("-copyts")
+    command: list[str] = ffmpeg.compile(stream, cmd=[ffmpeg_binary(), *options])
+    return command
 
+
+def _run_ffmpeg(path: str, name: str, size: int, **output: Any) -> Generator[bytes, None, None]:
+    """Yield what ffmpeg makes of a file with these options of its output, in chunks of so many bytes."""
+    command = _ffmpeg_command(path, "error", **output)
     # errors go to a file, not a pipe: a damaged input can produce more of them than a pipe holds
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)

@@ -100,7 +100,7 @@ class _Recording:
 
     def __init__(self, model: WhisperAT, audio: Audio, options: TranscribeOptions, dtype: torch.dtype) -> None:
         self.audio = audio
-        self.source = readable(audio)
+        self.source = readable(audio, options.audio_track)
         resolve_resolutions(model, options.at_time_res, self.source)
         self.mel = LogMel(self.source, model.dims.n_mels)
         try:

@@ -82,6 +82,7 @@ class TranscribeOptions:
     at_time_res: float | Iterable[float] | str | None = "auto"
     strict_word_timing: bool = True
     batch_size: int | None = None
+    audio_track: int | str | None = None
     decode_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

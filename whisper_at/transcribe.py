@@ -66,6 +66,7 @@ def transcribe(
     at_time_res: float | Iterable[float] | str | None = "auto",
     strict_word_timing: bool = True,
     batch_size: int | None = None,
+    audio_track: int | str | None = None,
     **decode_options: Any,
 ) -> dict[str, Any]:
     """Transcribe a recording and tag what sounds in it.
@@ -93,6 +94,9 @@ def transcribe(
         Cut the recording where it is quiet and decode so many windows at once, none of which sees the text before it;
         see `transcribe_many`, which does so for many recordings. ``hallucination_silence_threshold`` is not for
         batches, and ``condition_on_previous_text`` has no effect on them.
+    audio_track : int or str, optional
+        Which of a video's audio tracks, as of `whisper_at.load_audio`: its number, from 1, or its language. Times are
+        those of the container, as a player shows them.
 
     Returns
     -------
@@ -138,6 +142,7 @@ def transcribe(
         at_time_res=at_time_res,
         strict_word_timing=strict_word_timing,
         batch_size=batch_size,
+        audio_track=audio_track,
         decode_options=decode_options,
     )
     if not hasattr(model, "encode"):
@@ -154,7 +159,7 @@ def transcribe_in_order(
     model: WhisperAT, audio: Recording | np.ndarray | Tensor, options: TranscribeOptions
 ) -> dict[str, Any]:
     """Transcribe a recording window by window, each with the text before it as a prompt, as `transcribe` does."""
-    source = readable(audio)
+    source = readable(audio, options.audio_track)
     resolve_resolutions(model, options.at_time_res, source)  # what cannot be tagged is refused before anything is read
     language, task = resolve_language(model, options.decode_options.get("language"), options.task)
     half = use_half(model, options.decode_options.get("fp16", True))

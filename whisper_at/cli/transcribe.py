@@ -191,7 +191,8 @@ def _transcribe_files(
     from ..options import SEQUENTIAL_OPTIONS
 
     if options["task"] == "tag":
-        options = {name: options[name] for name in ("at_time_res", "clip_timestamps", "batch_size", "verbose")}
+        names = ("at_time_res", "clip_timestamps", "batch_size", "verbose", "audio_track")
+        options = {name: options[name] for name in names}
         for path in audio:
             try:
                 yield path, model.tag(path, **options)
@@ -304,6 +305,8 @@ def build_parser() -> Parser:
     add("--condition_on_previous_text", default=True, **boolean, help="prompt windows with the text before")
     help = "START,END,START,... in seconds of what to listen to; the last end may be left out"
     add("--clip_timestamps", type=str, default="0", metavar="S,S", help=help)
+    help = "which audio track of a video: its number, from 1, or its language (default: ffmpeg's choice)"
+    add("--audio_track", metavar="N|LANG", help=help)
 
     group = parser.add_argument_group("decoding")
     add = group.add_argument

@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Form, Request, UploadFile
+from fastapi import FastAPI, Form, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, Response
@@ -151,7 +151,7 @@ class TranscriptionQueue:
         try:
             with tempfile.TemporaryDirectory(prefix="whisper-at-") as folder:
                 path = Path(folder, "recording")
-                seconds = await run(self.reader, self._save_upload, request.file, path)
+                seconds = await run(self.reader, self._save_upload, request, path)
                 async with self.turn:
                     if await http.is_disconnected():
                         return Response(status_code=CLIENT_CLOSED_REQUEST)
@@ -164,17 +164,17 @@ class TranscriptionQueue:
     ) -> Response:
         return to_response(self.model.transcribe(str(path), **options), request, task, seconds)
 
-    def _save_upload(self, file: UploadFile, path: Path) -> float:
+    def _save_upload(self, request: TranscriptionRequest, path: Path) -> float:
         """Write an upload to `path`; return its seconds, which are counted while other recordings are transcribed."""
         with path.open("wb") as target:
-            shutil.copyfileobj(file.file, target)
-        name, samples = file.filename or "the file", 0
+            shutil.copyfileobj(request.file.file, target)
+        name, samples = request.file.filename or "the file", 0
         try:
-            for block in stream_audio(path):
+            for block in stream_audio(path, audio_track=request.audio_track or None):
                 samples += len(block)
                 if samples > self.limits.minutes * 60 * SAMPLE_RATE:
                     raise HTTPException(413, f"{name} is longer than {self.limits.minutes:g} minutes")
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise HTTPException(400, str(error).replace(str(path), name)) from None
         return samples / SAMPLE_RATE
 

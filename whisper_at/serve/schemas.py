@@ -57,6 +57,7 @@ class TranscriptionRequest(BaseModel):
     ] = []
     chunking_strategy: Annotated[str, Field(description="of OpenAI's API; changes nothing here")] = ""
     stream: Annotated[bool, Field(description="must be false: texts come whole")] = False
+    audio_track: Annotated[str, Field(description="of a video with several: number, from 1, or language")] = ""
     at_time_res: Annotated[str, Field(description="seconds per row of tags, multiples of 0.4: 2, or 0.4,10")] = ""
     top_k: Annotated[int, Field(ge=1, description="at most so many tags a row")] = 5
     p_threshold: Annotated[float | None, Field(description="only tags above this logit", allow_inf_nan=False)] = None
@@ -101,6 +102,7 @@ def transcribe_options(request: TranscriptionRequest, model: WhisperAT, task: st
         "temperature": tuple(np.arange(request.temperature, 1.0 + 1e-6, TEMPERATURE_STEP)),
         "word_timestamps": words or bool(request.captions),
         "at_time_res": _resolution(request, model),
+        "audio_track": request.audio_track or None,
     }
     TranscribeOptions.from_keywords(**options)
     return options

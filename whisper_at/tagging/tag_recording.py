@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import tqdm
 from torch import Tensor
 from whisper.audio import N_FRAMES, pad_or_trim
 
+from ..audio import Recording, readable
 from ..mel import LogMel
 from ..windows import Window, clip_frames, parse_clip_timestamps
 from .tagger import Tagger, encode_windows, resolve_resolutions
@@ -25,12 +25,13 @@ GPU_BATCH = 8
 
 def tag_recording(
     model: WhisperAT,
-    audio: str | os.PathLike[str] | np.ndarray | Tensor,
+    audio: Recording | np.ndarray | Tensor,
     *,
     at_time_res: float | Iterable[float] | str = "auto",
     clip_timestamps: Any = "0",
     batch_size: int | None = None,
     verbose: bool | None = None,
+    audio_track: int | str | None = None,
 ) -> dict[str, Any]:
     """Tag what sounds in a recording: the encoder and the heads run, the decoder does not.
 
@@ -39,7 +40,7 @@ def tag_recording(
 
     Parameters
     ----------
-    audio : str, path, array or Tensor, shape (samples,)
+    audio : str, path, bytes, binary file, array or Tensor, shape (samples,)
         As of `transcribe`.
     at_time_res : float, iterable of float or "auto"
         Seconds per row of tags, or several, as of `transcribe`; ``"auto"`` is 10.
@@ -49,6 +50,8 @@ def tag_recording(
         Windows encoded at once; by default one on a CPU, whose caches it fills, and eight on a GPU.
     verbose : bool, optional
         False shows a progress bar.
+    audio_track : int or str, optional
+        Which of a video's audio tracks, as of `transcribe`.
 
     Returns
     -------
@@ -59,7 +62,8 @@ def tag_recording(
     Raises
     ------
     ValueError
-        If a resolution is not a positive multiple of 0.4 s, the model has no head, or `batch_size` is not positive.
+        If a resolution is not a positive multiple of 0.4 s, the model has no head, or `batch_size` is not positive; if there is no
+        such track.
     """
     if at_time_res is None or not model.heads:
         reason = model.head_missing if not model.heads else "give at_time_res, in seconds"
@@ -68,6 +72,7 @@ def tag_recording(
         raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
     if not isinstance(at_time_res, str) and isinstance(at_time_res, Iterable):
         at_time_res = list(at_time_res)  # read more than once
+    audio = readable(audio, audio_track)
     resolve_resolutions(model, at_time_res, audio)
     wanted = parse_clip_timestamps(clip_timestamps)
     on_cpu = model.device.type == "cpu"
