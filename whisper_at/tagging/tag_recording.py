@@ -62,8 +62,8 @@ def tag_recording(
     Raises
     ------
     ValueError
-        If a resolution is not a positive multiple of 0.4 s, the model has no head, or `batch_size` is not positive; if there is no
-        such track.
+        If a resolution is not a positive multiple of 0.4 s, the model has no head, `batch_size` is not
+        positive, or there is no such track.
     """
     if at_time_res is None or not model.heads:
         reason = model.head_missing if not model.heads else "give at_time_res, in seconds"
@@ -72,13 +72,13 @@ def tag_recording(
         raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
     if not isinstance(at_time_res, str) and isinstance(at_time_res, Iterable):
         at_time_res = list(at_time_res)  # read more than once
-    audio = readable(audio, audio_track)
-    resolve_resolutions(model, at_time_res, audio)
+    source = readable(audio, audio_track)
+    resolve_resolutions(model, at_time_res, source)
     wanted = parse_clip_timestamps(clip_timestamps)
     on_cpu = model.device.type == "cpu"
     half = not on_cpu and model.compute_type in (None, "float16")
     batch_size = batch_size or (1 if on_cpu else GPU_BATCH)
-    with LogMel(audio, model.dims.n_mels) as mel:
+    with LogMel(source, model.dims.n_mels) as mel:
         clips = clip_frames(wanted, mel.content_frames)
         tagger = Tagger(model, at_time_res, mel.content_frames)
         windows = [window for clip in clips for window in _windows(*clip)]
@@ -88,7 +88,7 @@ def tag_recording(
                 batch = windows[first : first + batch_size]
                 _tag_windows(model, mel, tagger, batch, torch.float16 if half else torch.float32)
                 progress.update(sum(window.size for window in batch))
-    return {"text": "", "segments": [], "language": None} | tagger.result("tag", audio, [], [])
+    return {"text": "", "segments": [], "language": None} | tagger.result("tag", source, [], [])
 
 
 def _windows(start: int, end: int) -> list[Window]:
