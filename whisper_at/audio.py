@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import stat
 import struct
 import subprocess
 import tempfile
@@ -110,8 +111,8 @@ class _RecordingTrack(os.PathLike[str]):
 def readable(audio: Any, audio_track: int | str | None = None) -> Any:
     """Return what can be read several times.
 
-    Bytes and open files become a `BufferedRecording`; a path stays what it is, unless one of its tracks is chosen, and
-    samples stay samples.
+    Bytes, open files and pipes become a `BufferedRecording`; another path stays what it is, unless one of its tracks is
+    chosen, and samples stay samples.
 
     Raises
     ------
@@ -120,11 +121,21 @@ def readable(audio: Any, audio_track: int | str | None = None) -> Any:
     """
     if isinstance(audio, Bytes) or (hasattr(audio, "read") and not isinstance(audio, os.PathLike)):
         audio = BufferedRecording(audio)
+    elif isinstance(audio, (str, os.PathLike)) and _is_pipe(audio):
+        with open(audio, "rb") as pipe:
+            audio = BufferedRecording(pipe, os.fsdecode(audio))
     if audio_track is None:
         return audio
     if not isinstance(audio, (str, os.PathLike)):
         raise ValueError("audio_track is for files: samples have no tracks")
     return _RecordingTrack(audio, audio_track)
+
+
+def _is_pipe(path: str | os.PathLike[str]) -> bool:
+    try:
+        return stat.S_ISFIFO(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 def audio_tracks(file: Recording) -> list[AudioTrack]:
@@ -335,10 +346,6 @@ def _timeline(path: str, name: str, audio_track: int | str | None) -> tuple[dict
 
     Files without a clock, which most recordings are, need no look at them, and are decoded with no option of ours.
     """
-    if not os.path.isfile(path):  # a pipe cannot be read twice
-        if audio_track is not None:
-            raise ValueError(f"{name}: audio_track is for files and bytes, not for pipes")
-        return {}, 0.0
     if audio_track is None and _is_clockless_file(path):
         return {}, 0.0
     container, first_sample = _probe(path)

@@ -1,0 +1,361 @@
+"""The clock and the audio tracks of videos: sound that begins late, gaps, edit lists, broadcasts, several tracks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import whisper.audio as upstream
+
+from whisper_at import audio, tracks
+from whisper_at.mel import LogMel
+
+RATE = 48000
+BEEPS = (1.0, 2.5, 4.0)
+LENGTH = 5.0
+VIDEO_LENGTH = 11
+CODECS = {
+    "mkv": ("mpeg4", "aac"),
+    "mp4": ("mpeg4", "aac"),
+    "mov": ("mpeg4", "aac"),
+    "ts": ("mpeg2video", "ac3"),
+    "webm": ("libvpx", "libopus"),
+    "ogg": ("libtheora", "libvorbis"),
+}
+
+
+def run_ffmpeg(*arguments: object) -> None:
+    command = [audio.ffmpeg_binary(), "-v", "error", "-y", *map(str, arguments)]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+@pytest.fixture(autouse=True)
+def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def ffmpeg_of_upstream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the ffmpeg that we would use on PATH, under the name that upstream calls."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / ("ffmpeg.exe" if os.name == "nt" else "ffmpeg")).symlink_to(audio.ffmpeg_binary())
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+
+
+def beeping(frequency: float = 1000, beeps=BEEPS, seconds: float = LENGTH) -> np.ndarray:
+    """Beeps of 0.2 s in faint noise."""
+    t = np.arange(round(seconds * RATE)) / RATE
+    samples = np.random.default_rng(0).normal(0, 1e-3, len(t))
+    for beep in beeps:
+        samples += 0.5 * np.sin(2 * np.pi * frequency * t) * ((t >= beep) & (t < beep + 0.2))
+    return samples
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory) -> Path:
+    """A folder of videos without sound and of two sounds without video."""
+    folder = tmp_path_factory.mktemp("sources")
+    soundfile.write(folder / "beeps.wav", beeping(), RATE)
+    soundfile.write(folder / "other.wav", beeping(3000, (0.5,)), RATE)
+    for codec in {video for video, _ in CODECS.values()}:
+        picture = f"color=s=64x64:r=25:d={VIDEO_LENGTH}"
+        run_ffmpeg("-f", "lavfi", "-i", picture, "-c:v", codec, folder / f"{codec}.nut")
+    return folder
+
+
+def make_video(sources: Path, suffix: str, *delay: object, name: str = "film", output: tuple = ()) -> str:
+    """A video whose beeps are delayed as ffmpeg's options of an input say."""
+    video, sound = CODECS[suffix]
+    inputs = ["-i", sources / f"{video}.nut", *delay, "-i", sources / "beeps.wav"]
+    run_ffmpeg(*inputs, "-map", "0:v", "-map", "1:a", "-c:v", "copy", "-c:a", sound, *output, f"{name}.{suffix}")
+    return f"{name}.{suffix}"
+
+
+def onsets(samples: np.ndarray, sr: int = 16000) -> list[float]:
+    """Seconds at which beeps begin: where it is loud after 0.3 s of quiet, to 1 ms."""
+    step = sr // 1000
+    loud = np.abs(samples[: len(samples) // step * step]).reshape(-1, step).max(1) > 0.1
+    return [i / 1000 for i in np.flatnonzero(loud) if not loud[max(0, i - 300) : i].any()]
+
+
+def assert_beeps(samples: np.ndarray, expected, sr: int = 16000) -> None:
+    assert onsets(samples, sr) == pytest.approx(list(expected), abs=0.02)
+
+
+# --- the clock ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", CODECS)
+def test_sound_that_begins_late(sources, suffix):
+    """openai-whisper hears the first beep at 1 s; a player, 3 s later."""
+    file = make_video(sources, suffix, "-itsoffset", 3)
+    samples = audio.load_audio(file)
+    assert_beeps(samples, [3 + beep for beep in BEEPS])
+    assert len(samples) / 16000 == pytest.approx(3 + LENGTH, abs=0.05)
+    np.testing.assert_array_equal(np.concatenate(list(audio.stream_audio(file, seconds=0.7))), samples)
+    np.testing.assert_array_equal(audio.load_audio(Path(file).read_bytes()), samples)
+    assert_beeps(audio.load_audio(file, 22050), [3 + beep for beep in BEEPS], 22050)
+    with LogMel(file) as mel:
+        assert mel.content_frames == len(samples) // 160
+
+
+@pytest.mark.parametrize("suffix", CODECS)
+def test_videos_whose_sound_begins_at_once_are_as_upstream_decodes_them(sources, ffmpeg_of_upstream, suffix):
+    """Encoders put samples before the sound, at times below 0: they move nothing."""
+    file = make_video(sources, suffix)
+    samples = audio.load_audio(file)
+    np.testing.assert_array_equal(samples, upstream.load_audio(file))
+    assert_beeps(samples, BEEPS)
+
+
+def make_gap(suffix: str, sources: Path, seconds: float) -> str:
+    """The first 3.2 s, then nothing until `seconds`, then the rest, each with its timestamps."""
+    _, codec = CODECS[suffix]
+    for name, *cut in (("a", "-t", "3.2"), ("b", "-ss", "3.2")):
+        run_ffmpeg(*cut, "-i", sources / "beeps.wav", "-c:a", codec, f"{name}.{suffix}")
+    Path("list").write_text(f"file a.{suffix}\nduration {seconds}\nfile b.{suffix}\n")
+    run_ffmpeg("-f", "concat", "-i", "list", "-c", "copy", f"gap.{suffix}")
+    return f"gap.{suffix}"
+
+
+@pytest.mark.parametrize("seconds", [3.7, 7.2, 20.2])
+@pytest.mark.parametrize("suffix", ["mkv", "mp4", "ts", "webm"])
+def test_gaps_in_timestamps_are_silence(sources, suffix, seconds):
+    """A call on hold, a pause of a recording in a browser, a broadcast that was not received: also for long."""
+    file = make_gap(suffix, sources, seconds)
+    samples = audio.load_audio(file)
+    assert_beeps(samples, (1.0, 2.5, seconds + 0.8))
+    quiet = samples[round(3.3 * 16000) : round((seconds - 0.1) * 16000)]
+    assert np.abs(quiet).max() < 0.01
+    np.testing.assert_array_equal(np.concatenate(list(audio.stream_audio(file, seconds=1.1))), samples)
+
+
+@pytest.mark.parametrize("suffix", ["ts", "webm"])
+def test_no_sample_is_lost_where_timestamps_go_back(sources, suffix):
+    """Recordings put behind one another byte by byte: each begins at its own zero."""
+    content = Path(make_video(sources, suffix, output=("-shortest",))).read_bytes()
+    Path(f"twice.{suffix}").write_bytes(content + content)
+    found = onsets(audio.load_audio(f"twice.{suffix}"))
+    assert found[:3] == pytest.approx(BEEPS, abs=0.02)
+    assert np.diff(found[3:]) == pytest.approx(np.diff(BEEPS), abs=0.02)
+    assert found[3] == pytest.approx(BEEPS[0] + LENGTH, abs=0.1)
+
+
+def test_times_count_from_the_start_of_a_broadcast(sources):
+    """A transport stream whose clock says ten hours, as that of a channel does."""
+    file = make_video(sources, "ts", "-itsoffset", 2, output=("-output_ts_offset", 36000))
+    assert audio._probe(file)[0].start > 36000
+    assert_beeps(audio.load_audio(file), [2 + beep for beep in BEEPS])
+
+
+def test_a_broadcast_that_changes_its_channels(sources):
+    """ffmpeg then starts its filters again: no silence of the length of all before comes with it."""
+    run_ffmpeg("-i", sources / "beeps.wav", "-c:a", "ac3", "-b:a", "96k", "mono.ts")
+    run_ffmpeg("-i", sources / "beeps.wav", "-c:a", "ac3", "-ac", 2, "-output_ts_offset", LENGTH, "stereo.ts")
+    Path("both.ts").write_bytes(Path("mono.ts").read_bytes() + Path("stereo.ts").read_bytes())
+    found = onsets(audio.load_audio("both.ts"))
+    assert found == pytest.approx([*BEEPS, *(LENGTH + beep for beep in BEEPS)], abs=0.05)
+
+
+def test_edit_lists(sources, ffmpeg_of_upstream):
+    """A film cut without encoding it again: its edit list hides what comes before the cut."""
+    run_ffmpeg("-ss", 1.51, "-i", make_video(sources, "mp4", "-itsoffset", 3), "-c", "copy", "cut.mp4")
+    assert_beeps(audio.load_audio("cut.mp4"), [3 + beep - 1.51 for beep in BEEPS])
+    run_ffmpeg("-i", sources / "beeps.wav", "-c:a", "aac", "whole.m4a")
+    run_ffmpeg("-ss", 1.51, "-i", "whole.m4a", "-c", "copy", "cut.m4a")
+    assert_beeps(audio.load_audio("cut.m4a"), [beep - 1.51 for beep in BEEPS[1:]])
+    np.testing.assert_array_equal(audio.load_audio("cut.m4a"), upstream.load_audio("cut.m4a"))
+
+
+def test_a_cover_picture_is_no_clock(sources, ffmpeg_of_upstream):
+    run_ffmpeg("-f", "lavfi", "-i", "color=s=64x64:d=0.04", "-frames:v", 1, "cover.png")
+    cover = ("-map", "0:a", "-map", "1:v", "-c:a", "aac", "-c:v", "copy", "-disposition:v", "attached_pic")
+    run_ffmpeg("-itsoffset", 2, "-i", sources / "beeps.wav", "-i", "cover.png", *cover, "song.m4a")
+    np.testing.assert_array_equal(audio.load_audio("song.m4a"), upstream.load_audio("song.m4a"))
+
+
+def test_warnings_of_cancelled_channels_tell_the_time_of_the_video(sources):
+    left = beeping()
+    soundfile.write("opposite.wav", np.stack([left, -left], 1), RATE)
+    inputs = ["-i", sources / "mpeg4.nut", "-itsoffset", 3, "-i", "opposite.wav"]
+    run_ffmpeg(*inputs, "-map", "0:v", "-map", "1:a", "-c:v", "copy", "-c:a", "flac", "opposite.mkv")
+    with pytest.warns(UserWarning, match=r"cancel each other when they are mixed, at [34]\.\d-"):
+        samples = audio.load_audio("opposite.mkv")
+    assert_beeps(samples, [3 + beep for beep in BEEPS])
+
+
+def test_files_without_a_clock_are_opened_once(sources, monkeypatch):
+    started = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(audio.subprocess, "Popen", lambda *args, **kw: started.append(args[0]) or popen(*args, **kw))
+    for suffix in ("wav", "flac", "mp3", "aac", "aiff"):
+        run_ffmpeg("-i", sources / "beeps.wav", f"a.{suffix}")
+        started.clear()
+        audio.load_audio(f"a.{suffix}")
+        assert len(started) == 1
+        assert "-af" not in started[0]
+
+
+# --- tracks -------------------------------------------------------------------------------------------------
+
+
+def make_two_tracks(sources: Path, suffix: str) -> str:
+    """Beeps in English, and in German one of another pitch, a second late."""
+    video, sound = CODECS[suffix]
+    inputs = ["-i", sources / f"{video}.nut", "-i", sources / "beeps.wav"]
+    inputs += ["-itsoffset", 1, "-i", sources / "other.wav"]
+    names = ["-metadata:s:a:0", "language=eng", "-metadata:s:a:1", "language=ger"]
+    names += ["-metadata:s:a:1", "title=Director: his view"]
+    maps = ["-map", "0:v", "-map", "1:a", "-map", "2:a"]
+    run_ffmpeg(*inputs, *maps, "-c:v", "copy", "-c:a", sound, *names, f"two.{suffix}")
+    return f"two.{suffix}"
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "mp4", "ts"])
+def test_a_track_by_number_or_language(sources, suffix):
+    file = make_two_tracks(sources, suffix)
+    listed = audio.audio_tracks(file)
+    assert [(track.number, track.language) for track in listed] == [(1, "eng"), (2, "ger")]
+    assert listed == audio.audio_tracks(Path(file).read_bytes())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # who chooses need not be told
+        for wanted in (2, "2", "de", "German", "deu", "GER", "de-AT"):
+            assert_beeps(audio.load_audio(file, audio_track=wanted), [1.5])
+        for wanted in (1, "en", "English"):
+            assert_beeps(audio.load_audio(file, audio_track=wanted), BEEPS)
+        assert_beeps(next(audio.stream_audio(file, audio_track=2)), [1.5])
+        assert_beeps(audio.load_audio(Path(file).read_bytes(), audio_track=2), [1.5])
+
+
+def test_a_message_says_which_track_is_heard(sources, ffmpeg_of_upstream):
+    file = make_two_tracks(sources, "mkv")
+    message = r"^two.mkv has 2 audio tracks: 1 \(English\), 2 \(German: Director: his view\); track 1 is heard"
+    with pytest.warns(UserWarning, match=message):
+        samples = audio.load_audio(file)
+    np.testing.assert_array_equal(samples, upstream.load_audio(file))
+
+
+@pytest.mark.parametrize("wanted", [0, 3, "3", "fr", "Klingon", "", -1])
+def test_a_track_that_is_not_there(sources, wanted):
+    file = make_two_tracks(sources, "mkv")
+    with pytest.raises(ValueError, match=r"two.mkv: there is no audio_track .*1 \(English\), 2 \(German: Director"):
+        audio.load_audio(file, audio_track=wanted)
+    with pytest.raises(ValueError, match="its only audio track is 1"):
+        audio.load_audio(sources / "beeps.wav", audio_track=2)
+
+
+def test_the_only_track_can_be_named(sources):
+    assert_beeps(audio.load_audio(sources / "beeps.wav", audio_track=1), BEEPS)
+    assert audio.audio_tracks(sources / "beeps.wav") == [tracks.AudioTrack(1)]
+
+
+def test_what_has_no_tracks(sources):
+    with pytest.raises(ValueError, match="samples have no tracks"):
+        audio.readable(np.zeros(16000, np.float32), 1)
+    for video in sources.glob("*.nut"):
+        assert audio.audio_tracks(video) == []
+        with pytest.raises(RuntimeError, match="it holds no audio"):
+            audio.load_audio(video, audio_track=1)
+    with pytest.raises(FileNotFoundError):
+        audio.audio_tracks("missing.mkv")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no named pipes")
+def test_a_pipe_is_read_once(sources):
+    """Looking for tracks and for channels that cancel each other opens a file again, for which a pipe waits forever."""
+    os.mkfifo("pipe")
+    file = make_video(sources, "mkv", "-itsoffset", 3)
+    for audio_track in (None, 1):
+        with subprocess.Popen(["sh", "-c", f"cat {file} > pipe"]):
+            assert_beeps(audio.load_audio("pipe", audio_track=audio_track), [3 + beep for beep in BEEPS])
+
+
+def test_transcribe_tag_and_batches_take_a_track(sources, model_en):
+    file = make_two_tracks(sources, "mkv")
+    options = dict(audio_track="de", at_time_res=2)
+    heard = audio.load_audio(file, audio_track=2)
+    expected = model_en.transcribe(heard, at_time_res=2, sample_len=4, temperature=0)
+    actual = model_en.transcribe(file, sample_len=4, temperature=0, **options)
+    assert actual["text"] == expected["text"]
+    np.testing.assert_array_equal(actual["audio_tag"], expected["audio_tag"])
+    np.testing.assert_array_equal(
+        model_en.tag(file, **options)["audio_tag"], model_en.tag(heard, at_time_res=2)["audio_tag"]
+    )
+    (_, batched), (_, failed) = model_en.transcribe_many(
+        [file, sources / "beeps.wav"], sample_len=4, temperature=0, **options
+    )
+    assert batched["duration"] == pytest.approx(1 + LENGTH, abs=0.05)
+    assert isinstance(failed, ValueError)
+    with pytest.raises(ValueError, match="samples have no tracks"):
+        model_en.transcribe(heard, **options)
+
+
+# --- what ffmpeg says ---------------------------------------------------------------------------------------
+
+BROADCAST = """\
+[mpegts @ 0x1] a message before
+Input #0, mpegts, from 'film.ts':
+  Duration: 00:01:05.50, start: 36001.400000, bitrate: 69 kb/s
+  Program 1
+    Metadata:
+      service_name    : Stream #0:7: Audio: not one
+  Stream #0:1[0x101](deu): Audio: mp2 ([3][0][0][0] / 0x0003), 48000 Hz, stereo, fltp, 192 kb/s
+  Stream #0:0[0x100]: Video: mpeg2video (Main) ([2][0][0][0] / 0x0002), yuv420p(tv), 720x576, 25 fps, 25 tbr, 90k tbn
+  Program 2
+    Stream #0:1[0x101](deu): Audio: mp2 ([3][0][0][0] / 0x0003), 48000 Hz, stereo, fltp, 192 kb/s
+    Stream #0:2[0x102](qad,und): Audio: ac3 (AC-3 / 0x332D4341), 48000 Hz, 5.1(side), fltp (visual impaired)
+    Metadata:
+      title           : Hörfilm
+                      : Stream #0:9: Audio: second line
+Stream mapping:
+  Stream #0:2 -> #0:0 (ac3 (native) -> pcm_s16le (native))
+"""
+
+
+def test_what_ffmpeg_says_of_a_broadcast():
+    container = tracks.parse_container(BROADCAST)
+    assert (container.format, container.start, container.duration) == ("mpegts", 36001.4, 65.5)
+    assert container.tracks == (tracks.AudioTrack(1, "deu", "", 1), tracks.AudioTrack(2, "qad,und", "Hörfilm", 2))
+    assert list(map(str, container.tracks)) == ["1 (German)", "2 (qad,und: Hörfilm)"]
+    assert container.heard == container.tracks[1]
+    assert container.has_other_streams
+
+
+def test_what_ffmpeg_says_of_nothing():
+    assert tracks.parse_container("") == tracks.Container()
+    assert tracks.parse_container("Input #0, wav, from 'a.wav':\n  Duration: N/A, bitrate: N/A\n").duration is None
+    assert tracks.parse_first_timestamp("") is None
+
+
+@pytest.mark.parametrize(
+    ("start", "first_sample", "delay"),
+    [
+        (0, 5, 5),
+        (36000, 36005, 5),
+        (-0.021, 0, 0),  # priming
+        (-0.021, 5, 5),
+        (-3, 0, 3),  # a clock that is below 0
+        (0, 0.009, 0),
+        (1.4, 1.3, 0),
+        (0, 1e9, 0),
+    ],
+)
+def test_delay(start, first_sample, delay):
+    assert tracks.Container(start=start, has_other_streams=True).delay(first_sample) == pytest.approx(delay)
+    assert tracks.Container(start=start).delay(first_sample) == 0
+
+
+def test_timestamps_past_the_end_are_wrong(sources):
+    """A container that says it is 4 s long holds no hour of silence."""
+    file = make_gap("mkv", sources, 20.2)
+    assert "lt(T,25.9" in str(audio._probe(file)[0].gap_filter()) or "lt(T,23" in str(
+        audio._probe(file)[0].gap_filter()
+    )
+    short = tracks.parse_container("Input #0, matroska,webm, from 'a':\n  Duration: 00:00:04.00, start: 0.000000\n")
+    run_ffmpeg("-i", file, "-af", short.gap_filter(), "filtered.wav")
+    assert_beeps(audio.load_audio("filtered.wav"), BEEPS)
