@@ -23,7 +23,7 @@ CODECS = {
     "mkv": ("mpeg4", "aac"),
     "mp4": ("mpeg4", "aac"),
     "mov": ("mpeg4", "aac"),
-    "ts": ("mpeg2video", "ac3"),
+    "ts": ("mpeg4", "ac3"),
     "webm": ("libvpx", "libopus"),
     "ogg": ("libtheora", "libvorbis"),
 }
@@ -115,7 +115,7 @@ def test_videos_whose_sound_begins_at_once_are_as_upstream_decodes_them(sources,
 
 def make_gap(suffix: str, sources: Path, seconds: float) -> str:
     """The first 3.2 s, then nothing until `seconds`, then the rest, each with its timestamps."""
-    _, codec = CODECS[suffix]
+    codec = {"mkv": "flac", "mp4": "alac", "ts": "ac3", "webm": "libopus"}[suffix]  # those that need no edit list
     for name, *cut in (("a", "-t", "3.2"), ("b", "-ss", "3.2")):
         run_ffmpeg(*cut, "-i", sources / "beeps.wav", "-c:a", codec, f"{name}.{suffix}")
     Path("list").write_text(f"file a.{suffix}\nduration {seconds}\nfile b.{suffix}\n")
@@ -189,12 +189,18 @@ def test_warnings_of_cancelled_channels_tell_the_time_of_the_video(sources):
     assert_beeps(samples, [3 + beep for beep in BEEPS])
 
 
-def test_files_without_a_clock_are_opened_once(sources, monkeypatch):
+def test_files_without_a_clock_are_opened_once(monkeypatch):
     started = []
     popen = subprocess.Popen
-    monkeypatch.setattr(audio.subprocess, "Popen", lambda *args, **kw: started.append(args[0]) or popen(*args, **kw))
+
+    def record(*args, **kwargs):
+        started.append(args[0])
+        return popen(*args, **kwargs)
+
+    monkeypatch.setattr(audio.subprocess, "Popen", record)
+    soundfile.write("loud.wav", np.random.default_rng(0).normal(0, 0.2, RATE), RATE)
     for suffix in ("wav", "flac", "mp3", "aac", "aiff"):
-        run_ffmpeg("-i", sources / "beeps.wav", f"a.{suffix}")
+        run_ffmpeg("-i", "loud.wav", f"a.{suffix}")
         started.clear()
         audio.load_audio(f"a.{suffix}")
         assert len(started) == 1
@@ -286,11 +292,10 @@ def test_transcribe_tag_and_batches_take_a_track(sources, model_en):
     np.testing.assert_array_equal(
         model_en.tag(file, **options)["audio_tag"], model_en.tag(heard, at_time_res=2)["audio_tag"]
     )
-    (_, batched), (_, failed) = model_en.transcribe_many(
-        [file, sources / "beeps.wav"], sample_len=4, temperature=0, **options
-    )
-    assert batched["duration"] == pytest.approx(1 + LENGTH, abs=0.05)
-    assert isinstance(failed, ValueError)
+    recordings = [file, sources / "beeps.wav"]
+    results = dict(model_en.transcribe_many(recordings, sample_len=4, temperature=0, **options))
+    assert isinstance(results[sources / "beeps.wav"], ValueError)
+    assert results[file]["duration"] == pytest.approx(1 + LENGTH, abs=0.05)
     with pytest.raises(ValueError, match="samples have no tracks"):
         model_en.transcribe(heard, **options)
 
@@ -353,9 +358,6 @@ def test_delay(start, first_sample, delay):
 def test_timestamps_past_the_end_are_wrong(sources):
     """A container that says it is 4 s long holds no hour of silence."""
     file = make_gap("mkv", sources, 20.2)
-    assert "lt(T,25.9" in str(audio._probe(file)[0].gap_filter()) or "lt(T,23" in str(
-        audio._probe(file)[0].gap_filter()
-    )
     short = tracks.parse_container("Input #0, matroska,webm, from 'a':\n  Duration: 00:00:04.00, start: 0.000000\n")
     run_ffmpeg("-i", file, "-af", short.gap_filter(), "filtered.wav")
     assert_beeps(audio.load_audio("filtered.wav"), BEEPS)

@@ -271,9 +271,16 @@ def test_options_reach_transcribe_as_upstreams_do(tmp_path, monkeypatch, line):
     load = actual.pop("load")
     assert actual.pop("at_time_res") is None
     assert actual.pop("batch_size") is None
+    assert actual.pop("audio_track") is None
     language = expected["language"]
     assert actual == {**expected, "language": TO_LANGUAGE_CODE.get(str(language).lower(), language)}  # by its code
     assert load["head"] is None  # no tags asked for: no head is fetched
+
+
+@pytest.mark.parametrize("track", ["2", "German"])
+def test_an_audio_track_reaches_transcribe(tmp_path, monkeypatch, track):
+    monkeypatch.chdir(tmp_path)
+    assert transcribe_options(monkeypatch, "--audio_track", track)["audio_track"] == track
 
 
 def test_an_english_model_says_that_another_language_is_not_heard(tmp_path, monkeypatch):
