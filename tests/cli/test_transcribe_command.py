@@ -144,7 +144,7 @@ def test_every_flag_of_upstream_is_here(monkeypatch):
         else:
             assert mine.choices is None if action.choices is None else list(mine.choices) == list(action.choices)
     new = {"version", "at_time_res", "top_k", "p_threshold", "label_language", "include_classes"}
-    new |= {"head", "at_low_compute", "compute_type", "draft", "batch_size", "captions"}
+    new |= {"head", "at_low_compute", "compute_type", "draft", "batch_size", "captions", "audio_track"}
     assert set(ours) - set(theirs) == new
 
 

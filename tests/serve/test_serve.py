@@ -23,6 +23,7 @@ from fastapi.testclient import TestClient
 
 import whisper_at
 from whisper_at import cli
+from whisper_at.audio import ffmpeg_binary
 from whisper_at.serve import Limits, create_app
 from whisper_at.tagging.classes import ClassSet
 from whisper_at.tagging.heads import make_head
@@ -393,6 +394,20 @@ def test_a_model_without_heads(model_en, clip):
     with clip.open("rb") as file:
         assert "cannot tag sounds" in refusal(client.post(TRANSCRIPTIONS, data=fields, files={"file": file}))
     assert client.get("/v1/models").json()["data"][0]["heads"] == {}
+
+
+def test_a_track_of_a_video(post, clip):
+    film = clip.with_name("film.mkv")
+    soundfile.write(clip.with_name("short.wav"), noise(2, seed=1), 16000)
+    inputs = ["-i", clip, "-i", clip.with_name("short.wav"), "-map", "0", "-map", "1", "-c:a", "flac"]
+    subprocess.run([ffmpeg_binary(), "-v", "error", *inputs, "-metadata:s:a:1", "language=ger", film], check=True)
+    with pytest.warns(UserWarning, match="has 2 audio tracks"):
+        assert post(film, response_format="verbose_json").json()["duration"] == pytest.approx(5)
+    for track in ("2", "de"):
+        answer = post(film, response_format="verbose_json", audio_track=track)
+        assert answer.json()["duration"] == pytest.approx(2)
+    message = "film.mkv: there is no audio_track '3': its audio tracks are 1, 2 (German)"
+    assert refusal(post(film, audio_track="3")) == message
 
 
 def test_too_much(model_en, clip):
