@@ -261,8 +261,8 @@ def test_a_full_disk_is_one_clear_error(files, monkeypatch, tmp_path, room):
         "cannot store the mel spectrogram on disk: No space left on device; make room, or name another folder in TMPDIR"
     )
     assert files[0].closed
-    assert len(processes) == 1
-    assert processes[0].poll() is not None
+    assert processes  # of a quiet recording a second one decodes the channels
+    assert all(process.poll() is not None for process in processes)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
