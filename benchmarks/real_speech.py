@@ -12,8 +12,9 @@ and the same number of threads. Each runs in a process of its own, one at a time
 recording, which is not timed, come before.
 
 "words/s" and "times real" count the seconds of transcription alone. "WER" is over all recordings, by jiwer after
-Whisper's normaliser, with a 95 % interval by resampling recordings. Memory is the peak of the process, in MB of 10^6
-bytes.
+Whisper's normaliser, with a 95 % interval by resampling recordings; "left out" counts the words that are missing
+altogether, as where a window ends after its first sentence. Memory is the peak of the process, in MB of 10^6
+bytes. CPU seconds are of all threads: with one thread they compare programs on a machine that others use, too.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from common import (
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's whisper_at, installed or not
 
 PAUSE_SECONDS = 0.5
+WINDOW_FRAMES = 3000
 Transcribe = Callable[[np.ndarray], str]
 
 
@@ -90,6 +92,34 @@ def run_whisper_cpp(folder: Path) -> Transcribe:
     return lambda samples: " ".join(segment.text for segment in model.transcribe(samples))
 
 
+def run_transformers(folder: Path) -> Transcribe:
+    """Its algorithm for long recordings, with the settings that make it openai-whisper's."""
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    model = transformers.WhisperForConditionalGeneration.from_pretrained(folder / "hf", attn_implementation="sdpa")
+    model = model.eval()
+    extract = transformers.WhisperFeatureExtractor(feature_size=model.config.num_mel_bins)
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder / "hf")
+    language = {"language": "en", "task": "transcribe"} if model.generation_config.is_multilingual else {}
+    options: dict[str, Any] = {"return_timestamps": True, "condition_on_prev_tokens": True, **language}
+    options |= {"temperature": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), "no_speech_threshold": 0.6}
+    options |= {"logprob_threshold": -1.0, "compression_ratio_threshold": 1.35}  # of its own kind: 2.4 of openai's
+
+    def transcribe(samples: np.ndarray) -> str:
+        whole = {"truncation": False, "padding": "longest", "return_attention_mask": True, "return_tensors": "pt"}
+        features = extract(samples, sampling_rate=SAMPLE_RATE, **whole)
+        if features.input_features.shape[-1] < WINDOW_FRAMES:  # which it takes for a window of its own
+            features = extract(samples, sampling_rate=SAMPLE_RATE, return_attention_mask=True, return_tensors="pt")
+        tokens = model.generate(**features, **options)
+        return str(tokenizer.decode(tokens[0], skip_special_tokens=True))
+
+    return transcribe
+
+
 def join(segments: Any) -> str:
     return "".join(segment.text for segment in segments)
 
@@ -98,6 +128,7 @@ SYSTEMS: dict[str, Callable[[Path], Transcribe]] = {
     "whisper_at": run_whisper_at,
     "openai-whisper": run_openai,
     "faster-whisper": run_faster_whisper,
+    "transformers": run_transformers,
     "whisper.cpp f16": run_whisper_cpp,
     "whisper_at, tags": lambda folder: run_whisper_at(folder, tags=True),
     "whisper_at bfloat16": lambda folder: run_whisper_at(folder, "bfloat16"),
@@ -113,8 +144,8 @@ SYSTEMS: dict[str, Callable[[Path], Transcribe]] = {
 # --- the same weights in every layout --------------------------------------------------------------------------
 
 
-def write_layouts(name: str, folder: Path) -> None:
-    """Write an official Whisper that is on this machine as each library wants it."""
+def write_layouts(name: str, folder: Path, systems: list[str]) -> None:
+    """Write an official Whisper that is on this machine as each of some systems wants it."""
     import torch
 
     from whisper_at.checkpoints import alignment_heads, decode_alignment_heads, find_whisper, open_whisper
@@ -123,11 +154,15 @@ def write_layouts(name: str, folder: Path) -> None:
     dims, state = open_whisper(path)
     (folder / "name").write_text(name)
     torch.save({"dims": dims, "model_state_dict": state}, folder / "openai.pt")
-    write_ggml(dims, state, folder / "ggml.bin")
-    dump = alignment_heads(name)
-    heads = [] if dump is None else decode_alignment_heads(dump, dims)
-    write_hugging_face(dims, state, heads, folder / "hf")
-    convert_to_ctranslate2(folder / "hf", folder / "ct2")
+    libraries = {system.split()[0] for system in systems}
+    if "whisper.cpp" in libraries:
+        write_ggml(dims, state, folder / "ggml.bin")
+    if libraries & {"transformers", "faster-whisper"}:
+        dump = alignment_heads(name)
+        heads = [] if dump is None else decode_alignment_heads(dump, dims)
+        write_hugging_face(dims, state, heads, folder / "hf")
+    if "faster-whisper" in libraries:
+        convert_to_ctranslate2(folder / "hf", folder / "ct2")
 
 
 def write_ggml(dims: dict[str, int], state: dict[str, Any], path: Path) -> None:
@@ -177,14 +212,18 @@ def write_hugging_face(dims: dict[str, int], state: dict[str, Any], heads: list[
     if missing != ["proj_out.weight"] or unexpected:  # that one is the embedding
         raise RuntimeError(f"parameters do not match: missing {missing}, unexpected {unexpected}")
     model.tie_weights()
-    languages = {} if english else dict(zip(tokenizer.all_language_codes, tokenizer.all_language_tokens))
+    languages = dict(zip(tokenizer.all_language_codes, tokenizer.all_language_tokens))
+    # what an English-only model does not know must not be named: transformers would detect the language among none
+    multilingual = {
+        "lang_to_id": {f"<|{code}|>": token for code, token in languages.items()},
+        "task_to_id": {"transcribe": tokenizer.transcribe, "translate": tokenizer.translate},
+    }
     suppressed = [token for token in suppressed_tokens(tokenizer) if token not in (EOT, eot)]
     model.generation_config = GenerationConfig(
         **special,
         max_length=448,
         is_multilingual=not english,
-        lang_to_id={f"<|{code}|>": token for code, token in languages.items()},
-        task_to_id={"transcribe": tokenizer.transcribe, "translate": tokenizer.translate},
+        **({} if english else multilingual),
         no_timestamps_token_id=tokenizer.no_timestamps,
         prev_sot_token_id=tokenizer.sot_prev,
         suppress_tokens=suppressed,
@@ -236,20 +275,21 @@ def run_one(system: str, folder: Path, recordings: list[dict[str, str]]) -> dict
     transcribe = SYSTEMS[system](folder)
     loaded = peak_memory()
     transcribe(np.load(recordings[0]["samples"])[: 60 * SAMPLE_RATE])
-    texts, seconds = [], []
+    texts, seconds, cpu_seconds = [], [], []
     for recording in recordings:
         samples = np.load(recording["samples"])
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         texts.append(transcribe(samples))
         seconds.append(time.perf_counter() - start)
-    return {"texts": texts, "seconds": seconds, "loaded": loaded, "peak": peak_memory()}
+        cpu_seconds.append(time.process_time() - cpu_start)
+    return {"texts": texts, "seconds": seconds, "cpu": cpu_seconds, "loaded": loaded, "peak": peak_memory()}
 
 
 # --- scores -------------------------------------------------------------------------------------------------------
 
 
 def word_errors(references: list[str], texts: list[str]) -> np.ndarray:
-    """Return errors and reference words ``(recordings, 2)`` after Whisper's normaliser for English."""
+    """Return errors, words left out and reference words ``(recordings, 3)`` after Whisper's normaliser for English."""
     import jiwer
     from whisper.normalizers import EnglishTextNormalizer
 
@@ -258,7 +298,7 @@ def word_errors(references: list[str], texts: list[str]) -> np.ndarray:
     for reference, text in zip(references, texts):
         found = jiwer.process_words(normalize(reference), normalize(text))
         errors = found.substitutions + found.deletions + found.insertions
-        rows.append((errors, found.hits + found.substitutions + found.deletions))
+        rows.append((errors, found.deletions, found.hits + found.substitutions + found.deletions))
     return np.array(rows)
 
 
@@ -266,7 +306,7 @@ def interval(counts: np.ndarray, draws: int = 2000) -> tuple[float, float]:
     """Return the 95 % interval of the word error rate, by resampling recordings."""
     rng, n = np.random.default_rng(0), len(counts)
     sums = counts[rng.integers(0, n, (draws, n))].sum(1)
-    low, high = np.quantile(sums[:, 0] / sums[:, 1], [0.025, 0.975])
+    low, high = np.quantile(sums[:, 0] / sums[:, -1], [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -274,10 +314,11 @@ def summarize(system: str, runs: list[dict[str, Any]], references: list[str], au
     counts = word_errors(references, runs[0]["texts"])
     times = [sum(run["seconds"]) for run in runs]
     low, high = interval(counts)
-    words = int(counts[:, 1].sum())
+    words = int(counts[:, -1].sum())
     return {
         "system": system,
         "seconds": times,
+        "cpu_seconds": [sum(run["cpu"]) for run in runs],
         "words_per_second": words / statistics.median(times),
         "times_real": audio_seconds / statistics.median(times),
         "wer": float(counts[:, 0].sum() / words),
@@ -286,17 +327,19 @@ def summarize(system: str, runs: list[dict[str, Any]], references: list[str], au
         "loaded_mb": runs[0]["loaded"],
         "peak_mb": runs[0]["peak"],
         "errors": counts[:, 0].tolist(),
+        "left_out": counts[:, 1].tolist(),
     }
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    print(f"{'':26} {'words/s':>8} {'times real':>10} {'WER':>6} {'95 %':>13} {'MB':>6}   seconds of each round")
+    header = f"{'':26} {'words/s':>8} {'times real':>10} {'WER':>6} {'95 %':>13} {'left out':>8} {'MB':>6}"
+    print(f"{header}   seconds (and CPU seconds) of each round")
     for row in rows:
         low, high = row["wer_interval"]
-        seconds = " ".join(f"{s:.1f}" for s in row["seconds"])
+        seconds = " ".join(f"{s:.1f} ({cpu:.1f})" for s, cpu in zip(row["seconds"], row["cpu_seconds"]))
         print(
             f"{row['system']:26} {row['words_per_second']:8.1f} {row['times_real']:10.1f} {100 * row['wer']:5.2f}% "
-            f"{100 * low:5.2f} – {100 * high:5.2f} {row['peak_mb']:6.0f}   {seconds}"
+            f"{100 * low:5.2f} – {100 * high:5.2f} {sum(row['left_out']):8} {row['peak_mb']:6.0f}   {seconds}"
         )
 
 
@@ -322,7 +365,7 @@ def main() -> None:
     machine = machine_info()
     folder = Path(tempfile.mkdtemp(prefix="real-speech-"))
     try:
-        write_layouts(args.model, folder)
+        write_layouts(args.model, folder, args.systems)
         recordings = read_recordings(args.data, args.seconds, args.minutes, folder)
         (folder / "recordings.json").write_text(json.dumps(recordings))
         audio_seconds = sum(len(np.load(r["samples"], mmap_mode="r")) for r in recordings) / SAMPLE_RATE
