@@ -185,6 +185,35 @@ def test_ctrl_c_while_a_model_loads_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "whisper-at: interrupted\n"
 
 
+class OwnStream:
+    """What a program has set in the place of stdout: it takes text and can do nothing else."""
+
+    def __init__(self, broken: bool = False) -> None:
+        self.text, self.broken = "", broken
+
+    def write(self, text: str) -> int:
+        if self.broken:
+            raise BrokenPipeError
+        self.text += text
+        return len(text)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_streams_of_a_programs_own(folder, monkeypatch, broken):
+    """Of any kind that print takes; also one that breaks, and none at all."""
+    out, err = OwnStream(broken), OwnStream(broken)
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    assert cli.main(["x.wav", "missing ü.wav", "--model", "nano.en", "-o", "out", *QUIET, "--verbose", "True"]) == 1
+    assert (folder / "out" / "x.txt").is_file()
+    if not broken:
+        assert out.text.startswith("[00:00.000 --> ") or out.text == ""
+        assert "Skipping missing ü.wav due to FileNotFoundError: No such audio file: missing ü.wav\n" in err.text
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert cli.main(["missing.wav", "--model", "nano.en", "-o", "out", *QUIET]) == 1
+
+
 # --- tags without a head ------------------------------------------------------------------------------------
 
 

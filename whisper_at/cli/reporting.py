@@ -26,9 +26,18 @@ def report(message: str) -> None:
     """Print a line on stderr, after the traceback of the current error if `TRACEBACK_VARIABLE` asks for it."""
     if os.environ.get(TRACEBACK_VARIABLE):
         traceback.print_exc()
-    sys.stdout.flush()
-    encoding = sys.stderr.encoding or "ascii"
-    print(message.encode(encoding, errors="replace").decode(encoding), file=sys.stderr, flush=True)
+    if sys.stdout is not None:  # as where a program has no console
+        _flush(sys.stdout)
+    if sys.stderr is not None:
+        encoding = getattr(sys.stderr, "encoding", None) or "utf-8"  # a program's own stream takes any text
+        print(message.encode(encoding, errors="replace").decode(encoding), file=sys.stderr)
+        _flush(sys.stderr)
+
+
+def _flush(stream: Any) -> None:
+    """Flush a stream, if it is of a kind that does; a program's own need not."""
+    if hasattr(stream, "flush"):
+        stream.flush()
 
 
 @contextlib.contextmanager
@@ -60,15 +69,19 @@ class _UntilClosed:
 
     def flush(self) -> None:
         try:
-            self.stream.flush()
+            _flush(self.stream)
         except BrokenPipeError:
             self._discard()
 
     def _discard(self) -> None:
         """Point the stream at nothing, so that what it has buffered, and the flush at exit, go there."""
         nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, self.stream.fileno())
-        os.close(nothing)
+        try:
+            os.dup2(nothing, self.stream.fileno())
+        except (AttributeError, OSError):  # a program's own stream, which is no file
+            self.stream = open(os.devnull, "w")  # noqa: SIM115 - it is written to from now on
+        finally:
+            os.close(nothing)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
