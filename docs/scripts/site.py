@@ -22,6 +22,7 @@ ELSEWHERE = (
     "recipes/*/results/**/*.*",
     "sample/README.md",
     "sample/*.png",
+    "tests/third_party/*.md",
 )
 
 

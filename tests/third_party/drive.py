@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import builtins
 import json
+import shutil
 import sys
 import tempfile
+import types
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 def replace_whisper(programs: tuple[str, ...], package: str) -> None:
@@ -71,6 +73,70 @@ def auto_subtitle(model: str, audio: str) -> Any:
         return {path.name: path.read_text() for path in Path(folder).iterdir()}
 
 
+def haystack_integrations(model: str, audio: str) -> Any:
+    from haystack.dataclasses import ByteStream
+    from haystack.utils import ComponentDevice
+    from haystack_integrations.components.audio.whisper import whisper_local as program
+
+    program.WhisperLocalModel = Literal[model]  # its own list of choices
+    options = {"language": "en", "word_timestamps": True, "return_segments": True}
+    found = program.LocalWhisperTranscriber(model, ComponentDevice.from_str("cpu"), options)
+    sources = [audio, Path(audio), ByteStream.from_file_path(Path(audio))]
+    results = [found.run([source])["documents"][0] for source in sources]
+    assert type(found).from_dict(found.to_dict()).model == model
+    return [[result.content, result.meta["segments"], result.meta["language"]] for result in results]
+
+
+def lhotse(model: str, audio: str) -> Any:
+    import lhotse as program
+
+    recording = program.Recording.from_file(audio, recording_id="recording")
+    half = recording.duration / 2
+    cuts = [program.MonoCut(str(i), i * half, half, 0, recording=recording) for i in range(2)]
+    options = {"model_name": model, "device": "cpu", "language": "en"}
+    found = [*program.annotate_with_whisper(program.RecordingSet.from_recordings([recording]), **options)]
+    found += program.annotate_with_whisper(
+        program.CutSet.from_cuts(cuts), force_nonoverlapping=True, beam_size=2, **options
+    )
+    return [[supervision.to_dict() for supervision in cut.supervisions] for cut in found]
+
+
+def trainscribe(model: str, audio: str) -> Any:
+    from trainscribe import main as program
+
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(2):
+            shutil.copy(audio, Path(folder, f"{i}{Path(audio).suffix}"))
+        return program.trainscribe(Path(folder), model=model, device="cpu").read_text(encoding="utf-8")
+
+
+def whisper_online(model: str, audio: str) -> Any:
+    """Of ufal/whisper_streaming: a recording that comes in second by second."""
+    import whisper_online as program
+
+    asr = program.WhisperTimestampedASR("en", model)
+    online = program.OnlineASRProcessor(asr, buffer_trimming=("segment", 8))
+    samples = program.load_audio(audio)
+    found = []
+    for start in range(0, len(samples), 16000):
+        online.insert_audio_chunk(samples[start : start + 16000])
+        found.append(online.process_iter())
+    return [*found, online.finish()]
+
+
+def subsai(model: str, audio: str) -> Any:
+    """Its classes for openai-whisper and whisper-timestamped. What its others need is not imported."""
+    package = types.ModuleType("subsai")
+    package.__path__ = [str(Path(folder, "subsai")) for folder in sys.path if Path(folder, "subsai/models").is_dir()]
+    sys.modules["subsai"] = package
+    found = []
+    for module, kind in (("whisper_model", "WhisperModel"), ("whisper_timestamped_model", "WhisperTimeStamped")):
+        program = getattr(import_module(f"subsai.models.{module}"), kind)
+        config = {"model_type": model, "device": "cpu", "language": "en", "fp16": False}
+        found.append(program(config).transcribe(audio).to_string("srt"))
+    return found
+
+
 def whisper_normalizer(model: str, audio: str) -> Any:
     """It has a copy of whisper's normalizers: they agree with ours."""
     from whisper_normalizer import basic, english
@@ -92,9 +158,23 @@ def whisper_normalizer(model: str, audio: str) -> Any:
 
 
 PROGRAMS = {
-    each.__name__: each
-    for each in (whisper_timestamped, stable_whisper, speech_recognition, auto_subtitle, whisper_normalizer)
+    "whisper-timestamped": whisper_timestamped,
+    "stable-ts": stable_whisper,
+    "auto-subtitle": auto_subtitle,
+    "SpeechRecognition": speech_recognition,
+    "whisper-haystack": haystack_integrations,
+    "lhotse": lhotse,
+    "trainscribe": trainscribe,
+    "whisper-normalizer": whisper_normalizer,
+    "whisper_streaming": whisper_online,
+    "subsai": subsai,
 }
+"""By the name of the distribution, or of the repository if no registry has it. A function has the name of the module
+that is given another package for ``whisper``."""
+NOT_IN_REGISTRIES = ("whisper_streaming", "subsai")
+"""Programs of which there is a checkout at best. (A package called whisper-streaming is another program.)"""
+USES = {"whisper_streaming": ("whisper_timestamped",), "subsai": ("whisper_timestamped",)}
+"""Other programs that a program has whisper by."""
 
 
 if __name__ == "__main__":
@@ -102,7 +182,8 @@ if __name__ == "__main__":
     import torch
 
     torch.manual_seed(0)
+    drive = PROGRAMS[PROGRAM]
     if PACKAGE != "whisper":
-        replace_whisper((PROGRAM,), PACKAGE)
-    found = PROGRAMS[PROGRAM](MODEL, AUDIO)
+        replace_whisper((drive.__name__, *USES.get(PROGRAM, ())), PACKAGE)
+    found = drive(MODEL, AUDIO)
     print("RESULT " + json.dumps(found, default=float))
