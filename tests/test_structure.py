@@ -12,8 +12,8 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "whisper_at"
 FLOORS = (
-    *("version", "suggest", "languages", "downmix", "tracks", "audio", "mel", "windows", "checkpoints", "tagging"),
-    *("engine", "timing", "tokenizer", "triton_ops", "normalizers", "decoding"),
+    *("version", "suggest", "languages", "downmix", "timestamps", "tracks", "audio", "mel", "windows", "checkpoints"),
+    *("tagging", "engine", "timing", "tokenizer", "triton_ops", "normalizers", "decoding"),
     *("segments", "fallback", "options", "batched", "transcribe", "model", "loading", "captioning", "writers", "utils"),
     *("data", "features", "train", "adapt", "embed", "study", "_api", "serve", "cli", "__main__"),
 )

@@ -20,7 +20,7 @@ from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
 from functools import partial
 from itertools import chain
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import ffmpeg
 import numpy as np
@@ -30,9 +30,11 @@ from whisper.audio import *
 from whisper.audio import SAMPLE_RATE
 
 from .downmix import frame_length, restore_cancelled
+from .timestamps import Gaps, read_packets, silence
 from .tracks import MAX_GAP, AudioTrack, Container, choose_track, is_clockless, parse_container, parse_first_timestamp
 
 CHUNK_BYTES = 1 << 20  # read at once: 33 s at 16 kHz
+NO_VIDEO = {"vn": None, "sn": None, "dn": None}  # nor subtitles and data, for formats of all of them
 MAX_MESSAGES = 1 << 22  # bytes of ffmpeg's messages that are searched for what it says of a file
 
 Bytes = bytes | bytearray | memoryview
@@ -307,20 +309,36 @@ def _local_file(source: str | os.PathLike[str]) -> tuple[str, str]:
 def _decode(source: str | os.PathLike[str], sr: int) -> Iterator[bytes]:
     """Run ffmpeg on a local file; yield chunks of little-endian int16 mono at ``sr`` Hz."""
     path, name = _local_file(source)
-    options, delay = _timeline(path, name, getattr(source, "audio_track", None))
-    silence = 2 * round(delay * sr)
-    for start in range(0, silence, CHUNK_BYTES):
-        yield bytes(min(CHUNK_BYTES, silence - start))
+    timeline = _timeline(path, name, getattr(source, "audio_track", None))
+    gaps = Gaps(sr, timeline.length, timeline.delay)
+    for block in silence(round(timeline.delay * sr)):
+        yield block.tobytes()
 
     # what decides the samples is as in whisper.load_audio
     frame = frame_length(sr)
     samples = frame * max(CHUNK_BYTES // (2 * frame), 1)
-    mixed = _run_ffmpeg(path, name, 2 * samples, f="s16le", acodec="pcm_s16le", ac=1, ar=sr, **options)
+    form: dict[str, Any] = {"f": "matroska", **NO_VIDEO} if timeline.has_timestamps else {"f": "s16le"}
+    options = {"map": timeline.stream} if timeline.stream else {}
+    mixed = _run_ffmpeg(path, name, 2 * samples, acodec="pcm_s16le", ac=1, ar=sr, **form, **options)
     with closing(mixed):
-        blocks = (np.frombuffer(chunk[: len(chunk) // 2 * 2], "<i2") for chunk in mixed)
+        chunks = _join_packets(mixed, gaps, 2 * samples) if timeline.has_timestamps else mixed
+        blocks = (np.frombuffer(chunk[: len(chunk) // 2 * 2], "<i2") for chunk in chunks)
         channels = partial(_decode_channels, path, name, samples, ar=sr, **options)
-        for block in restore_cancelled(blocks, channels, sr, name, delay):
+        for block in gaps.fill(restore_cancelled(blocks, channels, sr, name, gaps.seconds)):
             yield block.astype("<i2", copy=False).tobytes()
+
+
+def _join_packets(stream: Iterator[bytes], gaps: Gaps, size: int) -> Iterator[bytes]:
+    """Yield the samples of packets in chunks of so many bytes, and tell `gaps` of each before."""
+    buffer = bytearray()
+    for timestamp, packet in read_packets(stream):
+        gaps.add_packet(timestamp, len(packet) // 2)
+        buffer += packet
+        while len(buffer) >= size:
+            yield bytes(buffer[:size])
+            del buffer[:size]
+    if buffer:
+        yield bytes(buffer)
 
 
 def _decode_channels(path: str, name: str, samples: int, **options: Any) -> Generator[np.ndarray, None, None]:
@@ -341,15 +359,28 @@ def _decode_channels(path: str, name: str, samples: int, **options: Any) -> Gene
         yield np.frombuffer(bytes(buffer[: len(buffer) // (2 * channels) * 2 * channels]), ">i2").reshape(-1, channels)
 
 
-def _timeline(path: str, name: str, audio_track: int | str | None) -> tuple[dict[str, Any], float]:
-    """Choose a track; return ffmpeg's options of an output that keeps its times, and the seconds of silence before it.
+class _Timeline(NamedTuple):
+    """What to decode of a file, and when it sounds.
 
-    Files without a clock, which most recordings are, need no look at them, and are decoded with no option of ours.
+    ``stream`` : as ffmpeg's ``-map`` takes it; None for ffmpeg's choice. ``delay`` : seconds of silence before it.
+    ``length`` : seconds after which there can be nothing.
+    """
+
+    stream: str | None = None
+    delay: float = 0.0
+    has_timestamps: bool = False
+    length: float = 0.0
+
+
+def _timeline(path: str, name: str, audio_track: int | str | None) -> _Timeline:
+    """Choose a track of a file, and find out when it begins.
+
+    Files without a clock, which most recordings are, need no look at them, and are decoded as openai-whisper does.
     """
     if audio_track is None and _is_clockless_file(path):
-        return {}, 0.0
+        return _Timeline()
     container, first_sample = _probe(path)
-    options: dict[str, Any] = {}
+    stream = None
     if audio_track is None:
         if len(container.tracks) > 1 and container.heard:
             listed = ", ".join(map(str, container.tracks))
@@ -362,12 +393,11 @@ def _timeline(path: str, name: str, audio_track: int | str | None) -> tuple[dict
             track = choose_track(container.tracks, audio_track)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        options["map"] = f"0:{track.stream}"
+        stream = f"0:{track.stream}"
         if track != container.heard:
-            _, first_sample = _probe(path, options["map"])
-    if filled := container.gap_filter():
-        options["af"] = filled
-    return options, 0.0 if first_sample is None else container.delay(first_sample)
+            _, first_sample = _probe(path, stream)
+    delay = 0.0 if first_sample is None else container.delay(first_sample)
+    return _Timeline(stream, delay, container.has_timestamps, container.length)
 
 
 def _is_clockless_file(path: str) -> bool:
@@ -386,7 +416,7 @@ def _probe(path: str, stream: str | None = None) -> tuple[Container, float | Non
     """
     chosen = {} if stream is None else {"map": stream}
     with tempfile.TemporaryFile() as messages:
-        output = {"f": "framecrc", "acodec": "pcm_s16le", "frames:a": 1, "vn": None, "sn": None, "dn": None, **chosen}
+        output = {"f": "framecrc", "acodec": "pcm_s16le", "frames:a": 1, **NO_VIDEO, **chosen}
         command = _ffmpeg_command(path, "info", copyts=True, **output)
         printed = subprocess.run(command, stdout=subprocess.PIPE, stderr=messages, check=False).stdout
         messages.seek(0)

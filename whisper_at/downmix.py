@@ -36,7 +36,7 @@ def restore_cancelled(
     decode_channels: Callable[[], Generator[np.ndarray, None, None]],
     sr: int,
     name: str,
-    delay: float = 0.0,
+    seconds: Callable[[int], float],
 ) -> Iterator[np.ndarray]:
     """Put a channel in the place of a downmix wherever the channels cancel each other in it.
 
@@ -51,8 +51,8 @@ def restore_cancelled(
         Sample rate in Hz.
     name : str
         What the warning calls the recording.
-    delay : float
-        Seconds of the recording before the first block.
+    seconds : callable
+        From a sample's number to when it sounds, in seconds.
 
     Yields
     ------
@@ -65,7 +65,7 @@ def restore_cancelled(
     UserWarning
         At the end, where that was.
     """
-    restorer = _Restorer(sr, delay)
+    restorer = _Restorer(sr, seconds)
     with ExitStack() as stack:
         channels: Iterator[np.ndarray] | None = None
         is_mono = False
@@ -118,8 +118,8 @@ class _Restorer:
     ----------
     sr : int
         Sample rate in Hz.
-    delay : float
-        Seconds before the first block.
+    seconds : callable
+        From a sample's number to when it sounds, in seconds.
 
     Attributes
     ----------
@@ -127,13 +127,13 @@ class _Restorer:
         Where a channel took the place of the downmix.
     """
 
-    def __init__(self, sr: int, delay: float) -> None:
+    def __init__(self, sr: int, seconds: Callable[[int], float]) -> None:
         self.frame = frame_length(sr)
+        self._sr = sr
         self.spans = _Spans()
         self._ramp = np.linspace(0, 1, max(round(sr * FADE_SECONDS), 1), endpoint=False, dtype=np.float32)
         self._channel: int | None = None  # that takes the downmix's place; None is the downmix
-        self._seconds_per_sample = 1 / sr
-        self._delay = delay
+        self._seconds = seconds
         self._samples = 0  # of all blocks before
 
     def restore(self, mixed: np.ndarray, levels: np.ndarray, channels: np.ndarray | None) -> np.ndarray:
@@ -173,8 +173,8 @@ class _Restorer:
                 faded = (1 - ramp) * old[: len(ramp)] + ramp * new[: len(ramp)]
                 restored[start : start + len(ramp)] = np.rint(faded)
             if self._channel is not None:
-                begin, end = (self._delay + self._seconds_per_sample * (self._samples + n) for n in (start, stop))
-                self.spans.add(begin, end)
+                begin, end = self._seconds(self._samples + start), self._seconds(self._samples + stop - 1)
+                self.spans.add(begin, end + 1 / self._sr)
         return restored
 
     def _choose(self, level: np.float32, of_each: np.ndarray) -> int | None:

@@ -98,19 +98,15 @@ class Container:
         delay = first_sample - zero
         return delay if self.has_other_streams and MIN_DELAY <= delay <= MAX_TIME else 0.0
 
-    def gap_filter(self) -> str | None:
-        """Return the ffmpeg filter that puts silence where timestamps leap forward, or None where they are counted.
+    @property
+    def has_timestamps(self) -> bool:
+        """Whether timestamps may tell of gaps."""
+        return not set(COUNTED_FORMATS) & set(self.format.split(","))
 
-        Timestamps that go back, or past the end of the container, belong to samples that follow the ones before: no
-        sample is ever dropped. Silence is added once the samples are 0.1 s behind their timestamps, which is more than
-        the timestamps of whole recordings vary by.
-        """
-        if set(COUNTED_FORMATS) & set(self.format.split(",")):
-            return None
-        end = MAX_TIME if self.duration is None else self.duration + 1
-        # variable 0 is the timestamp at which the next frame of S samples is expected
-        expression = f"st(0,if(lt(T,{end:.3f}),max(PTS,ld(0)),ld(0))+S/SR/TB)-S/SR/TB"
-        return f"asetpts='{expression}',aresample=async=1"
+    @property
+    def length(self) -> float:
+        """Seconds after which there can be nothing: timestamps beyond are wrong."""
+        return MAX_TIME if self.duration is None else self.duration + 1
 
 
 def is_clockless(head: bytes) -> bool:
