@@ -34,7 +34,7 @@ CODECS = {
 
 
 def run_ffmpeg(*arguments: object) -> None:
-    command = [audio.ffmpeg_binary(), "-v", "error", "-y", *map(str, arguments)]
+    command = [audio.ffmpeg_binary(), "-nostdin", "-v", "error", "-y", *map(str, arguments)]
     subprocess.run(command, check=True, capture_output=True)
 
 

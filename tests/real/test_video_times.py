@@ -31,7 +31,7 @@ def test_words_of_sound_that_begins_five_seconds_late(tiny_en, tmp_path, suffix)
     late = ["-itsoffset", "5", "-i", plain, "-map", "0:v", "-map", "1:a"]
     video, sound = CODECS[suffix]
     codecs = ["-c:v", video, "-c:a", sound, "-ar", "48000", "-b:a", "128k"]
-    subprocess.run([ffmpeg_binary(), "-v", "error", *picture, *late, *codecs, film], check=True)
+    subprocess.run([ffmpeg_binary(), "-nostdin", "-v", "error", *picture, *late, *codecs, film], check=True)
 
     expected = words_of(tiny_en.model, str(plain))
     actual = words_of(tiny_en.model, str(film))
