@@ -1,31 +1,33 @@
-"""Result files: txt, vtt, srt, tsv and json as the installed openai-whisper writes them.
+"""Result files: txt, vtt, srt, tsv and json as the installed openai-whisper writes them, and other formats.
 
 Without tags in the result, every file is upstream's byte for byte. With tags, only JSON differs: what follows
 upstream's keys is plain numbers and names, and strict JSON (defect D26). Where it is asked for, srt and vtt are
-captions for people, with or without sounds.
+captions for people, with or without sounds. Other formats are those of `whisper_at.formats`.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import IO, Any
 
-import numpy as np
 from whisper.utils import ResultWriter
 from whisper.utils import get_writer as get_upstream_writer
 
-from .captioning import captions as make_captions
 from .captioning import parse_style
 from .checkpoints.files import to_jsonable
-from .tagging.events import find_events
-from .tagging.labels import display_names, tag_language
-from .tagging.rows import AUDIOSET, HeadRows, TagOptions, head_rows, read_rows, select_tags
+from .formats import FORMATS, format_bytes, parse_formats
+from .formats.options import FormatOptions
+from .formats.registry import check_package, extension
+from .formats.subtitles import caption_style, result_cues
+from .tagging.named_rows import named_spans, result_events, tag_rows
+from .tagging.rows import TagOptions, read_rows
 
 UPSTREAM_KEYS = ("text", "segments", "language")
 TAG_KEYS = ("duration", "at_time_res", "audio_tag_calibration", "audio_tag_coverage", "audio_tag")
-FORMATS = ("txt", "vtt", "srt", "tsv", "json")
 CAPTION_FORMATS = ("srt", "vtt")
 
 Result = dict[str, Any]
@@ -49,82 +51,49 @@ def get_writer(
     Parameters
     ----------
     output_format : str
-        ``txt``, ``vtt``, ``srt``, ``tsv``, ``json`` or ``all``.
+        ``txt``, ``vtt``, ``srt``, ``tsv``, ``json``, or ``all`` for these; a name of `whisper_at.formats.FORMATS`; or
+        several, parted by commas.
     output_dir : str
-        Existing folder. The file is named after the audio, as upstream names it.
+        Existing folder. Files are named after the audio, as upstream names them. Where that is only a name, the writer
+        takes the recording as ``audio=``; a picture shows its waveform.
     top_k, p_threshold, label_language, include_classes
-        Which tags go into JSON, and in which language: see `TagOptions`. Events are those of
+        Which tags are written, and in which language: see `TagOptions`. Events are those of
         `whisper_at.find_events` with the same classes, language and, if it is given, threshold.
     captions : str, optional
         Write captions for people into srt and vtt, as `whisper_at.captioning` makes them: ``"plain"``, ``"netflix"`` or
-        ``"bbc"``, with sounds by ``"sdh"`` or ``"sdh,bbc"``.
+        ``"bbc"``, with sounds by ``"sdh"`` or ``"sdh,bbc"``. lrc and ass are such captions in any case.
+
+    Raises
+    ------
+    KeyError
+        If there is no such format.
+    ImportError
+        If a format needs a package that is not installed.
     """
     if captions is not None:
         parse_style(captions)
-    tag_options = TagOptions(top_k, p_threshold, label_language, include_classes)
-    upstream = get_upstream_writer(output_format, output_dir)
-    if isinstance(upstream, ResultWriter):
-        return _AtomicWriter(upstream, tag_options, captions)
+    names = parse_formats(output_format)
+    for name in names:
+        if name in FORMATS:
+            check_package(name)
+    options = FormatOptions(TagOptions(top_k, p_threshold, label_language, include_classes), captions)
+    writers = [_writer(name, output_dir, options) for name in names]
+    if len(writers) == 1:
+        return writers[0]
 
-    def write_all(result: Result, audio_path: str, options: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        plain = result_to_json(result, tag_options)
+    def write_all(
+        result: Result,
+        audio_path: str,
+        options: dict[str, Any] | None = None,
+        *,
+        audio: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
         with _RenamedWhenDone(output_dir) as folder:
-            for name in FORMATS:
-                captioned = _shows_captions(name, result)
-                content = captioned_result(result, captions, tag_options, name) if captioned else plain
-                get_upstream_writer(name, folder)(content, audio_path, options, **kwargs)
+            for writer in writers:
+                writer.write_file(result, folder, audio_path, options, audio=audio, **kwargs)
 
     return write_all
-
-
-def tag_rows(
-    result: Mapping[str, Any], options: TagOptions | None = None, head: str | None = None
-) -> list[dict[str, Any]] | dict[float, list[dict[str, Any]]]:
-    """Name the tags that a head found, row by row; the rules are those of `whisper_at.parse_at_label`.
-
-    Parameters
-    ----------
-    result : dict
-        What `transcribe` returned.
-    options : TagOptions, optional
-        Which tags to name; ``include_classes`` is for AudioSet's head.
-    head : str, optional
-        Name of an attached head; AudioSet's by default.
-
-    Returns
-    -------
-    list of dict, or dict of float to list of dict
-        Rows ``{"start", "end", "coverage", "tags"}``: seconds, the share with audio (0…1, for AudioSet's head), and
-        the tags from the strongest down, each ``{"index", "mid", "name", "logit", "probability"}`` (``mid`` likewise).
-        A row that nothing covered has no tags. For several resolutions, a dict from seconds to such lists.
-    """
-    found, options = head_rows(result, head), options or TagOptions()
-
-    def rows(seconds: float, logits: np.ndarray) -> list[dict[str, Any]]:
-        named = _named_spans(found.times(seconds), logits, found, result, options)
-        if found.coverage is None:
-            return named
-        shares = to_jsonable(found.coverage[seconds])
-        return [
-            {"start": row["start"], "end": row["end"], "coverage": share, "tags": row["tags"]}
-            for row, share in zip(named, shares)
-        ]
-
-    return found.at_each_resolution(rows)
-
-
-def _named_spans(
-    times: Iterable[tuple[float, float]],
-    logits: np.ndarray,
-    found: HeadRows,
-    result: Mapping[str, Any],
-    options: TagOptions,
-) -> list[dict[str, Any]]:
-    """Start, end and tags of rows or segments."""
-    include = options.include_classes if found.head == AUDIOSET else None
-    names = display_names(found.classes, tag_language(result, options.label_language))
-    tags_by_row = select_tags(found.classes, logits, options.top_k, options.p_threshold, include, names)
-    return [{"start": start, "end": end, "tags": tags} for (start, end), tags in zip(times, tags_by_row)]
 
 
 def result_to_json(result: Result, options: TagOptions | None = None) -> Result:
@@ -147,9 +116,9 @@ def result_to_json(result: Result, options: TagOptions | None = None) -> Result:
                 "classes": list(found.classes.names),
                 "kind": found.classes.kind,
                 "rows": values[name],
-                "segments": _named_spans(times, found.segments, found, result, options),
+                "segments": named_spans(times, found.segments, found, result, options),
             }
-    values["events"] = _events(result, options)
+    values["events"] = result_events(result, options)
     first = [key for key in UPSTREAM_KEYS + TAG_KEYS if key in values]
     return {key: to_jsonable(values[key]) for key in dict.fromkeys([*first, *values])}
 
@@ -164,19 +133,10 @@ def captioned_result(result: Result, captions: str | None, options: TagOptions, 
 
     What `WhisperAT.tag` found has no words: its sounds are shown anyway.
     """
-    if result.get("task") == "tag" and read_rows(result):
-        captions = f"{captions},sdh" if captions else "sdh"
-    if not captions:
+    style = caption_style(result, captions)
+    if not style:
         return {**result, "segments": unify_words(result["segments"])}
-    sdh = None if read_rows(result) else False  # nothing is known of sounds
-    cues = make_captions(
-        result,
-        captions,
-        sdh=sdh,
-        include_classes=options.include_classes,
-        p_threshold=options.p_threshold,
-        language=options.label_language,
-    )
+    cues = result_cues(result, style, options)
     for cue in cues if output_format == "vtt" else ():
         cue["text"] = cue["text"].replace("&", "&amp;").replace("<", "&lt;")
     return {**result, "segments": cues}
@@ -193,12 +153,6 @@ def unify_words(segments: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for segment in copies:
             segment.pop("words", None)
     return copies
-
-
-def _events(result: Mapping[str, Any], options: TagOptions) -> list[dict[str, Any]]:
-    return find_events(
-        result, options.p_threshold, include_class_list=options.include_classes, language=options.label_language
-    )
 
 
 class _RenamedWhenDone:
@@ -222,25 +176,69 @@ class _RenamedWhenDone:
 
 
 class _AtomicWriter(ResultWriter):
-    """One of upstream's writers, whose files appear whole or not at all."""
+    """A writer whose files appear whole or not at all."""
 
-    def __init__(self, upstream: ResultWriter, tag_options: TagOptions, captions: str | None) -> None:
-        super().__init__(upstream.output_dir)
-        self.upstream = upstream
-        self.tag_options = tag_options
-        self.captions = captions
-        self.extension = upstream.extension
+    def __init__(self, name: str, output_dir: str, options: FormatOptions) -> None:
+        super().__init__(output_dir)
+        self.name = name
+        self.options = options
+        self.extension = extension(name)
+
+    def __call__(
+        self,
+        result: Result,
+        audio_path: str,
+        options: dict[str, Any] | None = None,
+        *,
+        audio: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        with _RenamedWhenDone(self.output_dir) as folder:
+            self.write_file(result, folder, audio_path, options, audio=audio, **kwargs)
+
+
+class _WhisperWriter(_AtomicWriter):
+    """One of upstream's writers."""
 
     def _content(self, result: Result) -> Result:
         if _shows_captions(self.extension, result):
-            return captioned_result(result, self.captions, self.tag_options, self.extension)
-        return result_to_json(result, self.tag_options)
+            return captioned_result(result, self.options.captions, self.options.tags, self.extension)
+        return result_to_json(result, self.options.tags) if self.name == "json" else result
 
-    def __call__(self, result: Result, audio_path: str, options: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        content = self._content(result)
-        with _RenamedWhenDone(self.output_dir) as folder:
-            type(self.upstream)(folder)(content, audio_path, options, **kwargs)
+    def write_file(
+        self, result: Result, folder: str, audio_path: str, options: dict[str, Any] | None, *, audio: Any, **kwargs: Any
+    ) -> None:
+        """Write a result into a folder."""
+        get_upstream_writer(self.name, folder)(self._content(result), audio_path, options, **kwargs)
 
     def write_result(self, result: Result, file: IO[str], options: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Write a result to an open file."""
-        self.upstream.write_result(self._content(result), file, options, **kwargs)
+        upstream = get_upstream_writer(self.name, self.output_dir)
+        upstream.write_result(self._content(result), file, options, **kwargs)
+
+
+class _FormatWriter(_AtomicWriter):
+    """The writer of one of our `FORMATS`."""
+
+    def write_file(
+        self, result: Result, folder: str, audio_path: str, options: dict[str, Any] | None, *, audio: Any, **kwargs: Any
+    ) -> None:
+        """Write a result into a folder; upstream's options, for the words of captions, are not for these formats."""
+        if audio is None and os.path.isfile(os.path.expanduser(audio_path)):
+            audio = audio_path
+        stem = os.path.splitext(os.path.basename(audio_path))[0]  # as upstream
+        filename = os.path.basename(audio_path).removesuffix(
+            "."
+        )  # which follows a name that no suffix is to be cut off
+        content = format_bytes(self.name, result, filename, replace(self.options, audio=audio))
+        with open(os.path.join(folder, f"{stem}.{self.extension}"), "wb") as file:
+            file.write(content)
+
+    def write_result(self, result: Result, file: IO[Any], options: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Write a result to an open file: a text file, or a binary one, which tables and pictures need."""
+        content = format_bytes(self.name, result, os.path.basename(str(getattr(file, "name", ""))), self.options)
+        file.write(content.decode("utf-8") if isinstance(file, io.TextIOBase) else content)
+
+
+def _writer(name: str, output_dir: str, options: FormatOptions) -> _WhisperWriter | _FormatWriter:
+    return (_FormatWriter if name in FORMATS else _WhisperWriter)(name, output_dir, options)

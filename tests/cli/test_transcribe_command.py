@@ -141,6 +141,8 @@ def test_every_flag_of_upstream_is_here(monkeypatch):
             assert [mine.type(choice) for choice in action.choices] == codes
         elif name == "task":
             assert list(mine.choices) == [*action.choices, "tag"]
+        elif name == "output_format":  # one or several, of more formats
+            assert [mine.type(choice) for choice in action.choices] == list(action.choices)
         else:
             assert mine.choices is None if action.choices is None else list(mine.choices) == list(action.choices)
     new = {"version", "at_time_res", "top_k", "p_threshold", "label_language", "include_classes"}
@@ -152,7 +154,7 @@ def test_arguments_are_read_as_upstream_reads_them(monkeypatch):
     theirs = upstream_actions(monkeypatch)
     ours = {action.dest: action for action in command.build_parser()._actions}
     values = {"True", "False", "None", "0", "-1", "2.5", "en", "German", "tiny", "text"}
-    for name in set(theirs) - {"help", "model", "language"}:  # ours names the nearest model and language
+    for name in set(theirs) - {"help", "model", "language", "output_format"}:  # of which ours names the nearest
 
         def read(action, value):
             try:
@@ -444,7 +446,7 @@ def test_what_tag_flags_mean(tmp_path, monkeypatch, line, at_time_res, load):
         ("--head nowhere.pth", "'nowhere.pth' is neither a file nor"),
         ("--head samll", "did you mean 'small'?"),
         ("--head small --at_low_compute", "leave it out where --head is given"),
-        ("--sound_captions -f txt", "--captions is for srt and vtt, not -f txt"),
+        ("--sound_captions -f txt", "--captions is for srt, vtt, lrc and ass, not -f txt"),
         ("--captions bcc", "did you mean 'bbc'?"),
         ("--captions bbc,netflix", "one style"),
         ("--captions film.mkv", "recordings come before --captions"),

@@ -179,6 +179,17 @@ def caption_style(text: str) -> str:
     return text.lower()
 
 
+def output_formats(text: str) -> str:
+    """Read formats of result files, separated by commas."""
+    from ..formats import parse_formats
+
+    try:
+        parse_formats(text)
+    except KeyError as error:
+        raise argparse.ArgumentTypeError(error.args[0]) from None
+    return text.lower()
+
+
 def resolution_list(text: str) -> float | list[float]:
     """Read ``10`` or ``0.4,10``: multiples of 0.4 s."""
     from ..tagging.timeline import resolutions, steps_to_seconds

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 
-def output_names(paths: Sequence[str]) -> dict[str, str]:
+def output_names(paths: Sequence[str], endings: Sequence[str] = ()) -> dict[str, str]:
     """Return names for the results of recordings whose names differ in folder or suffix only.
 
     Results are named after a recording without its suffix, so such recordings would overwrite one another's. They are
@@ -17,6 +17,9 @@ def output_names(paths: Sequence[str]) -> dict[str, str]:
     ----------
     paths : sequence of str
         All recordings.
+    endings : sequence of str
+        What the results end in, without the first dot: beside ``labels.txt``, the ``x.labels.txt`` that would be the
+        labels of ``x.wav`` and the text of ``x.labels.wav`` is told apart, too.
 
     Returns
     -------
@@ -31,8 +34,8 @@ def output_names(paths: Sequence[str]) -> dict[str, str]:
     files = {os.path.realpath(os.path.expanduser(path)): path for path in paths}
     groups: dict[str, list[str]] = {}
     for path in files.values():
-        groups.setdefault(os.path.normcase(Path(path).stem), []).append(path)
-    taken = {stem for stem, group in groups.items() if len(group) == 1}
+        groups.setdefault(_without_endings(os.path.normcase(Path(path).stem), endings), []).append(path)
+    taken = {os.path.normcase(Path(group[0]).stem) for group in groups.values() if len(group) == 1}
     names: dict[str, str] = {}
     for group in groups.values():
         if len(group) == 1:
@@ -46,6 +49,14 @@ def output_names(paths: Sequence[str]) -> dict[str, str]:
         taken |= set(keys)
         names |= zip(group, chosen)
     return names
+
+
+def _without_endings(stem: str, endings: Sequence[str]) -> str:
+    """Cut off what a stem has in common with the first part of the endings of results, such as ``.labels``."""
+    firsts = {ending.split(".")[0] for ending in endings if "." in ending}
+    while "." in stem and stem.rpartition(".")[2] in firsts:
+        stem = stem.rpartition(".")[0]
+    return stem
 
 
 def _candidates(path: str) -> Iterator[str]:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from ..formats.registry import FORMATS, extension, parse_formats
 from ..version import __version__
 from .arguments import (
     HelpFormatter,
@@ -31,6 +32,7 @@ from .arguments import (
     number,
     optional_float,
     optional_int,
+    output_formats,
     positive_int,
     resolution_list,
     str2bool,
@@ -67,6 +69,8 @@ examples:
   whisper-at street.wav --model medium.en --at_time_res 0.4,10 --top_k 3
   whisper-at film.mkv --model small --captions sdh -f srt
                                                  captions that people can read, with [sounds]
+  whisper-at interview.wav --model small --at_time_res 2 -f srt,labels,png
+                                                 captions, an Audacity label track, and a picture
   whisper-at forest.wav --model base --task tag
                                                  sounds alone, without text, much faster
   whisper-at night/*.wav --model base --include_classes "Dog; Siren; /m/03m9d0z"
@@ -95,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
     from whisper.utils import make_safe
 
     from .. import loading
-    from ..audio import BufferedRecording
+    from ..audio import BufferedRecording, readable
     from ..decoding import resolve_language
     from ..options import warn_of_unused
     from ..tagging.rows import TagOptions
@@ -159,7 +163,8 @@ def main(argv: Sequence[str]) -> int:
         report(f"{parser.prog}: error: {one_line(error)}")
         return 1
 
-    names = output_names([path if path != STDIN else "stdin" for path in audio])
+    endings = [extension(name) for name in parse_formats(output_format)]
+    names = output_names([path if path != STDIN else "stdin" for path in audio], endings)
     for path, name in names.items():
         report(f"{parser.prog}: results of {path} are named {name}, as another recording has its name")
     written = failed = 0
@@ -172,8 +177,9 @@ def main(argv: Sequence[str]) -> int:
                 if print_timeline:
                     for line in timeline_lines(result, TagOptions(**tag_options)):
                         print(make_safe(line))
+                heard = readable(recording, args["audio_track"])
                 # the writer cuts off what follows the last dot
-                writer(result, f"{names[path]}." if path in names else path, **word_options)
+                writer(result, f"{names[path]}." if path in names else path, audio=heard, **word_options)
                 written += 1
             except Exception as error:
                 failed += 1
@@ -221,8 +227,8 @@ def timeline_lines(result: Mapping[str, Any], options: TagOptions | None = None)
     """
     from whisper.utils import format_timestamp
 
+    from ..tagging.named_rows import tag_rows
     from ..tagging.rows import AUDIOSET, read_rows
-    from ..writers import tag_rows
 
     lines = [(segment["start"], math.inf, segment["text"]) for segment in result["segments"]]
     ends = [segment["end"] for segment in result["segments"]]
@@ -270,9 +276,8 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("output")
     add = group.add_argument
     add("--output_dir", "-o", type=str, default=".", metavar="DIR", help="folder for the files")
-    formats = ["txt", "vtt", "srt", "tsv", "json", "all"]
-    help = "txt, vtt, srt, tsv, json or all"
-    add("--output_format", "-f", type=str, default="all", choices=formats, metavar="FORMAT", help=help)
+    help = f"txt, vtt, srt, tsv, json, or all of these; {', '.join(FORMATS)}; several as srt,labels"
+    add("--output_format", "-f", type=output_formats, default="all", metavar="FORMAT[,…]", help=help)
     add(
         "--verbose",
         default=True,
@@ -283,7 +288,8 @@ def build_parser() -> Parser:
     group = parser.add_argument_group(
         "sound tags",
         "Off unless one of these, --head or --at_low_compute is given;\n"
-        "any of them alone means --at_time_res 10 (2 for captions). --head none turns them off.",
+        "any of them alone means --at_time_res 10 (2 for captions), and so do formats that are made of tags:\n"
+        "rows.csv and parquet 10, sed and metadata.vtt 2. --head none turns them off.",
     )
     add = group.add_argument
     add("--at_time_res", type=resolution_list, metavar="S[,S]", help="seconds per row of tags: multiples of 0.4")
@@ -365,17 +371,23 @@ def _check_arguments(parser: Parser, args: dict[str, Any]) -> str:
     from ..writers import CAPTION_FORMATS
 
     defaults = {**TAG_DEFAULTS, "head": ["auto"]}
+    formats = parse_formats(args["output_format"])
+    made_of_tags = {name for name in formats if name in FORMATS and FORMATS[name].at_time_res is not None}
+    captioned = [*CAPTION_FORMATS, *(name for name in FORMATS if FORMATS[name].is_captions)]
     if args["task"] == "tag":
         for option in ("word_timestamps", "initial_prompt", "draft"):
             if args[option]:
                 parser.error(f"--{option} is for text, which --task tag does not write")
-        if args["captions"] is None and args["output_format"] != "json":
+        if args["captions"] is None and not made_of_tags >= {*formats} - {"json"}:
             args["captions"] = SDH
     if is_no_head(parser, args["head"], args["at_low_compute"]):
+        if made_of_tags:
+            parser.error(f"-f {','.join(sorted(made_of_tags))} is made of tags: leave out --head {NO_HEAD}")
         _leave_out_tags(parser, args)
     with_sounds = args["captions"] is not None and parse_style(args["captions"])[1]
     switches = ["at_low_compute"] if args["at_low_compute"] else []
     switches += ["captions"] if with_sounds else []
+    switches += [f"output_format {','.join(sorted(made_of_tags))}"] if made_of_tags else []
     wanted = [name for name in ("at_time_res", *defaults) if args[name] is not None] + switches
     without_tags = f"to transcribe without tags, leave out {', '.join(f'--{name}' for name in wanted)}"
     if args["head"] is None and not args["at_low_compute"]:
@@ -383,7 +395,8 @@ def _check_arguments(parser: Parser, args: dict[str, Any]) -> str:
     if args["task"] == "tag":
         without_tags = "to transcribe without tags, leave out --task tag"
     if args["at_time_res"] is None and (wanted or args["task"] == "tag"):
-        args["at_time_res"] = CAPTION_RESOLUTION if with_sounds else AUTO_RESOLUTION
+        suited = [FORMATS[name].at_time_res or AUTO_RESOLUTION for name in made_of_tags]
+        args["at_time_res"] = CAPTION_RESOLUTION if with_sounds else min(suited, default=AUTO_RESOLUTION)
     args.update({name: value for name, value in defaults.items() if args[name] is None})
 
     if args["at_time_res"] is not None:
@@ -395,14 +408,16 @@ def _check_arguments(parser: Parser, args: dict[str, Any]) -> str:
         for option in WORD_OPTIONS:
             if args[option]:
                 parser.error(f"--{option} requires --word_timestamps True")
-        args["word_timestamps"] = bool(args["captions"]) and args["task"] != "tag"
+        all_captions = all(name in FORMATS and FORMATS[name].is_captions for name in formats)
+        args["word_timestamps"] = bool(args["captions"] or all_captions) and args["task"] != "tag"
     if args["max_line_count"] and not args["max_line_width"]:
         warnings.warn("--max_line_count has no effect without --max_line_width", stacklevel=4)
     if args["max_words_per_line"] and args["max_line_width"]:
         warnings.warn("--max_words_per_line has no effect with --max_line_width", stacklevel=4)
-    captioned = (*CAPTION_FORMATS, "all")
-    if args["captions"] and args["output_format"] not in captioned and args["task"] != "tag":
-        parser.error(f"--captions is for {' and '.join(CAPTION_FORMATS)}, not -f {args['output_format']}")
+    if args["captions"] and not {*captioned} & {*formats} and args["task"] != "tag":
+        parser.error(
+            f"--captions is for {', '.join(captioned[:-1])} and {captioned[-1]}, not -f {args['output_format']}"
+        )
     if args["draft"] is not None and (args["beam_size"] is not None or (args["batch_size"] or 1) > 1):
         parser.error("--draft is for one greedy text at a time: add --beam_size None, leave out --batch_size")
     increment = args["temperature_increment_on_fallback"]
