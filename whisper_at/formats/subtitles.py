@@ -56,6 +56,7 @@ def caption_style(result: Mapping[str, Any], captions: str | None) -> str | None
 def lrc(result: Mapping[str, Any], filename: str, options: FormatOptions) -> str:
     """Return captions as lines with their starts; an empty line ends one that the next does not follow at once."""
     cues = result_cues(result, caption_style(result, options.captions) or "plain", options.tags)
+    cues = [cue for cue in cues if one_line(cue["text"])]
     lines = []
     for i, cue in enumerate(cues):
         text = one_line(cue["text"]).translate(LRC_TEXT)
