@@ -400,7 +400,9 @@ def test_a_track_of_a_video(post, clip):
     film = clip.with_name("film.mkv")
     soundfile.write(clip.with_name("short.wav"), noise(2, seed=1), 16000)
     inputs = ["-i", clip, "-i", clip.with_name("short.wav"), "-map", "0", "-map", "1", "-c:a", "flac"]
-    subprocess.run([ffmpeg_binary(), "-nostdin", "-v", "error", *inputs, "-metadata:s:a:1", "language=ger", film], check=True)
+    subprocess.run(
+        [ffmpeg_binary(), "-nostdin", "-v", "error", *inputs, "-metadata:s:a:1", "language=ger", film], check=True
+    )
     with pytest.warns(UserWarning, match="has 2 audio tracks"):
         assert post(film, response_format="verbose_json").json()["duration"] == pytest.approx(5)
     for track in ("2", "de"):
