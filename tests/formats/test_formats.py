@@ -78,7 +78,7 @@ def text(name: str, result: dict, filename: str = "talk.wav", **options) -> str:
 def by_ffmpeg(name: str, content: str, folder: Path, to: str) -> str:
     path = folder / f"x.{name}"
     path.write_text(content, "utf-8", newline="")
-    command = [ffmpeg_binary(), "-v", "error", "-f", name, "-i", str(path), "-f", to, "-"]
+    command = [ffmpeg_binary(), "-nostdin", "-v", "error", "-f", name, "-i", str(path), "-f", to, "-"]
     read = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True)
     assert read.stderr == ""
     return read.stdout
@@ -204,7 +204,16 @@ def test_markers_of_any_text(times, odd):
 @pytest.mark.parametrize(("rate", "fps"), [("25", 25), ("30000/1001", 30000 / 1001), ("24000/1001", 24000 / 1001)])
 def test_markers_of_premiere_count_the_frames_of_the_video(tmp_path, rate, fps):
     video = tmp_path / "x.mkv"
-    command = [ffmpeg_binary(), "-v", "error", "-f", "lavfi", "-i", f"color=size=32x32:rate={rate}:duration=1"]
+    command = [
+        ffmpeg_binary(),
+        "-nostdin",
+        "-v",
+        "error",
+        "-f",
+        "lavfi",
+        "-i",
+        f"color=size=32x32:rate={rate}:duration=1",
+    ]
     subprocess.run([*command, "-c:v", "mpeg4", str(video)], check=True)
     assert frame_rate(video) == pytest.approx(fps, abs=1e-9)
     rows = list(csv.DictReader(io.StringIO(text("premiere", TALK, audio=video)), delimiter="\t"))
