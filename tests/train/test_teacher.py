@@ -150,7 +150,7 @@ def test_the_command_teaches_a_head(tmp_path, capsys, monkeypatch):
         (tmp_path / "data").mkdir(exist_ok=True)
         (tmp_path / "data" / name).write_bytes((ROOT / "sample" / name).read_bytes())
     line = "train --data data --teacher nano.en --model nano.en -o taught.safetensors --workers 0"
-    settings = "--set epochs=80 --set protocol=30 --set rows=[25] --set mixup=0"
+    settings = "--set epochs=40 --set protocol=30 --set rows=[25] --set mixup=0"
     assert cli.main([*line.split(), *settings.split()]) == 0
     output = capsys.readouterr().out
     assert "the teacher knows 527 of 527 classes" in output
