@@ -33,7 +33,6 @@ from common import (
     SAMPLE_RATE,
     HelpFormatter,
     add_common_arguments,
-    compile_kernels,
     machine_info,
     median_interval,
     set_num_threads,
@@ -101,7 +100,6 @@ def main() -> None:
         parser.error(f"--pairs is at least {MIN_PAIRS}")
     set_num_threads(args.threads)
     machine = machine_info(args.device)
-    compile_kernels(args.device)
 
     import torch
 

@@ -20,7 +20,6 @@ SUBCOMMANDS = {
     "captions-check": "",
     "models": "",
     "convert": "",
-    "warmup": "",
     "features": "train",
     "train": "train",
     "evaluate": "train",
