@@ -150,6 +150,6 @@ def test_speech_and_a_dog_in_one_transcript(model, name, tmp_path):
     rows = np.arange(0, len(audio) / SAMPLE_RATE, 1.2)
     spoken = [(rows >= e["start"]) & (rows < e["end"]) for e in events if "speech" in e["name"].lower()]
     assert np.any(spoken, axis=0).sum() * 1.2 > 0.7 * (len(audio) - len(bark)) / SAMPLE_RATE
-    get_writer("srt", str(tmp_path), sound_captions=True)(result, "a.wav", {})
+    get_writer("srt", str(tmp_path), captions="sdh")(result, "a.wav", {})
     captions = (tmp_path / "a.srt").read_text(encoding="utf-8").lower()
     assert "[dog" in captions or "[bark" in captions
