@@ -11,6 +11,7 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,6 +81,13 @@ def machine_info(device: str = "cpu") -> dict[str, Any]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             info[name] = importlib.metadata.version(name)
     return info
+
+
+def compile_kernels(device: str = "cpu") -> None:
+    """Compile whisper_at's kernels, or see that they are compiled, so that no run is by PyTorch in their place."""
+    if device == "cpu":
+        env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        subprocess.run([sys.executable, "-m", "whisper_at", "warmup"], env=env, check=True, stdout=subprocess.DEVNULL)
 
 
 def _processor_name() -> str:

@@ -29,7 +29,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import weights  # also puts this checkout's whisper_at in reach
-from common import DEVICES, HelpFormatter, available_cores, machine_info, set_num_threads, write_results
+from common import (
+    DEVICES,
+    HelpFormatter,
+    available_cores,
+    compile_kernels,
+    machine_info,
+    set_num_threads,
+    write_results,
+)
 
 PRECISIONS = ("half", "float32", "int8")
 PROMPT_TOKENS = [50258, 50259, 50359, 50363]  # start, English, transcribe, no timestamps
@@ -197,6 +205,7 @@ def main() -> None:
     args = parser.parse_args()
     set_num_threads(args.threads)
     machine = machine_info(args.device)
+    compile_kernels(args.device)
     if args.device == "cuda":
         args.precisions = ["half"]
     args.rows = sorted(set(args.rows))

@@ -22,7 +22,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's whisper_at, installed or not
 
-from common import machine_info, write_results
+from common import compile_kernels, machine_info, write_results
 from weights import SIZES, dimensions
 from whisper.model import ModelDimensions, Whisper
 
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write all numbers to this file")
     args = parser.parse_args()
     machine = machine_info()
+    compile_kernels()
     torch.set_num_threads(args.threads)
     results: dict[str, Any] = {}
     for size in args.sizes:

@@ -21,7 +21,7 @@ import time
 import wave
 from pathlib import Path
 
-from common import SAMPLE_RATE, HelpFormatter, peak_memory, synthetic_audio
+from common import SAMPLE_RATE, HelpFormatter, compile_kernels, peak_memory, synthetic_audio
 
 HEAD_WIDTH = 64  # of one attention head, as in every Whisper
 OPTIONS = ("layers", "width", "n-mels", "at-time-res", "in-memory")
@@ -90,6 +90,8 @@ def main() -> None:
     args = parser.parse_args()
 
     if args.recording is None:
+        if not args.mel_only:
+            compile_kernels()
         options = [f"--{name}={getattr(args, name.replace('-', '_'))}" for name in OPTIONS]
         options += ["--mel-only"] * args.mel_only
         print(f"{'hours':>8} {'peak MB':>9} {'seconds':>9}")

@@ -30,7 +30,15 @@ from typing import Any
 
 import plots
 import weights
-from common import WINDOW_SECONDS, HelpFormatter, add_common_arguments, machine_info, set_num_threads, write_results
+from common import (
+    WINDOW_SECONDS,
+    HelpFormatter,
+    add_common_arguments,
+    compile_kernels,
+    machine_info,
+    set_num_threads,
+    write_results,
+)
 from compare import Case, print_table, start_comparison, summarize
 from runners import PROMPT_TOKENS, REFERENCE, RUNNERS, TAG_SECONDS, Workload
 
@@ -143,6 +151,7 @@ def main() -> None:
     args = parse_args()
     set_num_threads(args.threads)
     machine = machine_info(args.device)
+    compile_kernels(args.device)
     compute = "float16" if args.device == "cuda" else "float32"
     title = f"{args.size}, {args.seconds:g} s, {args.tokens} tokens per window, {args.threads} threads, {args.device}"
     print(title, *(f"{name} {value}" for name, value in machine.items()), sep=" | ", flush=True)

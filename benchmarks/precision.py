@@ -18,7 +18,7 @@ from typing import Any
 
 import numba
 import torch
-from common import HelpFormatter, add_common_arguments, machine_info, write_results
+from common import HelpFormatter, add_common_arguments, compile_kernels, machine_info, write_results
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's whisper_at, installed or not
@@ -95,6 +95,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     numba.set_num_threads(min(args.threads, numba.config.NUMBA_NUM_THREADS))
     machine = machine_info(args.device)
+    compile_kernels(args.device)
     exact = whisper_at.load_model(args.model, device=args.device, compute_type="float32")
     results = {}
     print(f"{args.model}, {len(args.audio)} recordings, against float32")

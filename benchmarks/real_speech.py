@@ -39,6 +39,7 @@ from common import (
     SAMPLE_RATE,
     HelpFormatter,
     available_cores,
+    compile_kernels,
     machine_info,
     peak_memory,
     set_num_threads,
@@ -363,6 +364,7 @@ def main() -> None:
         return
     set_num_threads(args.threads)
     machine = machine_info()
+    compile_kernels()
     folder = Path(tempfile.mkdtemp(prefix="real-speech-"))
     try:
         write_layouts(args.model, folder, args.systems)

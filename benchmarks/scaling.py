@@ -18,7 +18,15 @@ from typing import Any
 
 import plots
 import weights
-from common import WINDOW_SECONDS, HelpFormatter, add_common_arguments, machine_info, set_num_threads, write_results
+from common import (
+    WINDOW_SECONDS,
+    HelpFormatter,
+    add_common_arguments,
+    compile_kernels,
+    machine_info,
+    set_num_threads,
+    write_results,
+)
 from compare import Case, print_table, start_comparison, summarize
 from runners import REFERENCE, TAG_SECONDS, Workload
 
@@ -102,6 +110,7 @@ def main() -> None:
     args = parser.parse_args()
     set_num_threads(args.threads)
     machine = machine_info(args.device)
+    compile_kernels(args.device)
     computes = ["float16"] if args.device == "cuda" else args.compute
     chosen = {what: cases_by_point(what, computes) for what in args.what}
     every = [case for cases in chosen.values() for case in cases.values()]

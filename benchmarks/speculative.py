@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import weights
-from common import HelpFormatter, add_common_arguments, machine_info, set_num_threads, write_results
+from common import HelpFormatter, add_common_arguments, compile_kernels, machine_info, set_num_threads, write_results
 
 DRAFT_LAYERS = 2  # as distilled decoders have
 SHARES_RIGHT = (1.0, 0.9, 0.8, 0.7, 0.5, 0.0)
@@ -127,6 +127,7 @@ def main() -> None:
         parser.error("drafts are for CPUs, and there is no plot")
     set_num_threads(args.threads)
     machine = machine_info()
+    compile_kernels()
     import torch
 
     torch.set_num_threads(args.threads)

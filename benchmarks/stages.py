@@ -28,6 +28,7 @@ from common import (
     SAMPLE_RATE,
     HelpFormatter,
     add_common_arguments,
+    compile_kernels,
     machine_info,
     set_num_threads,
     synthetic_audio,
@@ -77,6 +78,7 @@ def main() -> None:
     args = parser.parse_args()
     set_num_threads(args.threads)
     machine = machine_info(args.device)
+    compile_kernels(args.device)
 
     import torch
 

@@ -33,6 +33,7 @@ from common import (
     SAMPLE_RATE,
     HelpFormatter,
     add_common_arguments,
+    compile_kernels,
     machine_info,
     median_interval,
     set_num_threads,
@@ -100,6 +101,7 @@ def main() -> None:
         parser.error(f"--pairs is at least {MIN_PAIRS}")
     set_num_threads(args.threads)
     machine = machine_info(args.device)
+    compile_kernels(args.device)
 
     import torch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from functools import cache
 from pathlib import Path
@@ -16,11 +17,24 @@ from whisper.model import ModelDimensions
 import whisper_at
 from whisper_at import checkpoints
 from whisper_at.checkpoints.packages import PACKAGED
+from whisper_at.cli.warmup import COMPUTE_TYPES, warm_up
+from whisper_at.engine.kernel_cache import cache_folder
 from whisper_at.model import WhisperAT
 from whisper_at.tagging.heads import make_head
 
 ROOT = Path(__file__).parents[1]
 SAMPLE_RATE = 16000
+
+
+def pytest_sessionstart(session):
+    """Compile kernels once for all processes of pytest's, or each test would have them compiled beside it."""
+    if hasattr(session.config, "workerinput"):
+        return
+    sources = b"".join(path.read_bytes() for path in sorted((ROOT / "whisper_at/engine").glob("*.py")))
+    marker = cache_folder() / f"tests-{hashlib.sha256(sources).hexdigest()[:16]}"
+    if not marker.exists():
+        assert all([warm_up(compute_type) for compute_type in COMPUTE_TYPES])
+        marker.touch()
 
 
 def random_whisper(kind: type, n_vocab: int, seed: int = 0, n_mels: int = 80, **options):

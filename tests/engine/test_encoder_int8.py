@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import math
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,6 +15,7 @@ from whisper_at.engine import decoder as decoder_module
 from whisper_at.engine import encoder_int8
 from whisper_at.engine.encoder import encode
 from whisper_at.engine.encoder_int8 import EncoderInt8, Int8Linear
+from whisper_at.engine.int8_steps import CompiledSteps, PyTorchSteps, Rounded, Sums
 
 pytestmark = pytest.mark.skipif(encoder_int8.weight_limit() == 0, reason="this PyTorch has no int8 products")
 
@@ -39,36 +38,63 @@ def without_bfloat16(monkeypatch):
     monkeypatch.setattr(encoder_int8, "is_faster_than_float32", lambda: True)
 
 
-def test_layer_norm_is_rounded_by_row():
+STEPS = [CompiledSteps, PyTorchSteps]
+
+
+def made_sums(rows: int, width: int) -> Sums:
+    rng = torch.Generator().manual_seed(width)
+    sums = torch.randint(-(10**6), 10**6, (rows, width), generator=rng, dtype=torch.int32)
+    row_scale, scale = torch.rand(rows, generator=rng) / 1000, torch.rand(width, generator=rng) / 1000
+    return Sums(sums, row_scale, scale, torch.randn(width, generator=rng))
+
+
+@pytest.mark.parametrize("steps", STEPS)
+def test_layer_norm_is_rounded_by_row(steps):
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(7, 192, generator=rng) * 5 + 3
     weight, bias = torch.randn(192, generator=rng), torch.randn(192, generator=rng)
-    values, scale = torch.empty(7, 192, dtype=torch.int8), torch.empty(7)
-    encoder_int8._run(encoder_int8._layer_norm, x, weight, bias, values, scale)
+    values, scale = found = Rounded.empty(7, 192)
+    steps.layer_norm(x, weight, bias, found)
     expected = F.layer_norm(x, (192,), weight, bias)
     torch.testing.assert_close(scale, expected.abs().amax(1) / 127, rtol=1e-5, atol=0)
     assert ((values * scale[:, None] - expected).abs() <= 0.501 * scale[:, None]).all()
     assert values.abs().amax(1).eq(127).all()
 
 
-def test_gelu_is_rounded_by_row():
-    rng = np.random.default_rng(1)
-    sums = rng.integers(-(10**6), 10**6, (5, 256), np.int32)
-    row_scale, scale, bias = (rng.random(n, np.float32) / 1000 for n in (5, 256, 256))
-    values, out_scale = np.empty((5, 256), np.int8), np.empty(5, np.float32)
-    encoder_int8._gelu(sums, row_scale, scale, bias, values, out_scale)
-    z = sums * row_scale[:, None].astype(float) * scale + bias
-    expected = z * 0.5 * (1 + np.vectorize(math.erf)(z / math.sqrt(2)))
-    assert (abs(values * out_scale[:, None] - expected) <= 0.501 * out_scale[:, None]).all()
+@pytest.mark.parametrize("steps", STEPS)
+def test_gelu_is_rounded_by_row(steps):
+    x, found = made_sums(5, 256), Rounded.empty(5, 256)
+    steps.gelu(x, found)
+    expected = F.gelu(x.sums.double() * x.row_scale[:, None] * x.scale + x.bias)
+    assert ((found.values * found.scale[:, None] - expected).abs() <= 0.501 * found.scale[:, None]).all()
 
 
-def test_a_layer_is_added_to_the_residual():
-    rng = torch.Generator().manual_seed(2)
-    sums = torch.randint(-(10**6), 10**6, (9, 64), generator=rng, dtype=torch.int32)
-    row_scale, scale, bias, y = (torch.rand(*n, generator=rng) for n in ((9,), (64,), (64,), (9, 64)))
-    expected = y.double() + sums.double() * row_scale[:, None] * scale + bias
-    encoder_int8._run(encoder_int8._add, sums, row_scale, scale, bias, y)
+@pytest.mark.parametrize("steps", STEPS)
+def test_a_layer_is_added_to_the_residual(steps):
+    x, y = made_sums(9, 64), torch.rand(9, 64)
+    expected = y.double() + x.sums.double() * x.row_scale[:, None] * x.scale + x.bias
+    steps.add(x, y)
     torch.testing.assert_close(y.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 16), (3, 64), (70, 384), (1500, 512)])
+@pytest.mark.parametrize("size", [1e-20, 1.0, 1e4])
+def test_kernels_and_pytorch_give_the_same_bits(rows, width, size):
+    """Features, and with them the text, do not depend on when the kernels are ready."""
+    rng = torch.Generator().manual_seed(rows)
+    x = (torch.randn(rows, width, generator=rng) * 3 + 1) * size
+    x[0] = 0
+    weight, bias = torch.randn(width, generator=rng), torch.randn(width, generator=rng)
+    sums = made_sums(rows, width)
+    sums = sums._replace(scale=sums.scale * size)
+    found = []
+    for steps in STEPS:
+        normed, activated, y = Rounded.empty(rows, width), Rounded.empty(rows, width), x.clone()
+        steps.layer_norm(x, weight, bias, normed)
+        steps.gelu(sums, activated)
+        steps.add(sums, y)
+        found.append([*normed, *activated, y])
+    assert all(torch.equal(one, other) for one, other in zip(*found))
 
 
 def test_smoothing_changes_nothing_but_the_rounding():

@@ -20,6 +20,7 @@ SUBCOMMANDS = {
     "captions-check": "",
     "models": "",
     "convert": "",
+    "warmup": "",
     "features": "train",
     "train": "train",
     "evaluate": "train",

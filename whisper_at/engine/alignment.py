@@ -1,22 +1,27 @@
 """Word timing by openai-whisper's own functions, which are given less to do.
 
-They get a stand-in for the model that knows the encoded audio, and a faster sort of the same numbers.
+They get a stand-in for the model that knows the encoded audio, a faster sort of the same numbers, and their own
+compiled time warping from this package's cache, since they would compile it in every process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from numba import prange
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from whisper import timing
+from whisper.timing import dtw_cpu as upstream_dtw
 
+from . import compilation
 from .cpu_kernels import KERNEL_LOCK, use_threads
-from .forks import kernels_can_run
+from .dtw import dtw_by_diagonals
 from .isolation import isolated, one_numba_thread
 from .kv_cache import DecoderState, EncodedAudio
 from .simd import Array, compiled, inlined
@@ -27,8 +32,31 @@ if TYPE_CHECKING:
 
 def add_word_timestamps(*, model: Any, **arguments: Any) -> None:
     """Call ``whisper.timing.add_word_timestamps`` of the installed openai-whisper, with a faster median filter."""
-    with isolated(model) as own, one_numba_thread(), FastMedianSort():
+    with isolated(model) as own, one_numba_thread(), FastMedianSort(), cached_dtw():
         timing.add_word_timestamps(model=own, **arguments)
+
+
+@compiled(timing.__file__, nogil=True)
+def _dtw(x: Array) -> Array:
+    """Call openai-whisper's, which is compiled into this."""
+    return upstream_dtw(x)
+
+
+@contextmanager
+def cached_dtw() -> Iterator[None]:
+    """Within it, ``whisper.timing.dtw_cpu`` does not have to be compiled; for one thread at a time, see `isolated`."""
+    if timing.dtw_cpu is not upstream_dtw:  # somebody's own
+        yield
+        return
+    try:
+        timing.dtw_cpu = _dtw_without_compiling
+        yield
+    finally:
+        timing.dtw_cpu = upstream_dtw
+
+
+def _dtw_without_compiling(x: np.ndarray) -> np.ndarray:
+    return _dtw(x) if compilation.is_ready(_dtw, x) else dtw_by_diagonals(x)
 
 
 class FastMedianSort(TorchFunctionMode):
@@ -52,9 +80,9 @@ def _sort_windows(windows: Tensor) -> Tensor | None:
         return None
     *shape, n, _ = windows.shape
     rows = windows.as_strided((*shape, n + 6), windows.stride()[:-1]).reshape(-1, n + 6)
-    if rows.isnan().any() or not kernels_can_run():  # NaN belong at the end
-        return None
     out = torch.empty(7, len(rows), n)
+    if rows.isnan().any() or not compilation.is_ready(_sort_sevens, rows.numpy(), out.numpy()):
+        return None  # NaN belong at the end
     use_threads()
     with KERNEL_LOCK:
         _sort_sevens(rows.numpy(), out.numpy())

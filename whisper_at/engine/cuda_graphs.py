@@ -122,7 +122,7 @@ class StaticStep:
             return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
 
         x = d.embedding[self.tokens][:, None] + d.positions[self.position]
-        return d.logits(d.forward(x, self.audio, attend)[:, 0])
+        return d.logits(d.forward(x, self.audio, attend)[:, 0], self.audio)
 
     def _record(self, length: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         stream = torch.cuda.Stream(self.decoder.device)

@@ -1,7 +1,8 @@
 """A Whisper's text decoder for inference: nothing is computed twice, and no logits that nobody reads.
 
 The numbers are those of ``model.decoder`` up to the order in which float32 sums are taken. On a CPU a few tokens at a
-time go through `cpu_kernels`; whatever is longer, and any GPU, through PyTorch. The text so far is in `DecoderState`.
+time go through `cpu_kernels`; whatever is longer, and any GPU, through PyTorch, and so does a window that is encoded
+before the kernels are compiled: with the same weights, and the same rounding. The text so far is in `DecoderState`.
 """
 
 from __future__ import annotations
@@ -16,15 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from whisper.model import ResidualAttentionBlock, Whisper
 
-from . import cpu_kernels, onednn, simd
+from . import compilation, cpu_kernels, onednn, simd
 from .cuda_graphs import MAX_CACHED, StaticStep
-from .forks import kernels_can_run
 from .kv_cache import EncodedAudio
 from .simd import TILE_WIDTH, has_bfloat16
-from .weights import Affine, LayerWeights, WeightsVersion, pack_for_kernels
+from .weights import Affine, Int8Affine, LayerWeights, WeightsVersion, as_numpy, pack_for_kernels
 
 SelfAttention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Layer, and its queries, keys and values ``(rows, heads, n, size)`` → what attention makes of them and of the past."""
+
+
+MAX_CONVERTED_BYTES = 1 << 30
+"""Of float32 weights that are kept until the kernels are compiled; more are converted for each token."""
 
 
 class Decoder:
@@ -61,22 +65,27 @@ class Decoder:
         compiled = self.device.type == "cpu" and dtype == torch.float32 and fits_tiles
         blocks = cast(list[ResidualAttentionBlock], decoder.blocks)
         self.layers = [LayerWeights.of(block, fuse=not compiled) for block in blocks]
-        self.projection = self.embedding
+        self.projection: Affine | Int8Affine = Affine(self.embedding, None)
         self.packed: cpu_kernels.DecoderWeights | None = None
-        if compiled:  # the kernels have weights of their own; PyTorch, which serves long prompts, converts these
-            int8 = compute_type == "int8"
-            self.packed = pack_for_kernels(self.layers, self.last_norm, self.embedding, int8=int8)
-        else:
-            self.layers = [layer.to(dtype) for layer in self.layers]
-            self.projection = self.embedding.to(dtype)
-        self.uses_graphs = self.device.type == "cuda"
-        self.cached_steps: deque[StaticStep] = deque(maxlen=MAX_CACHED)
-        self.cross_kv_compute_dtype = self.cross_kv_dtype = dtype
+        compute_dtype = self.cross_kv_compute_dtype = self.cross_kv_dtype = dtype
         if compute_type and compiled:
             self.cross_kv_dtype = torch.float16 if simd.HAS_FP16_LOADS else torch.float32
-            self.cross_kv_compute_dtype = torch.bfloat16 if compute_type == "bfloat16" or has_bfloat16() else dtype
-        compute_dtype = self.cross_kv_compute_dtype
+            compute_dtype = torch.bfloat16 if compute_type == "bfloat16" or has_bfloat16() else dtype
+            self.cross_kv_compute_dtype = compute_dtype
         self.cross_kv_weights = [(w.cross_key.to(compute_dtype), w.cross_value.to(compute_dtype)) for w in self.layers]
+        if compiled:  # the kernels have weights of their own; PyTorch converts these
+            int8 = compute_type == "int8"
+            self.packed = packed = pack_for_kernels(self.layers, self.last_norm, self.embedding, int8=int8)
+            if int8:
+                self.layers = [layer.rounded_as(packed, i) for i, layer in enumerate(self.layers)]
+                weight, scale, _ = map(torch.from_numpy, packed.embedding)
+                self.projection = Int8Affine(weight, scale, None)
+        else:
+            self.layers = [layer.to(dtype) for layer in self.layers]
+            self.projection = self.projection.to(dtype)
+        self._converted: tuple[list[LayerWeights], Affine | Int8Affine] | None = None
+        self.uses_graphs = self.device.type == "cuda"
+        self.cached_steps: deque[StaticStep] = deque(maxlen=MAX_CACHED)
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         """Leave it out of copies of a model, and of saved ones: they make their own."""
@@ -87,16 +96,38 @@ class Decoder:
         same_precision = (dtype, compute_type) == (self.dtype, self.compute_type)
         return same_precision and self.weights_version.matches(model.decoder)
 
+    def kernels_are_ready(self) -> bool:
+        """Return whether kernels can compute steps; if not yet, they are compiled in the background."""
+        if self.packed is None:
+            return False
+
+        def array(ndim: int, dtype: torch.dtype) -> np.ndarray:
+            return as_numpy(torch.empty((1,) * ndim, dtype=dtype))
+
+        rows, ids, cache = array(2, torch.float32), array(1, torch.int32), array(5, torch.float32)
+        cross_kv = array(6, self.cross_kv_dtype), array(5, self.cross_kv_dtype)
+        step = self.packed, rows, ids, ids, cache, cache, array(2, torch.int32), *cross_kv, 1, 1, 1
+        product = *self.packed.embedding, rows, rows, 0.0
+        calls = (cpu_kernels.decoder_forward, step), (cpu_kernels.matmul, product)
+        ready = [compilation.is_ready(kernel, *arguments) for kernel, arguments in calls]  # ask for both
+        if all(ready):
+            self._converted = None
+        return all(ready)
+
     @torch.no_grad()
     def precompute_cross_kv(self, features: Tensor) -> EncodedAudio:
-        """Compute cross-attention's keys and values of encoder output, shape ``(recordings, frames, width)``."""
+        """Compute cross-attention's keys and values of encoder output, shape ``(recordings, frames, width)``.
+
+        They are laid out for kernels if these are ready now, else for PyTorch.
+        """
         count, frames, width = features.shape
-        tiles = -(-frames // TILE_WIDTH) if self.packed else 1
-        padded = tiles * TILE_WIDTH if self.packed else frames
+        for_kernels = self.kernels_are_ready()
+        tiles = -(-frames // TILE_WIDTH) if for_kernels else 1
+        padded = tiles * TILE_WIDTH if for_kernels else frames
         shape = (len(self.layers), count, self.n_head, width // self.n_head, padded)
         keys, values = (torch.empty(shape, dtype=self.cross_kv_dtype, device=self.device) for _ in range(2))
         values[..., frames:] = 0.0
-        if self.packed:
+        if for_kernels:
             keys = keys.view(*shape[:3], tiles, shape[3], TILE_WIDTH)
         features_cast = features.to(self.cross_kv_compute_dtype)
         # on a CPU one recording after the other, so that products stay in its caches
@@ -107,12 +138,21 @@ class Decoder:
                 new_value = onednn.linear_transposed(to_value.weight, features_cast[part])
                 new_value.add_(cast(Tensor, to_value.bias)[:, None])
                 value[..., :frames] = new_value.unflatten(1, (self.n_head, -1))
-                if self.packed:
+                if for_kernels:
                     new_key = F.pad(new_key, (0, padded - frames)).unflatten(2, (tiles, -1))
                     key.copy_(new_key.unflatten(1, (self.n_head, -1)).transpose(2, 3))
                 else:
                     key.copy_(new_key.unflatten(1, (self.n_head, -1)))
+        if not for_kernels:
+            self._keep_converted()
+            keys, values = keys.to(self.dtype), values.to(self.dtype)
         return EncodedAudio(features, keys, values)
+
+    def _keep_converted(self) -> None:
+        """Keep weights as PyTorch multiplies them, until kernels take over, instead of converting them every time."""
+        size = 4 * (self.embedding.numel() + 14 * len(self.layers) * self.dims.n_text_state**2)
+        if self.packed is not None and self._converted is None and size <= MAX_CONVERTED_BYTES:
+            self._converted = [layer.to(self.dtype) for layer in self.layers], self.projection.to(self.dtype)
 
     def forward(
         self, x: Tensor, audio: EncodedAudio, attend: SelfAttention, cross_scores: list[Tensor] | None = None
@@ -122,7 +162,8 @@ class Decoder:
         ``attend`` is self-attention with its past; ``cross_scores`` is given the cross-attention scores of every layer.
         """
         x = x.to(self.dtype)
-        for i, weights in enumerate(self.layers):
+        layers, _ = self._converted or (self.layers, self.projection)
+        for i, weights in enumerate(layers):
             layer = weights.to(self.dtype)
             normed = layer.attn_ln.layer_norm(x)
             qkv = torch.cat([part.linear(normed) for part in layer.qkv], 2).unflatten(2, (3, self.n_head, -1))
@@ -143,7 +184,7 @@ class Decoder:
         # all queries of a recording meet its keys in one product
         query = query.reshape(recordings, rows // recordings * n, self.n_head, -1).transpose(1, 2)
         keys, values = (cached[layer].to(query.dtype) for cached in (audio.keys, audio.values))
-        if keys.ndim == 5:
+        if audio.is_for_kernels:
             keys, values = keys.transpose(2, 3).flatten(3)[..., :frames], values[..., :frames]
         scores = ((query * query.shape[-1] ** -0.5) @ keys).float()
         if cross_scores is not None:
@@ -152,10 +193,14 @@ class Decoder:
         mixed = weights @ values.transpose(2, 3)
         return mixed.transpose(1, 2).reshape(rows, n, -1)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Compute float32 logits ``(rows, vocabulary)`` of outputs ``(rows, width)`` of the last layer norm."""
-        if self.packed is None or len(hidden) > cpu_kernels.MAX_KERNEL_TOKENS or not kernels_can_run():
-            return onednn.linear(hidden, self.projection.to(hidden.dtype)).float()
+    def logits(self, hidden: Tensor, audio: EncodedAudio) -> Tensor:
+        """Compute float32 logits ``(rows, vocabulary)`` of outputs ``(rows, width)`` of the last layer norm.
+
+        ``audio`` tells whether by kernels.
+        """
+        if self.packed is None or not audio.can_use_kernels(len(hidden)):
+            _, projection = self._converted or (self.layers, self.projection)
+            return projection.to(self.dtype).linear(hidden).float()
         out = np.empty((len(hidden), len(self.embedding)), np.float32)
         cpu_kernels.use_threads()
         with cpu_kernels.KERNEL_LOCK:
@@ -172,6 +217,6 @@ class Decoder:
     def weight_bytes(self) -> int:
         """Return the bytes of weights that a step reads."""
         if self.packed is None:
-            return self.projection.nbytes + sum(layer.nbytes() for layer in self.layers)
+            return self.projection.weight.nbytes + sum(layer.nbytes() for layer in self.layers)
         parts = (part if isinstance(part, tuple) else (part,) for part in self.packed)
         return sum(array.nbytes for part in parts for array in part)

@@ -2,7 +2,8 @@
 
 Products take bfloat16; sums, norms, softmax and the residual stream are float32, so that less is lost than where every
 tensor is bfloat16. It is for processors that multiply pairs of bfloat16 in one instruction and have no instructions for
-whole matrices: those are served best by PyTorch.
+whole matrices: those are served best by PyTorch. Until it is compiled, PyTorch multiplies the same bfloat16 numbers in
+float32.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numba import prange, types
 from torch import Tensor, nn
 from whisper.model import AudioEncoder, ResidualAttentionBlock
 
+from . import compilation, onednn
 from .cpu_kernels import KERNEL_LOCK, gelu, mean_and_inverse_std, use_threads
 from .encoder import OnBlock
 from .forks import kernels_can_run
@@ -219,14 +221,43 @@ class EncoderBF16:
         _, rows, width = x.shape
         padded = -(-rows // TILE_ROWS) * TILE_ROWS
         normed, qkv, wide = (np.zeros((padded, n * width), np.uint16) for n in (1, 3, 4))
+        ready = compilation.is_ready(_block, self.weights, 0, self.n_head, x[0].numpy(), normed, qkv[:rows], wide)
         use_threads()
-        for i in range(len(self.weights.norms)):
-            for recording in x.numpy():
-                with KERNEL_LOCK:
-                    _block(self.weights, i, self.n_head, recording, normed, qkv[:rows], wide)
+        for i, block in enumerate(encoder.blocks):
+            for recording in x:
+                if ready:
+                    with KERNEL_LOCK:
+                        _block(self.weights, i, self.n_head, recording.numpy(), normed, qkv[:rows], wide)
+                else:
+                    block_by_pytorch(block, recording)
             if on_block is not None:
                 on_block(x)
         return encoder.ln_post(x)
+
+
+def block_by_pytorch(block: ResidualAttentionBlock, x: Tensor) -> None:
+    """Compute a block on ``x`` (rows, width), in place, with the rounding of the kernels."""
+
+    def rounded(tensor: Tensor) -> Tensor:
+        return tensor.bfloat16().float()
+
+    def linear(layer: nn.Linear, tensor: Tensor) -> Tensor:
+        return onednn.linear(tensor, rounded(layer.weight), None if layer.bias is None else layer.bias.float())
+
+    attn = block.attn
+    normed = rounded(block.attn_ln(x))
+    query, key, value = (
+        rounded(linear(part, normed)).unflatten(1, (attn.n_head, -1)).transpose(0, 1)
+        for part in (attn.query, attn.key, attn.value)
+    )
+    mixed = torch.empty_like(query)
+    for head in range(attn.n_head):
+        scores = query[head] @ key[head].t()
+        scores = ((scores - scores.amax(1, keepdim=True)) * query.shape[-1] ** -0.5).exp_()
+        mixed[head] = rounded(scores) @ value[head] / scores.sum(1, keepdim=True)
+    x += linear(attn.out, rounded(mixed).transpose(0, 1).flatten(1))
+    wide = rounded(F.gelu(linear(block.mlp[0], rounded(block.mlp_ln(x)))))
+    x += linear(block.mlp[2], wide)
 
 
 def _pack(parts: Sequence[Sequence[nn.Linear]]) -> PackedLinear:

@@ -7,12 +7,12 @@ and would be waited for without end. So a child computes by PyTorch's operations
 from __future__ import annotations
 
 import os
-from typing import Any
 
-import numba
 import torch
 from numba.np.ufunc import parallel
 from whisper import timing
+
+from .dtw import dtw_by_diagonals
 
 
 class _Process:
@@ -31,8 +31,7 @@ def _after_fork_in_child() -> None:
     if not getattr(parallel, "_is_initialized", True):
         return
     _Process.forked_with_threads = True
-    dtw: Any = timing.dtw_cpu
-    timing.dtw_cpu = numba.njit(getattr(dtw, "py_func", dtw))  # the same program, on one thread
+    timing.dtw_cpu = dtw_by_diagonals
 
 
 if hasattr(os, "register_at_fork"):

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import cpu_kernels
-from .compilation import warn_if_for_another_processor
 from .cuda_graphs import StaticStep
 from .forks import kernels_can_run
 from .weights import as_numpy
@@ -26,7 +25,7 @@ class EncodedAudio(NamedTuple):
     features : Tensor, shape (recordings, frames, width)
         As the encoder gave them.
     keys, values : Tensor, shape (layers, recordings, heads, size, frames)
-        For the compiled decoder as in `cpu_kernels._cross_attention`.
+        For kernels as in `cpu_kernels._cross_attention`.
     sound_ends : int Tensor, shape (recordings,), optional
         Positions (frames of the features) before which the text of a window may not break off in the middle, see
         `batched`.
@@ -36,6 +35,15 @@ class EncodedAudio(NamedTuple):
     keys: Tensor
     values: Tensor
     sound_ends: Tensor | None = None
+
+    @property
+    def is_for_kernels(self) -> bool:
+        """Whether kernels were ready when it was made: a window is decoded by the same means from first to last."""
+        return self.keys.ndim == 6
+
+    def can_use_kernels(self, tokens: int) -> bool:
+        """Return whether so many tokens at once are to be put through kernels."""
+        return self.is_for_kernels and tokens <= cpu_kernels.MAX_KERNEL_TOKENS and kernels_can_run()
 
     def select(self, recordings: Sequence[int]) -> EncodedAudio:
         """Return some of the recordings."""
@@ -83,7 +91,8 @@ class DecoderState:
         self.cache_indices[:, :n] = first.to(self.cache_indices).repeat_interleave(self.n_group)[:, None]
         hidden = self._forward(tokens, first)
         self.position = n
-        return self.decoder.logits(hidden[:, list(logits_at)].flatten(0, 1)).unflatten(0, (count, len(logits_at)))
+        logits = self.decoder.logits(hidden[:, list(logits_at)].flatten(0, 1), self.audio)
+        return logits.unflatten(0, (count, len(logits_at)))
 
     @torch.no_grad()
     def prefill_with_scores(self, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -98,7 +107,7 @@ class DecoderState:
         scores: list[Tensor] = []
         first = torch.arange(0, len(self.row_ids), self.n_group)
         hidden = self._forward(tokens, first, scores)
-        return self.decoder.logits(hidden.flatten(0, 1)).unflatten(0, tokens.shape), scores
+        return self.decoder.logits(hidden.flatten(0, 1), self.audio).unflatten(0, tokens.shape), scores
 
     @torch.no_grad()
     def step(self, tokens: Tensor) -> Tensor:
@@ -107,7 +116,7 @@ class DecoderState:
         if self.static_step is not None:
             logits = self.static_step(tokens, self.position, self.cache_indices)
         else:
-            logits = self.decoder.logits(self._forward(tokens[:, None], self.row_ids)[:, 0])
+            logits = self.decoder.logits(self._forward(tokens[:, None], self.row_ids)[:, 0], self.audio)
         self.position += 1
         return logits
 
@@ -118,7 +127,7 @@ class DecoderState:
         self.cache_indices[:, self.position : self.position + n] = self.row_ids[:, None]
         hidden = self._forward(tokens, self.row_ids)[:, logits_at]
         self.position += n
-        return self.decoder.logits(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
+        return self.decoder.logits(hidden.flatten(0, 1), self.audio).unflatten(0, hidden.shape[:2])
 
     def reorder(self, sources: Sequence[int]) -> None:
         """Let row i go on as a copy of row ``sources[i]``; no key or value moves."""
@@ -132,8 +141,7 @@ class DecoderState:
         """
         d, (count, n) = self.decoder, tokens.shape
         x = d.embedding[tokens.to(d.device)] + d.positions[self.position : self.position + n]
-        few = count * n <= cpu_kernels.MAX_KERNEL_TOKENS
-        if d.packed is not None and few and cross_scores is None and kernels_can_run():
+        if d.packed is not None and cross_scores is None and self.audio.can_use_kernels(count * n):
             return self._forward_by_kernels(d.packed, x, row_ids)
         row_ids, end = row_ids.to(d.device).long(), self.position + n
         mask, causal = None, n > 1
@@ -154,7 +162,6 @@ class DecoderState:
 
     def _forward_by_kernels(self, weights: cpu_kernels.DecoderWeights, x: Tensor, row_ids: Tensor) -> Tensor:
         (count, n, _), (recordings, frames, _) = x.shape, self.audio.features.shape
-        warn_if_for_another_processor(cpu_kernels.decoder_forward)
         cpu_kernels.use_threads()
         out = np.ascontiguousarray(x.flatten(0, 1).numpy())
         positions = np.arange(self.position, self.position + n, dtype=np.int32)

@@ -1,7 +1,6 @@
 """Vector operations in LLVM IR, for the Numba kernels of `cpu_kernels` and `encoder_bf16`.
 
-Spelled out because auto-vectorisation of the same loops varies by a factor of five in speed. Numba's cache on disk
-watches only the file of the compiled function: after a change here, touch the files that use it.
+Spelled out because auto-vectorisation of the same loops varies by a factor of five in speed.
 """
 
 from __future__ import annotations
@@ -18,6 +17,8 @@ from numba import extending, njit, types
 from numba.core import cgutils
 from numba.core.codegen import get_host_cpu_features
 from numba.np.arrayobj import make_array
+
+from .kernel_cache import KernelCache
 
 MACHINE = platform.machine().lower()
 IS_X86 = MACHINE in ("x86_64", "amd64", "i686", "x86")
@@ -48,14 +49,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 intrinsic = cast(Callable[[Callable[..., Any]], Any], extending.intrinsic)
 
 
-def compiled(**options: Any) -> Callable[[F], F]:
-    """Return Numba's ``njit`` with these options, cached on disk where a folder for that can be written."""
+def compiled(*sources: str, **options: Any) -> Callable[[F], F]:
+    """Return Numba's ``njit`` with these options, and with a `KernelCache`."""
 
     def decorate(function: F) -> F:
-        try:
-            return cast(F, njit(cache=True, **options)(function))
-        except RuntimeError:  # package, home and NUMBA_CACHE_DIR are all read-only
-            return cast(F, njit(**options)(function))
+        kernel: Any = njit(**options)(function)
+        if hasattr(kernel, "_cache"):  # with NUMBA_DISABLE_JIT it is the function
+            kernel._cache = KernelCache(function, *sources)
+        return cast(F, kernel)
 
     return decorate
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -111,6 +111,30 @@ class Affine(NamedTuple):
         return F.layer_norm(x.float(), x.shape[-1:], self.weight.float(), bias).to(x.dtype)
 
 
+def round_to_int12(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Round every row of ``x`` (…, in) to whole numbers of at most 12 bits, as kernels do → them and their scale."""
+    top = x.abs().amax(-1, keepdim=True).clamp(min=1e-30)
+    return (x * (2047.0 / top) + 0.5).floor_(), top / 2047.0
+
+
+class Int8Affine(NamedTuple):
+    """A linear layer with int8 weights ``(out, in)``, which may be kept in float32, and the scale of each row."""
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def to(self, dtype: torch.dtype) -> Int8Affine:
+        """Return it with weights that are kept in a precision."""
+        return self._replace(weight=self.weight.to(dtype))
+
+    def linear(self, x: Tensor) -> Tensor:
+        """Map ``(…, in)`` → ``(…, out)``, with the rounding of the kernels."""
+        numbers, steps = round_to_int12(x)
+        out = onednn.linear(numbers, self.weight.to(x.dtype)) * (self.scale * steps)
+        return out if self.bias is None else out.add_(self.bias)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerWeights:
     """The weights of a decoder layer; norms stay float32, as openai-whisper's do.
@@ -121,14 +145,14 @@ class LayerWeights:
     attn_ln: Affine
     cross_attn_ln: Affine
     mlp_ln: Affine
-    qkv: tuple[Affine, ...]
-    attn_out: Affine
-    cross_query: Affine
+    qkv: tuple[Affine | Int8Affine, ...]
+    attn_out: Affine | Int8Affine
+    cross_query: Affine | Int8Affine
     cross_key: Affine
     cross_value: Affine
-    cross_out: Affine
-    mlp_up: Affine
-    mlp_down: Affine
+    cross_out: Affine | Int8Affine
+    mlp_up: Affine | Int8Affine
+    mlp_down: Affine | Int8Affine
 
     @classmethod
     def of(cls, block: ResidualAttentionBlock, *, fuse: bool) -> LayerWeights:
@@ -159,13 +183,29 @@ class LayerWeights:
         return [self.attn_ln, self.cross_attn_ln, self.mlp_ln]
 
     @property
-    def matrices(self) -> dict[str, Affine]:
+    def matrices(self) -> dict[str, Affine | Int8Affine]:
         """All that is not ``qkv`` and no norm, by name."""
         return {name: part for name, part in vars(self).items() if name != "qkv" and not name.endswith("_ln")}
 
+    def rounded_as(self, packed: DecoderWeights, layer: int) -> LayerWeights:
+        """Return them with the int8 weights of the kernels, which have no part in cross-attention's keys and values."""
+
+        def view(weights: LinearWeights) -> Int8Affine:
+            return Int8Affine(*(torch.from_numpy(array[layer]) for array in weights))
+
+        return replace(
+            self,
+            qkv=(view(packed.qkv),),
+            attn_out=view(packed.attn_out),
+            cross_query=view(packed.cross_query),
+            cross_out=view(packed.cross_out),
+            mlp_up=view(packed.mlp_up),
+            mlp_down=view(packed.mlp_down),
+        )
+
     def to(self, dtype: torch.dtype) -> LayerWeights:
         """Return them in a precision, but for the norms."""
-        parts = {name: part.to(dtype) for name, part in self.matrices.items()}
+        parts: dict[str, Any] = {name: part.to(dtype) for name, part in self.matrices.items()}
         return replace(self, qkv=tuple(part.to(dtype) for part in self.qkv), **parts)
 
     def nbytes(self) -> int:
@@ -195,7 +235,7 @@ def pack_for_kernels(
             out[place] = chunk
         return as_numpy(out), scale.numpy()
 
-    def stack(parts: Sequence[Sequence[Affine]]) -> LinearWeights:
+    def stack(parts: Sequence[Sequence[Affine | Int8Affine]]) -> LinearWeights:
         """Put one linear map of every layer, given in parts, into one array."""
         matrix, scale = pack([part.weight for layer in parts for part in layer])
         biases = [torch.cat([cast(Tensor, part.bias) for part in layer]) for layer in parts]

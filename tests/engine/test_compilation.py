@@ -1,0 +1,293 @@
+"""Kernels are compiled by another process, once, and found by all that come later."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_kernels
+from conftest import ROOT
+
+from whisper_at.engine import compilation, compile_kernels, kernel_cache, simd
+from whisper_at.engine.compilation import is_ready, wait_for_kernels
+
+
+@pytest.fixture(autouse=True)
+def compiler(monkeypatch, tmp_path):
+    """A process that has asked for nothing yet, and an empty cache."""
+    monkeypatch.setenv("WHISPER_AT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(compilation, "_COMPILER", compilation._Compiler())
+    for name in ("double", "broken"):
+        monkeypatch.setattr(small_kernels, name, new(getattr(small_kernels, name)))
+    return compilation._COMPILER
+
+
+def new(kernel):
+    """The kernel as a new process has it."""
+    return simd.compiled()(kernel.py_func)
+
+
+def numbers():
+    return np.arange(4.0)
+
+
+def kernel_files(folder: Path) -> list[str]:
+    return [path.name for path in folder.rglob("*.kernel")]
+
+
+def messages(caught):
+    return [str(warning.message) for warning in caught if warning.category is UserWarning]
+
+
+def compile_double():
+    kernel = small_kernels.double
+    assert not is_ready(kernel, numbers())
+    assert wait_for_kernels()
+    assert is_ready(kernel, numbers())
+    return kernel
+
+
+def assert_it_was_not_compiled_here(kernel):
+    x = numbers()
+    kernel(x)
+    assert x.tolist() == [0, 2, 4, 6]
+    assert not kernel._cache_misses
+
+
+def test_another_process_compiles(tmp_path, compiler):
+    kernel = compile_double()
+    assert_it_was_not_compiled_here(kernel)
+    assert len(kernel_files(tmp_path)) == 1
+    assert not compiler.pending
+    # other types are another kernel
+    assert not is_ready(kernel, np.arange(4))
+    assert wait_for_kernels()
+    assert is_ready(kernel, np.arange(4))
+    assert len(kernel_files(tmp_path)) == 2
+
+
+def test_a_later_process_finds_it(compiler):
+    compile_double()
+    compiler.reset()
+    kernel = new(small_kernels.double)
+    assert is_ready(kernel, numbers())
+    assert_it_was_not_compiled_here(kernel)
+    assert compiler._worker is None
+
+
+def test_a_program_packed_into_one_file_compiles_in_a_thread(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    kernel = small_kernels.double
+    assert not is_ready(kernel, numbers())
+    assert wait_for_kernels()
+    assert is_ready(kernel, numbers())
+    assert len(kernel_files(tmp_path)) == 1
+
+
+def test_processes_may_be_forbidden(monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError("no more processes")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    compile_double()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "program", "reason"),
+    [
+        ("broken", compile_kernels.PROGRAM, "there_is_no_such_attribute"),
+        ("double", "raise SystemExit('LLVM is not here')", "LLVM is not here"),
+        ("double", "import os; os._exit(0)", "the compiler ended with status 0"),
+        ("double", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "the compiler ended with status -9"),
+    ],
+)
+def test_a_compiler_that_fails_is_told_of_once(monkeypatch, kernel, program, reason):
+    monkeypatch.setattr(compilation, "PROGRAM", program)
+    monkeypatch.setattr(compilation, "SECONDS_BETWEEN_ATTEMPTS", 0.0)
+    kernel = new(getattr(small_kernels, kernel))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert not is_ready(kernel, numbers())
+        assert not wait_for_kernels()
+        assert not is_ready(kernel, numbers())
+    (message,) = messages(caught)
+    assert reason in message
+    assert "PyTorch computes in their place" in message
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert not is_ready(new(small_kernels.double), np.arange(3))
+
+
+def test_one_process_at_a_time_compiles_for_a_folder(tmp_path, compiler, monkeypatch):
+    monkeypatch.setattr(compilation, "SECONDS_BETWEEN_ATTEMPTS", 0.0)
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    kernel = new(small_kernels.double)
+    with compile_kernels.lock_folder(folder):
+        assert compile_kernels.lock_folder(folder) is None
+        assert not is_ready(kernel, numbers())
+        for _ in range(compilation.MAX_ATTEMPTS + 1):  # waiting is no failure
+            assert compiler._worker._process.wait(60) == compile_kernels.BUSY
+            assert not is_ready(kernel, numbers())
+        assert kernel_files(tmp_path) == []
+    assert wait_for_kernels()
+    assert is_ready(kernel, numbers())
+
+
+PROGRAM = """
+import sys
+import numpy as np, small_kernels
+from whisper_at.engine.compilation import is_ready, wait_for_kernels
+x = np.arange(4.0)
+sys.stdin.read()  # until all are here
+before = is_ready(small_kernels.double, x)
+if WAIT:
+    assert wait_for_kernels() and is_ready(small_kernels.double, x)
+    small_kernels.double(x)
+    print(before, x.tolist(), sum(small_kernels.double._cache_misses.values()))
+"""
+
+
+def start(wait: bool) -> subprocess.Popen:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(Path(__file__).parent)))}
+    command = [sys.executable, "-c", PROGRAM.replace("WAIT", str(wait))]
+    return subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_two_processes_at_once(tmp_path):
+    processes = [start(wait=True) for _ in range(2)]
+    for process in processes:
+        process.stdin.close()
+    assert [process.stdout.read() for process in processes] == ["False [0.0, 2.0, 4.0, 6.0] 0\n"] * 2
+    assert [process.wait() for process in processes] == [0, 0]
+    assert len(kernel_files(tmp_path)) == 1
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_it_is_compiled_though_whoever_asked_has_ended(tmp_path):
+    """Programs that are over before their kernels are ready would never have any."""
+    process = start(wait=False)
+    process.communicate("", timeout=120)
+    assert process.returncode == 0
+    end = time.monotonic() + 120
+    while not kernel_files(tmp_path) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert len(kernel_files(tmp_path)) == 1
+
+
+def test_where_nothing_can_be_written(monkeypatch):
+    """A read-only file system without kernels: they are kept as long as the process."""
+    monkeypatch.setenv("WHISPER_AT_CACHE", "/dev/null/cache")
+    assert_it_was_not_compiled_here(compile_double())
+
+
+def test_a_cache_that_was_filled_and_is_read_only_now(tmp_path, monkeypatch, compiler):
+    compile_double()
+    files = sorted(tmp_path.rglob("*"))
+    compiler.reset()
+
+    def refuse(*_, **__):
+        raise OSError("read-only file system")
+
+    kernel_cache.writable_folder.cache_clear()
+    for name in ("TemporaryFile", "mkstemp"):
+        monkeypatch.setattr(f"tempfile.{name}", refuse)
+    kernel = new(small_kernels.double)
+    assert is_ready(kernel, numbers())
+    assert_it_was_not_compiled_here(kernel)
+    assert sorted(tmp_path.rglob("*")) == files
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [("haswell-01234567", "for another processor (haswell)"), ("OWN-01234567", "with other instruction sets")],
+)
+def test_a_cache_of_another_processor(tmp_path, compiler, folder, message):
+    compile_double()
+    (own,) = (path.parent for path in tmp_path.rglob("*.kernel"))
+    own.rename(own.with_name(folder.replace("OWN", compilation.target_processor())))
+    compiler.reset()
+    kernel = new(small_kernels.double)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert not is_ready(kernel, numbers())
+        assert not is_ready(kernel, np.arange(4))
+    (found,) = messages(caught)
+    assert f"were compiled {message}; they are compiled once more" in found
+    assert wait_for_kernels()
+    assert is_ready(kernel, numbers())
+
+
+@pytest.mark.parametrize("damage", [b"", b"\\x80\\x04.", "cut"])
+def test_a_damaged_file_is_made_again(tmp_path, compiler, damage):
+    compile_double()
+    (path,) = tmp_path.rglob("*.kernel")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else damage)
+    compiler.reset()
+    kernel = new(small_kernels.double)
+    assert not is_ready(kernel, numbers())
+    assert wait_for_kernels()
+    assert is_ready(kernel, numbers())
+    assert_it_was_not_compiled_here(kernel)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")
+def test_a_forked_process_has_none_that_compiles(compiler):
+    assert not is_ready(small_kernels.double, numbers())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python 3.12 warns where there are threads
+        child = os.fork()
+    if child == 0:
+        # only the real one is registered to be reset
+        compiler.reset()
+        os._exit(0 if compiler._worker is None and not compiler.pending and compiler.lock.acquire(timeout=5) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert wait_for_kernels()
+
+
+# --- the cache -----------------------------------------------------------------------------------------------
+
+
+def kernel_name(path: Path) -> str:
+    """The file name of a kernel in a module of its own."""
+    space: dict = {"__name__": "kernel_module"}
+    exec(compile(path.read_text(), str(path), "exec"), space)
+    return kernel_cache.KernelCache(space["twice"]).file_name(("float64",))
+
+
+def test_names_tell_all_that_code_depends_on(tmp_path, monkeypatch):
+    source = "def twice(x):\n    return 2 * x\n"
+    names = {}
+    for place, text in {"a": source, "b": source, "c": source + "CONSTANT = 3\n"}.items():
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "kernel_module.py").write_text(text)
+        names[place] = kernel_name(tmp_path / place / "kernel_module.py")
+    assert names["a"] == names["b"] != names["c"]  # neither place nor time, but what is written there
+    kernel_cache._hash_files.cache_clear()
+    monkeypatch.setattr(kernel_cache, "SHARED_SOURCES", ("simd.py",))
+    assert kernel_name(tmp_path / "a" / "kernel_module.py") != names["a"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"WHISPER_AT_CACHE": "/a", "NUMBA_CACHE_DIR": "/b", "XDG_CACHE_HOME": "/c"}, "/a"),
+        ({"NUMBA_CACHE_DIR": "/b", "XDG_CACHE_HOME": "/c"}, "/b/whisper_at"),
+        ({"XDG_CACHE_HOME": "/c"}, "/c/whisper_at"),
+        ({}, "~/.cache/whisper_at"),
+        ({"WHISPER_AT_CACHE": "~/kernels"}, "~/kernels"),
+    ],
+)
+def test_folders(monkeypatch, settings, expected):
+    for name in ("WHISPER_AT_CACHE", "NUMBA_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    assert kernel_cache.cache_folder() == Path(expected).expanduser()
