@@ -140,6 +140,32 @@ def test_one_process_at_a_time_compiles_for_a_folder(tmp_path, compiler, monkeyp
     assert is_ready(kernel, numbers())
 
 
+class CompilesAtOnce:
+    """A process that compiles what it is asked for, and ends."""
+
+    def __init__(self):
+        self.requested = set()
+
+    def request(self, request):
+        self.requested.add(request)
+        compile_kernels.compile_kernel(*request)
+
+    def status(self):
+        return 0
+
+
+def test_processes_that_did_what_was_asked_are_no_failures(compiler, monkeypatch):
+    """However often one has to be started again, for other types."""
+    monkeypatch.setattr(compilation, "SECONDS_BETWEEN_ATTEMPTS", 0.0)
+    monkeypatch.setattr(compilation, "_start", CompilesAtOnce)
+    types = ("float64", "float32", "int64", "int32", "int16", "int8")
+    assert len(types) > 2 * compilation.MAX_ATTEMPTS - 1
+    for dtype in types:
+        assert not is_ready(new(small_kernels.double), np.arange(4, dtype=dtype))
+        assert wait_for_kernels()
+    assert compiler.failure is None
+
+
 PROGRAM = """
 import sys
 import numpy as np, small_kernels

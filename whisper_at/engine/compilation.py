@@ -17,7 +17,7 @@ import threading
 import time
 import warnings
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 import numba
 from numba.core.registry import cpu_target
@@ -27,6 +27,8 @@ from .cpu_kernels import use_threads
 from .forks import kernels_can_run
 from .kernel_cache import Signature, cache_folder, writable_folder
 
+Request: TypeAlias = tuple[str, str, bytes]
+"""Module and name of a kernel, and the pickled types of its arguments."""
 MAX_ATTEMPTS = 3
 """Processes that may end without having written a kernel before it is given up."""
 SECONDS_BETWEEN_ATTEMPTS = 1.0
@@ -114,19 +116,24 @@ class _Compiler:
                     del self.pending[name, signature]
             if not self.pending or self.failure is not None:
                 return False
+            requests = [
+                (kernel.__module__, kernel.__name__, pickle.dumps(signature))
+                for (_, signature), kernel in self.pending.items()
+            ]
             if self._worker is not None and (status := self._worker.status()) is not None:
-                self._attempts += status != BUSY
-                error, self._worker = self._worker.error(), None
-                if self._attempts == MAX_ATTEMPTS or status not in (0, BUSY):
-                    self._give_up(error or f"the compiler ended with status {status}")
+                ended, self._worker = self._worker, None
+                was_asked = any(request in ended.requested for request in requests)
+                self._attempts = self._attempts + (status != BUSY) if was_asked else 0
+                if was_asked and (self._attempts == MAX_ATTEMPTS or status not in (0, BUSY)):
+                    self._give_up(ended.error() or f"the compiler ended with status {status}")
                     return False
             if self._worker is None:
                 if time.monotonic() - self._started < SECONDS_BETWEEN_ATTEMPTS:
                     return True
                 self._started = time.monotonic()
                 self._worker = _start()
-            for (_, signature), kernel in self.pending.items():
-                self._worker.request(kernel.__module__, kernel.__name__, pickle.dumps(signature))
+            for request in requests:
+                self._worker.request(request)
             return True
 
     def _give_up(self, reason: str) -> None:
@@ -156,7 +163,7 @@ class _Process:
     def __init__(self, python: str) -> None:
         folder = writable_folder(cache_folder())
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-        self._requested: set[tuple[str, str, bytes]] = set()
+        self.requested: set[Request] = set()
         self._process = subprocess.Popen(
             [python, "-c", PROGRAM],
             env={**os.environ, "WHISPER_AT_CACHE": str(folder), "OMP_NUM_THREADS": "1"},
@@ -171,11 +178,11 @@ class _Process:
         threading.Thread(target=self._process.wait, daemon=True).start()  # or the system keeps it in its list
         self._send(sys.path)
 
-    def request(self, module: str, name: str, signature: bytes) -> None:
+    def request(self, request: Request) -> None:
         """Have a kernel compiled, once."""
-        if (module, name, signature) not in self._requested:
-            self._requested.add((module, name, signature))
-            self._send((module, name, signature))
+        if request not in self.requested:
+            self.requested.add(request)
+            self._send(request)
 
     def _send(self, message: object) -> None:
         assert self._process.stdin is not None
@@ -198,15 +205,14 @@ class _Thread:
     """Compiles in this process, where there is no Python to start: in programs packed into one file, for example."""
 
     def __init__(self) -> None:
-        self._requested: dict[tuple[str, str, bytes], threading.Thread] = {}
+        self.requested: dict[Request, threading.Thread] = {}
         self._errors: list[str] = []
 
-    def request(self, module: str, name: str, signature: bytes) -> None:
+    def request(self, request: Request) -> None:
         """Have a kernel compiled, once."""
-        if (module, name, signature) not in self._requested:
-            thread = threading.Thread(target=self._compile, args=(module, name, signature), daemon=True)
-            self._requested[module, name, signature] = thread
-            thread.start()
+        if request not in self.requested:
+            self.requested[request] = threading.Thread(target=self._compile, args=request, daemon=True)
+            self.requested[request].start()
 
     def _compile(self, *request: Any) -> None:
         try:
@@ -216,7 +222,7 @@ class _Thread:
 
     def status(self) -> int | None:
         """Return 1 if something went wrong, None while it runs."""
-        running = any(thread.is_alive() for thread in self._requested.values())
+        running = any(thread.is_alive() for thread in self.requested.values())
         return None if running else int(bool(self._errors))
 
     def error(self) -> str:

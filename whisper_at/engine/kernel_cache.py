@@ -25,6 +25,7 @@ import llvmlite
 import numba
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.serialize import dumps
 
 Signature: TypeAlias = tuple[Any, ...]
@@ -103,7 +104,8 @@ class KernelCache(_Cache):
         target_context.refresh()  # or what compiled code calls of Numba's may be missing, which ends the process
         try:
             parts = pickle.loads(path.read_bytes())
-            self._loaded[signature] = CompileResult._rebuild(target_context, *parts)
+            with global_compiler_lock:
+                self._loaded[signature] = CompileResult._rebuild(target_context, *parts)
         except Exception:
             with suppress(OSError):
                 path.unlink()
