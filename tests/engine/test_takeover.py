@@ -54,11 +54,15 @@ OPTIONS = [
 
 def transcribe(model, **options):
     audio = whisper_at.load_audio(ROOT / "sample/speech.flac")
-    clips = {"clip_timestamps": "0,3,3,8,8"}
+    clips = {"clip_timestamps": "0,3,3,6"}
     return model.transcribe(audio, language="en", fp16=False, temperature=0.0, **clips, **options)
 
 
-CASES = [*((compute_type, options) for compute_type in ("float32", "int8") for options in OPTIONS), ("bfloat16", {})]
+CASES = [
+    *(("float32", options) for options in OPTIONS),
+    *(("int8", options) for options in OPTIONS[:3]),
+    ("bfloat16", {}),
+]
 
 
 @pytest.mark.parametrize(("compute_type", "options"), CASES)
@@ -80,14 +84,13 @@ def test_text_does_not_depend_on_the_moment(ready_from, compute_type, options):
         torch.testing.assert_close(result["audio_tag"], results[0]["audio_tag"], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["tiny.en", "base"])
-@pytest.mark.parametrize("compute_type", ["float32", "int8"])
+@pytest.mark.parametrize(("name", "compute_type"), [("tiny.en", "float32"), ("base", "int8")])
 @pytest.mark.real
 @pytest.mark.slow
 def test_text_of_real_whispers(request, ready_from, name, compute_type):
     request.getfixturevalue(name.replace(".", "_"))  # skips where it is not here
     model = whisper_at.load_model(name, "cpu", head=None, compute_type=compute_type)
-    options = {"language": "en", "fp16": False, "temperature": 0.0, "clip_timestamps": "0,20,20,40"}
+    options = {"language": "en", "fp16": False, "temperature": 0.0, "clip_timestamps": "0,8,8,16"}
     tokens = []
     for moment in (0, 2, NEVER):
         ready_from(moment)
@@ -181,28 +184,27 @@ import sys, torch, whisper_at
 from whisper_at.engine import cpu_kernels
 from whisper_at.engine.compilation import wait_for_kernels
 from whisper_at.engine.kv_cache import DecoderState
-model = whisper_at.load_model("nano.en", "cpu", head=None, compute_type=sys.argv[1])
-def transcribe():
+def transcribe(model):
     audio = whisper_at.load_audio("sample/speech.flac")
     result = model.transcribe(audio, language="en", fp16=False, temperature=0.0, word_timestamps=True)
     is_for_kernels = model.precompute_cross_kv(torch.zeros(1, 1500, model.dims.n_text_state)).is_for_kernels
     return result["text"], is_for_kernels
-text, early = transcribe()
-assert wait_for_kernels()
-again, late = transcribe()
-kernels = cpu_kernels.decoder_forward, cpu_kernels.matmul
-print(text == again, early, late, sum(sum(kernel._cache_misses.values()) for kernel in kernels))
+for compute_type in ("float32", "int8"):
+    model = whisper_at.load_model("nano.en", "cpu", head=None, compute_type=compute_type)
+    text, early = transcribe(model)
+    assert wait_for_kernels()
+    again, late = transcribe(model)
+    kernels = cpu_kernels.decoder_forward, cpu_kernels.matmul
+    print(text == again, early, late, sum(sum(kernel._cache_misses.values()) for kernel in kernels))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("compute_type", ["float32", "int8"])
-def test_the_first_run_on_a_machine(tmp_path, compute_type):
+def test_the_first_run_on_a_machine(tmp_path):
     """Nothing is compiled by the process that transcribes, and its text is there before anything is."""
     env = {**os.environ, "WHISPER_AT_CACHE": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", FIRST_RUN, compute_type]
-    found = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert found.stdout == "True False True 0\n", found.stderr
+    found = subprocess.run([sys.executable, "-c", FIRST_RUN], env=env, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert found.stdout == "True False True 0\n" * 2, found.stderr
 
 
 @pytest.mark.parametrize("compute_type", ["float32", "int8", "bfloat16"])
@@ -219,6 +221,6 @@ def test_all_that_is_warmed_up_is_all_that_is_used(compute_type, monkeypatch):
 
     monkeypatch.setattr(compilation, "is_ready", is_ready)
     model = whisper_at.load_model("nano.en", "cpu", compute_type=compute_type)
-    for options in [options for kind, options in CASES if kind == compute_type]:
+    for options in OPTIONS if compute_type != "bfloat16" else OPTIONS[:1]:
         transcribe(model, **options)
     assert asked == []
