@@ -39,7 +39,9 @@ OPTIONS = {
 
 def transcribe(model, name, seed=0):
     seconds = 32 if name == "clips" or name.startswith("batches") else 8  # of several windows, or of one
-    return model.transcribe(noise(seconds, seed), language="en", temperature=0.0, fp16=False, sample_len=5, **OPTIONS[name])
+    return model.transcribe(
+        noise(seconds, seed), language="en", temperature=0.0, fp16=False, sample_len=5, **OPTIONS[name]
+    )
 
 
 def assert_same(found, expected):

@@ -18,7 +18,6 @@ from conftest import ROOT
 from whisper_at.engine import compilation, compile_kernels, kernel_cache, simd
 from whisper_at.engine.compilation import is_ready, wait_for_kernels
 
-
 TYPES = ("float64", "float32", "int64")
 
 
