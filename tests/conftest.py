@@ -67,7 +67,7 @@ def random_model(n_vocab: int, seed: int) -> tuple[WhisperAT, torch.Tensor]:
 
 
 def copy_of_random_model(n_vocab: int, seed: int = 0) -> WhisperAT:
-    """A copy is made in a tenth of the time; tests that draw numbers draw those that follow the model's all the same."""
+    """A copy takes a fifth of the time. Tests that draw numbers draw those that follow the model's, as before."""
     model, random_state = random_model(n_vocab, seed)
     torch.set_rng_state(random_state)
     classes = model.head.classes  # the same in every head
