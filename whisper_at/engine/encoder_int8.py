@@ -23,7 +23,6 @@ from . import int8_products
 from .encoder import OnBlock
 from .int8_products import Int8Matrix
 from .int8_steps import LANES, CompiledSteps, PyTorchSteps, Rounded, Sums
-from .onednn import attention_by_head
 from .weights import WeightsVersion, is_unmodified
 
 SMOOTHING = 0.7
@@ -123,7 +122,7 @@ class EncoderInt8:
         steps.layer_norm(x, *self.qkv[i].normalisation, narrow)
         steps.add(self.qkv[i].product(narrow), qkv)
         query, key, value = qkv.view(1, len(x), 3, attn.n_head, -1).permute(2, 0, 3, 1, 4)
-        x += attn.out(attention_by_head(query, key, value)[0].transpose(0, 1).flatten(1))
+        x += attn.out(F.scaled_dot_product_attention(query, key, value)[0].transpose(0, 1).flatten(1))
         steps.layer_norm(x, *up.normalisation, narrow)
         steps.gelu(up.product(narrow), wide)
         steps.add(self.mlp_down[i].product(wide), x)
