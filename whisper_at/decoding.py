@@ -235,6 +235,8 @@ class FastDecodingTask(_upstream.DecodingTask):
             probabilities = sot_logits.softmax(-1)[:, self.tokenizer.no_speech]
             no_speech = probabilities.repeat_interleave(self.n_group).tolist()
         logits = logits.repeat_interleave(self.n_group, 0)
+        if greedy and isinstance(state, DecoderState) and state.can_drop_rows:
+            return *self._decode_greedily(state, tokens, logits), no_speech
         for i in range(self.sample_len):
             if i:
                 logits = state.step(tokens[:, -1])
@@ -245,6 +247,23 @@ class FastDecodingTask(_upstream.DecodingTask):
             if (ask and completed) or tokens.shape[-1] > self.n_ctx:
                 break
         return tokens, sum_logprobs, no_speech
+
+    def _decode_greedily(self, state: DecoderState, tokens: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Go on from the first logits, without rows whose text has ended → all tokens, and their log probability."""
+        sum_logprobs = torch.zeros(len(tokens))
+        rows = torch.arange(len(tokens))
+        for i in range(self.sample_len):
+            if i:
+                logits = state.step(tokens[rows, -1], rows)
+            self.rules.apply(logits, tokens[rows], rows)
+            sums = sum_logprobs[rows]
+            going_on, _ = self.decoder.update(tokens[rows], logits, sums)
+            tokens = F.pad(tokens, (0, 1), value=self.tokenizer.eot)
+            tokens[rows], sum_logprobs[rows] = going_on, sums
+            rows = rows[going_on[:, -1] != self.tokenizer.eot]
+            if not len(rows) or tokens.shape[-1] > self.n_ctx:
+                break
+        return tokens, sum_logprobs
 
 
 class _StateInference(Inference):
@@ -279,8 +298,11 @@ class _LogitRules:
             precision = _upstream.CHUNK_LENGTH / task.model.dims.n_audio_ctx
             self.last_initial = self.timestamp_begin + round(options.max_initial_timestamp / precision)
 
-    def apply(self, logits: Tensor, tokens: Tensor) -> None:
-        """Set the logits ``(rows, vocabulary)`` of what may not follow ``tokens`` (rows, n) to −inf, in place."""
+    def apply(self, logits: Tensor, tokens: Tensor, rows: Tensor | None = None) -> None:
+        """Set the logits ``(rows, vocabulary)`` of what may not follow ``tokens`` (rows, n) to −inf, in place.
+
+        ``rows`` tells which of the batch's they are, if not all.
+        """
         minus_inf = float("-inf")
         logits.index_fill_(1, self.suppressed, minus_inf)
         sampled = tokens[:, self.sample_begin :]
@@ -304,7 +326,8 @@ class _LogitRules:
         timestamps.masked_fill_((ordinal < first[:, None]) | after_pair[:, None], minus_inf)
         logits[:, : self.eot].masked_fill_(within_pair[:, None], minus_inf)
         if self.sound_ends is not None and sampled.shape[1] > 1:
-            goes_on = after_pair & (sampled[:, -1] - self.timestamp_begin < self.sound_ends)
+            sound_ends = self.sound_ends if rows is None else self.sound_ends[rows]
+            goes_on = after_pair & (sampled[:, -1] - self.timestamp_begin < sound_ends)
             logits[:, self.eot].masked_fill_(goes_on, minus_inf)
         # a timestamp has to follow where all together are likelier than any one text token
         text.masked_fill_((timestamps.logsumexp(1) > text.amax(1))[:, None], minus_inf)

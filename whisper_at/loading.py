@@ -13,7 +13,6 @@ from torch.overrides import TorchFunctionMode
 from whisper.model import ModelDimensions
 
 from . import checkpoints
-from .engine.simd import has_bfloat16
 from .engine.speculative import DraftModel
 from .engine.weights import is_exact_in_half
 from .model import WhisperAT
@@ -218,12 +217,10 @@ def _half_precision_names(model: WhisperAT) -> set[str]:
 
     A reduced model computes with copies of its own, and a GPU in half precision anyway.
     """
-    half = model.compute_type == "float16"
-    parts: list[nn.Module] = [model.decoder] if half or model.compute_type in ("bfloat16", "int8") else []
-    parts += [model.encoder] if half or (parts and has_bfloat16()) else []
-    names = {module: name for name, module in model.named_modules()}
-    modules = [module for part in parts for module in part.modules() if isinstance(module, (nn.Linear, nn.Embedding))]
-    return {f"{names[module]}.weight" for module in modules}
+    if model.compute_type not in ("float16", "bfloat16", "int8"):
+        return set()
+    matrices = nn.Linear, nn.Embedding
+    return {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, matrices)}
 
 
 class _NoInitialValues(TorchFunctionMode):

@@ -112,6 +112,23 @@ def test_kernels_and_pytorch_agree(model_en, precision, monkeypatch):
         torch.testing.assert_close(compiled, by_torch, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("reduced", "group"), [(None, 1), ("int8", 1), (None, 3)])
+def test_rows_that_go_on_are_as_with_those_that_have_ended(model_en, reduced, group):
+    """Logits are computed for some of the recordings only, fewer from step to step."""
+    decoder = Decoder(model_en, torch.float32, reduced)
+    audio = decoder.precompute_cross_kv(features(5))
+    random = torch.Generator().manual_seed(0)
+    prompt = torch.randint(0, 50000, (5, 4), generator=random)
+    every, some = (DecoderState(decoder, audio, group) for _ in range(2))
+    assert some.can_drop_rows
+    assert torch.equal(every.prefill(prompt), some.prefill(prompt))
+    for recordings in ([0, 1, 3, 4], [1, 3, 4], [1, 4], [4]):
+        rows = torch.cat([torch.arange(group) + recording * group for recording in recordings])
+        tokens = torch.randint(0, 50000, (5 * group,), generator=random)
+        expected = every.step(tokens)[rows]
+        torch.testing.assert_close(some.step(tokens[rows], rows), expected, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(("reduced", "most"), [("bfloat16", 0.01), ("int8", 0.03)])
 def test_reduced_precision_stays_close(model_en, reduced, most):
     """Steps in reduced precision differ by a small part of the spread of the logits, and differ indeed."""

@@ -12,12 +12,13 @@ from conftest import noise
 import whisper_at
 from whisper_at import model as model_module
 from whisper_at.engine import decoder as decoder_module
-from whisper_at.engine import encoder_int8
+from whisper_at.engine import int8_products
 from whisper_at.engine.encoder import encode
 from whisper_at.engine.encoder_int8 import EncoderInt8, Int8Linear
+from whisper_at.engine.int8_products import ZERO_POINT, Int8Matrix
 from whisper_at.engine.int8_steps import CompiledSteps, PyTorchSteps, Rounded, Sums
 
-pytestmark = pytest.mark.skipif(encoder_int8.weight_limit() == 0, reason="this PyTorch has no int8 products")
+pytestmark = pytest.mark.skipif(int8_products.weight_limit() == 0, reason="this PyTorch has no int8 products")
 
 
 def rounded(x: torch.Tensor, steps: int = 127) -> torch.Tensor:
@@ -35,15 +36,26 @@ def without_bfloat16(monkeypatch):
     """A processor of the kind that the int8 encoder is for."""
     monkeypatch.setattr(model_module, "has_bfloat16", lambda: False)
     monkeypatch.setattr(decoder_module, "has_bfloat16", lambda: False)
-    monkeypatch.setattr(encoder_int8, "is_faster_than_float32", lambda: True)
+    monkeypatch.setattr(int8_products, "is_faster_than_float32", lambda: True)
 
 
 STEPS = [CompiledSteps, PyTorchSteps]
 
 
+def values_of(x: Rounded) -> torch.Tensor:
+    """As float32."""
+    return (x.values.float() - ZERO_POINT) * x.scale[:, None]
+
+
+def weight_of(layer: Int8Linear, width: int) -> torch.Tensor:
+    """In float32: what it makes of each input alone."""
+    one_each = torch.eye(width).add_(ZERO_POINT).to(torch.uint8)
+    return layer.matrix.product(one_each).T * layer.scale[:, None]
+
+
 def made_sums(rows: int, width: int) -> Sums:
     rng = torch.Generator().manual_seed(width)
-    sums = torch.randint(-(10**6), 10**6, (rows, width), generator=rng, dtype=torch.int32)
+    sums = torch.randint(-(10**6), 10**6, (rows, width), generator=rng).float()
     row_scale, scale = torch.rand(rows, generator=rng) / 1000, torch.rand(width, generator=rng) / 1000
     return Sums(sums, row_scale, scale, torch.randn(width, generator=rng))
 
@@ -53,12 +65,12 @@ def test_layer_norm_is_rounded_by_row(steps):
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(7, 192, generator=rng) * 5 + 3
     weight, bias = torch.randn(192, generator=rng), torch.randn(192, generator=rng)
-    values, scale = found = Rounded.empty(7, 192)
+    found = Rounded.empty(7, 192)
     steps.layer_norm(x, weight, bias, found)
     expected = F.layer_norm(x, (192,), weight, bias)
-    torch.testing.assert_close(scale, expected.abs().amax(1) / 127, rtol=1e-5, atol=0)
-    assert ((values * scale[:, None] - expected).abs() <= 0.501 * scale[:, None]).all()
-    assert values.abs().amax(1).eq(127).all()
+    torch.testing.assert_close(found.scale, expected.abs().amax(1) / 127, rtol=1e-5, atol=0)
+    assert ((values_of(found) - expected).abs() <= 0.501 * found.scale[:, None]).all()
+    assert (found.values.int() - ZERO_POINT).abs().amax(1).eq(127).all()
 
 
 @pytest.mark.parametrize("steps", STEPS)
@@ -66,7 +78,7 @@ def test_gelu_is_rounded_by_row(steps):
     x, found = made_sums(5, 256), Rounded.empty(5, 256)
     steps.gelu(x, found)
     expected = F.gelu(x.sums.double() * x.row_scale[:, None] * x.scale + x.bias)
-    assert ((found.values * found.scale[:, None] - expected).abs() <= 0.501 * found.scale[:, None]).all()
+    assert ((values_of(found) - expected).abs() <= 0.501 * found.scale[:, None]).all()
 
 
 @pytest.mark.parametrize("steps", STEPS)
@@ -106,24 +118,26 @@ def test_smoothing_changes_nothing_but_the_rounding():
     x = torch.randn(20, 64)
     expected = linear(norm(x))
     layer = Int8Linear.of(linear, norm=norm)
-    weight = layer.weight * layer.scale[:, None]
+    weight = weight_of(layer, 64)
     smooth = F.layer_norm(x, (64,), *layer.norm)
     torch.testing.assert_close(smooth @ weight.T + layer.bias, expected, rtol=0.05, atol=0.02)
     plain = Int8Linear.of(linear)
     error = (rounded(smooth) @ weight.T + layer.bias - expected).norm()
-    plain_error = (rounded(norm(x)) @ (plain.weight * plain.scale[:, None]).T + plain.bias - expected).norm()
+    plain_error = (rounded(norm(x)) @ weight_of(plain, 64).T + plain.bias - expected).norm()
     assert error < plain_error / 3
 
 
 @torch.no_grad()
 def test_the_whole_is_float32_with_rounded_weights_and_inputs(model_en, monkeypatch):
-    monkeypatch.setattr(encoder_int8, "weight_limit", lambda: 63)  # no sum overflows, on any processor
+    monkeypatch.setattr(int8_products, "weight_limit", lambda: 63)  # no sum overflows, on any processor
     encoder, mel = model_en.encoder, log_mel(model_en)
     int8 = EncoderInt8(encoder)
     x = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel)))).transpose(1, 2) + encoder.positional_embedding
     blocks = []
     for i, block in enumerate(encoder.blocks):
-        qkv, up, down = ((w.weight * w.scale[:, None], w.bias) for w in (int8.qkv[i], int8.mlp_up[i], int8.mlp_down[i]))
+        qkv, up, down = (
+            (weight_of(w, n), w.bias) for w, n in ((int8.qkv[i], 64), (int8.mlp_up[i], 64), (int8.mlp_down[i], 256))
+        )
         qkv = F.linear(rounded(F.layer_norm(x, x.shape[-1:], *int8.qkv[i].norm)), *qkv)
         query, key, value = qkv.unflatten(2, (3, block.attn.n_head, -1)).permute(2, 0, 3, 1, 4)
         x = x + block.attn.out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
@@ -167,7 +181,7 @@ def test_new_weights_count(without_bfloat16, model_en):
 
 
 def test_slow_products_are_not_used(without_bfloat16, model_en, monkeypatch):
-    monkeypatch.setattr(encoder_int8, "is_faster_than_float32", lambda: False)
+    monkeypatch.setattr(int8_products, "is_faster_than_float32", lambda: False)
     model_en.compute_type = "int8"
     mel = log_mel(model_en)
     with torch.no_grad():
@@ -176,8 +190,18 @@ def test_slow_products_are_not_used(without_bfloat16, model_en, monkeypatch):
 
 def test_steps_of_weights_are_those_that_the_processor_can_add():
     """All at their largest is what overflows in 16 bits."""
-    limit = encoder_int8.weight_limit()
-    ones = torch.full((16, 64), 127, dtype=torch.int8)
-    exact = (torch._int_mm(ones, ones.t()) == 64 * 127 * 127).all()
-    assert limit == (127 if exact else 90)
-    assert (torch._int_mm(ones, ones.clamp(max=63).t()) == 64 * 127 * 63).all()
+    x, weight = torch.full((16, 64), 127 + ZERO_POINT, dtype=torch.uint8), torch.full((16, 64), 127, dtype=torch.int8)
+    exact = (Int8Matrix(weight).product(x) == 64 * 127 * 127).all()
+    assert int8_products.weight_limit() == (127 if exact else 90)
+    assert (Int8Matrix(weight.clamp(max=63)).product(x) == 64 * 127 * 63).all()
+
+
+@pytest.mark.parametrize(("rows", "width", "out"), [(1, 16, 48), (5, 64, 192), (1500, 384, 1536), (33, 2048, 512)])
+def test_products_are_exact_where_nothing_overflows(rows, width, out):
+    rng = torch.Generator().manual_seed(rows)
+    x, weight = (
+        torch.randint(-127, 128, (rows, width), generator=rng),
+        torch.randint(-63, 64, (out, width), generator=rng),
+    )
+    found = Int8Matrix(weight.to(torch.int8)).product((x + ZERO_POINT).to(torch.uint8))
+    assert torch.equal(found, (x @ weight.T).float())

@@ -278,17 +278,19 @@ def _write_cache(qkv: Array, keys: Array, values: Array, row_ids: Array, positio
 
 
 @compiled(parallel=True, fastmath=FASTMATH)
-def _cross_attention(query: Array, keys: Array, values: Array, frames: int, group: int, heads: int, out: Array) -> None:
-    """Let every token attend to its recording.
+def _cross_attention(
+    query: Array, keys: Array, values: Array, recordings: Array, frames: int, heads: int, out: Array
+) -> None:
+    """Let every token attend to its recording: as many, one after the other, to each of ``recordings``.
 
     keys (recordings, heads, padded / `TILE_WIDTH`, size, `TILE_WIDTH`), values (recordings, heads, size, padded);
     padded is ``frames`` and some zeros.
     """
-    size, padded = values.shape[2], values.shape[3]
+    size, padded, group = values.shape[2], values.shape[3], len(out) // len(recordings)
     scaling = np.float32(1.0 / math.sqrt(size))
-    for task in prange(len(out) // group * heads):
-        recording, head = task // heads, task % heads
-        first, low = recording * group, head * size
+    for task in prange(len(recordings) * heads):
+        recording, head = recordings[task // heads], task % heads
+        first, low = task // heads * group, head * size
         mine = query[first : first + group, low : low + size] * scaling
         key, value = keys[recording, head], values[recording, head]
         weights = np.empty((group, padded), np.float32)
@@ -344,8 +346,8 @@ def decoder_forward(
     cache_indices: Array,
     cross_keys: Array,
     cross_values: Array,
+    recordings: Array,
     frames: int,
-    group: int,
     heads: int,
 ) -> None:
     """Put a few new tokens through all layers: the next one of every row, or several of one.
@@ -363,10 +365,10 @@ def decoder_forward(
         Which row's cache holds a position of a row's past.
     cross_keys, cross_values : array
         Of the encoded audio, for every layer as of `_cross_attention`.
+    recordings : int32 array
+        Those that the tokens belong to: the same number of tokens, one after the other, to each.
     frames : int
         Encoder positions; the keys and values behind them are padding.
-    group : int
-        How many of the tokens, one after the other, belong to a recording.
     heads : int
     """
     normed, mixed, query = np.empty_like(x), np.empty_like(x), np.empty_like(x)
@@ -380,7 +382,7 @@ def decoder_forward(
         _linear(w.attn_out, i, mixed, x, 1.0)
         _layer_norm(x, w.norms[i, 2], w.norms[i, 3], normed)
         _linear(w.cross_query, i, normed, query, 0.0)
-        _cross_attention(query, cross_keys[i], cross_values[i], frames, group, heads, mixed)
+        _cross_attention(query, cross_keys[i], cross_values[i], recordings, frames, heads, mixed)
         _linear(w.cross_out, i, mixed, x, 1.0)
         _layer_norm(x, w.norms[i, 4], w.norms[i, 5], normed)
         _linear(w.mlp_up, i, normed, wide, 0.0)

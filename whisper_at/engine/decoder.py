@@ -106,7 +106,7 @@ class Decoder:
 
         rows, ids, cache = array(2, torch.float32), array(1, torch.int32), array(5, torch.float32)
         cross_kv = array(6, self.cross_kv_dtype), array(5, self.cross_kv_dtype)
-        step = self.packed, rows, ids, ids, cache, cache, array(2, torch.int32), *cross_kv, 1, 1, 1
+        step = self.packed, rows, ids, ids, cache, cache, array(2, torch.int32), *cross_kv, ids, 1, 1
         product = *self.packed.embedding, rows, rows, 0.0
         calls = (cpu_kernels.decoder_forward, step), (cpu_kernels.matmul, product)
         ready = [compilation.is_ready(kernel, *arguments) for kernel, arguments in calls]  # ask for both

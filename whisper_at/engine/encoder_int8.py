@@ -1,4 +1,4 @@
-"""A Whisper's audio encoder in int8 on a CPU: its large linear layers, by PyTorch's int8 products (oneDNN).
+"""A Whisper's audio encoder in int8 on a CPU: its large linear layers, by `int8_products`.
 
 Every row of weights is rounded to at most 127 steps on either side of 0, and so is every row of a layer's input, when
 it is met. Some channels of a layer norm's output are much larger than others and would leave these few steps; so
@@ -12,8 +12,6 @@ VNNI a quarter.
 
 from __future__ import annotations
 
-import time
-from functools import cache
 from typing import NamedTuple, cast
 
 import torch
@@ -21,57 +19,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from whisper.model import AudioEncoder, ResidualAttentionBlock
 
+from . import int8_products
 from .encoder import OnBlock
+from .int8_products import Int8Matrix
 from .int8_steps import LANES, CompiledSteps, PyTorchSteps, Rounded, Sums
-from .onednn import attention_by_head, linear
 from .weights import WeightsVersion, is_unmodified
 
-MIN_SPEEDUP = 1.25
-"""Of int8 products over those in float32: with less, their rounding would be paid for nothing."""
 SMOOTHING = 0.7
 """Exponent of a channel's size in what it is divided by; the rest is the exponent of the weights that it meets."""
 NORMED_MAX = 3.0
 """How far from 0 a channel is taken to be before a layer norm's weight."""
 
 
-@cache
-def weight_limit() -> int:
-    """Return how many steps from 0 int8 weights take, or 0 if this PyTorch's int8 products are wrong.
-
-    Processors without VNNI add pairs of products in 16 bits, which overflow where both inputs and both weights are
-    large. With 63 steps they never do; with 90, they do so rarely that the error of whole encoders is least (relative
-    to the features of base on speech, 0.046; with 63 steps 0.058, with 127 0.057).
-    """
-    ones = torch.full((16, 64), 127, dtype=torch.int8)
-    exact = [limit for limit in (63, 127) if (torch._int_mm(ones, ones.clamp(max=limit).t()) == 64 * 127 * limit).all()]
-    return {(63, 127): 127, (63,): 90}.get(tuple(exact), 0)
-
-
-@cache
-def is_faster_than_float32() -> bool:
-    """Measure a product of each kind, some ten times in 0.1 s; int8's may not be there at all."""
-    if weight_limit() == 0:
-        return False
-    x, w = torch.ones(256, 512), torch.ones(1024, 512)
-    x8, w8 = x.to(torch.int8), w.to(torch.int8).t()
-    seconds: dict[bool, list[float]] = {False: [], True: []}
-    for turn in range(10):
-        if turn == 2 and min(seconds[True]) > min(seconds[False]):  # without instructions for them they take very long
-            return False
-        for int8, times in seconds.items():
-            start = time.perf_counter()
-            _ = torch._int_mm(x8, w8) if int8 else linear(x, w)
-            times.append(time.perf_counter() - start)
-    return min(seconds[False]) > MIN_SPEEDUP * min(seconds[True])
-
-
 class Int8Linear(NamedTuple):
-    """A linear layer: ``weight`` int8 ``(out, in)``, float32 ``scale`` of its rows and ``bias`` ``(out,)``.
+    """A linear layer: int8 ``matrix`` ``(out, in)``, float32 ``scale`` of its rows and ``bias`` ``(out,)``.
 
     ``norm`` are weight and bias of the layer norm before it, with smoothed channels.
     """
 
-    weight: Tensor
+    matrix: Int8Matrix
     scale: Tensor
     bias: Tensor
     norm: tuple[Tensor, Tensor] | None
@@ -87,8 +53,9 @@ class Int8Linear(NamedTuple):
             size = (NORMED_MAX * gain.abs() + shift.abs()).clamp(min=1e-3)
             divisor = size**SMOOTHING / weight.abs().amax(0).clamp(min=1e-5) ** (1 - SMOOTHING)
             weight, smoothed = weight * divisor, (gain / divisor, shift / divisor)
-        scale = weight.abs().amax(1).clamp(min=1e-12) / weight_limit()
-        return cls((weight / scale[:, None]).round().to(torch.int8), scale, torch.cat(bias), smoothed)
+        scale = weight.abs().amax(1).clamp(min=1e-12) / int8_products.weight_limit()
+        matrix = Int8Matrix((weight / scale[:, None]).round().to(torch.int8))
+        return cls(matrix, scale, torch.cat(bias), smoothed)
 
     @property
     def normalisation(self) -> tuple[Tensor, Tensor]:
@@ -98,7 +65,7 @@ class Int8Linear(NamedTuple):
 
     def product(self, x: Rounded) -> Sums:
         """Multiply ``(rows, in)``."""
-        return Sums(torch._int_mm(x.values, self.weight.t()), x.scale, self.scale, self.bias)
+        return Sums(self.matrix.product(x.values), x.scale, self.scale, self.bias)
 
 
 class EncoderInt8:
@@ -116,7 +83,7 @@ class EncoderInt8:
         """Return whether processor and encoder are of the kind that this is for."""
         weight = encoder.ln_post.weight
         fits = weight.device.type == "cpu" and len(weight) % LANES == 0
-        return fits and is_unmodified(encoder) and is_faster_than_float32()
+        return fits and is_unmodified(encoder) and int8_products.is_faster_than_float32()
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         """Leave it out of copies of a model, and of saved ones: they make their own."""
@@ -155,7 +122,7 @@ class EncoderInt8:
         steps.layer_norm(x, *self.qkv[i].normalisation, narrow)
         steps.add(self.qkv[i].product(narrow), qkv)
         query, key, value = qkv.view(1, len(x), 3, attn.n_head, -1).permute(2, 0, 3, 1, 4)
-        x += attn.out(attention_by_head(query, key, value)[0].transpose(0, 1).flatten(1))
+        x += attn.out(F.scaled_dot_product_attention(query, key, value)[0].transpose(0, 1).flatten(1))
         steps.layer_norm(x, *up.normalisation, narrow)
         steps.gelu(up.product(narrow), wide)
         steps.add(self.mlp_down[i].product(wide), x)

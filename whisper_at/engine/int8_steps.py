@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import compilation
 from .cpu_kernels import KERNEL_LOCK, gelu, use_threads
+from .int8_products import ZERO_POINT
 from .simd import Array, bits_of_float, compiled, float_from_bits, inlined
 
 LANES = 16
@@ -28,7 +29,7 @@ MIN_TOP = 1e-12
 
 
 class Rounded(NamedTuple):
-    """The input of a layer: ``values`` int8 ``(rows, in)``, and the ``scale`` of each row, float32 ``(rows,)``."""
+    """A layer's input: uint8 ``values`` ``(rows, in)``, of which `ZERO_POINT` is 0, and float32 ``scale`` of rows."""
 
     values: Tensor
     scale: Tensor
@@ -36,11 +37,11 @@ class Rounded(NamedTuple):
     @classmethod
     def empty(cls, rows: int, width: int) -> Rounded:
         """Make room."""
-        return cls(torch.empty(rows, width, dtype=torch.int8), torch.empty(rows))
+        return cls(torch.empty(rows, width, dtype=torch.uint8), torch.empty(rows))
 
 
 class Sums(NamedTuple):
-    """A layer's output, before it is scaled: int32 ``(rows, out)``; scales of rows and of columns, and the bias."""
+    """A layer's output, before it is scaled: float32 ``(rows, out)``; scales of rows and of columns, and the bias."""
 
     sums: Tensor
     row_scale: Tensor
@@ -58,14 +59,14 @@ def _sum_lanes(lanes: Array) -> np.float32:
 
 @inlined
 def _round_row(x: Array, values: Array) -> np.float32:
-    """Round a row to int8; return its scale."""
+    """Round a row as `Rounded` has it; return its scale."""
     bits = np.int32(0)  # numbers without a sign are ordered as their bits, of which several are compared at once
     for j in range(len(x)):
         bits = max(bits, bits_of_float(x[j]) & np.int32(0x7FFFFFFF))
     top = max(float_from_bits(bits), np.float32(MIN_TOP))
     inverse = np.float32(127.0) / top
     for j in range(len(x)):
-        values[j] = np.int8(np.floor(x[j] * inverse + np.float32(0.5)))
+        values[j] = np.uint8(np.floor(x[j] * inverse + np.float32(0.5)) + np.float32(ZERO_POINT))
     return top / np.float32(127.0)
 
 
@@ -95,7 +96,7 @@ def _gelu(sums: Array, row_scale: Array, scale: Array, bias: Array, values: Arra
     for r in prange(rows):
         row = np.empty(width, np.float32)
         for j in range(width):
-            row[j] = gelu(np.float32(sums[r, j]) * (row_scale[r] * scale[j]) + bias[j])
+            row[j] = gelu(sums[r, j] * (row_scale[r] * scale[j]) + bias[j])
         out_scale[r] = _round_row(row, values[r])
 
 
@@ -104,7 +105,7 @@ def _add(sums: Array, row_scale: Array, scale: Array, bias: Array, y: Array) -> 
     rows, width = sums.shape
     for r in prange(rows):
         for j in range(width):
-            y[r, j] += np.float32(sums[r, j]) * (row_scale[r] * scale[j]) + bias[j]
+            y[r, j] += sums[r, j] * (row_scale[r] * scale[j]) + bias[j]
 
 
 class CompiledSteps:
@@ -113,12 +114,11 @@ class CompiledSteps:
     @staticmethod
     def are_ready() -> bool:
         """Return whether the kernels are compiled; if not yet, they are being compiled."""
-        rows, row = np.empty((1, 1), np.float32), np.empty(1, np.float32)
-        values, sums = np.empty((1, 1), np.int8), np.empty((1, 1), np.int32)
+        rows, row, values = np.empty((1, 1), np.float32), np.empty(1, np.float32), np.empty((1, 1), np.uint8)
         calls: tuple[tuple[Any, ...], ...] = (
             (_layer_norm, rows, row, row, values, row),
-            (_gelu, sums, row, row, row, values, row),
-            (_add, sums, row, row, row, rows),
+            (_gelu, rows, row, row, row, values, row),
+            (_add, rows, row, row, row, rows),
         )
         return all([compilation.is_ready(*call) for call in calls])  # ask for all
 
@@ -184,11 +184,11 @@ def _round_rows(x: Tensor, out: Rounded) -> None:
     top = x.abs().amax(1).clamp_(min=MIN_TOP)
     torch.div(top, 127.0, out=out.scale)
     inverse = torch.full_like(top, 127.0).div_(top)  # Python's 127.0 / top is the reciprocal times 127, twice rounded
-    out.values.copy_(x.mul_(inverse[:, None]).add_(0.5).floor_())
+    out.values.copy_(x.mul_(inverse[:, None]).add_(0.5).floor_().add_(ZERO_POINT))
 
 
 def _scaled(x: Sums) -> Tensor:
-    return (x.sums.float() * (x.row_scale[:, None] * x.scale)).add_(x.bias)
+    return (x.sums * (x.row_scale[:, None] * x.scale)).add_(x.bias)
 
 
 def _gelu_by_pytorch(x: Tensor) -> Tensor:

@@ -109,14 +109,23 @@ class DecoderState:
         hidden = self._forward(tokens, first, scores)
         return self.decoder.logits(hidden.flatten(0, 1), self.audio).unflatten(0, tokens.shape), scores
 
+    @property
+    def can_drop_rows(self) -> bool:
+        """Whether `step` may be given a part of the rows."""
+        return self.decoder.packed is not None and self.audio.can_use_kernels(len(self.row_ids))
+
     @torch.no_grad()
-    def step(self, tokens: Tensor) -> Tensor:
-        """Take one more token of every row ``(rows,)`` → logits ``(rows, vocabulary)`` of the next."""
+    def step(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Take one more token of every row ``(rows,)`` → logits ``(rows, vocabulary)`` of the next.
+
+        ``rows``, in ascending order, are those that still go on, if `can_drop_rows`: of a recording all or none.
+        """
         self.cache_indices[:, self.position] = self.row_ids
         if self.static_step is not None:
             logits = self.static_step(tokens, self.position, self.cache_indices)
         else:
-            logits = self.decoder.logits(self._forward(tokens[:, None], self.row_ids)[:, 0], self.audio)
+            row_ids = self.row_ids if rows is None else self.row_ids[rows]
+            logits = self.decoder.logits(self._forward(tokens[:, None], row_ids)[:, 0], self.audio)
         self.position += 1
         return logits
 
@@ -161,7 +170,8 @@ class DecoderState:
         return d.forward(x, self.audio, attend, cross_scores)
 
     def _forward_by_kernels(self, weights: cpu_kernels.DecoderWeights, x: Tensor, row_ids: Tensor) -> Tensor:
-        (count, n, _), (recordings, frames, _) = x.shape, self.audio.features.shape
+        (count, n, _), frames = x.shape, self.audio.features.shape[1]
+        rows = row_ids.numpy()
         cpu_kernels.use_threads()
         out = np.ascontiguousarray(x.flatten(0, 1).numpy())
         positions = np.arange(self.position, self.position + n, dtype=np.int32)
@@ -169,15 +179,15 @@ class DecoderState:
             cpu_kernels.decoder_forward(
                 weights,
                 out,
-                np.repeat(row_ids.numpy().astype(np.int32), n),
+                np.repeat(rows, n),
                 np.tile(positions, count),
                 self.keys.numpy(),
                 self.values.numpy(),
                 self.cache_indices.numpy(),
                 as_numpy(self.audio.keys),
                 as_numpy(self.audio.values),
+                np.unique(rows // np.int32(self.n_group)),
                 frames,
-                count * n // recordings,
                 self.decoder.n_head,
             )
         return torch.from_numpy(out).unflatten(0, (count, n))
