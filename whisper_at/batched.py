@@ -327,15 +327,14 @@ class _Batches:
                 last_speech_timestamp=last_speech,
                 **self.options.punctuation,
             )
+            if (last_word_end := get_end(split.segments)) is not None:
+                last_speech = last_word_end
+            if job.settled_before is not None:  # when remainders are decoded depends on the batch
+                recording.last_speech = last_speech
         kept = recording.gate.keep(split.segments, decoded.speech[i], recording.tokenizer)
         if job.is_missed:
             near = (window.seek - N_FRAMES) / FRAMES_PER_SECOND, (window.end + N_FRAMES) / FRAMES_PER_SECOND
             kept = mark_recovered(kept, [s for s in recording.segments if near[0] < s["start"] < near[1]])
-        if self.options.word_timestamps:
-            if (last_word_end := get_end(kept)) is not None:
-                last_speech = last_word_end
-            if job.settled_before is not None:  # when remainders are decoded depends on the batch
-                recording.last_speech = last_speech
         for segment in filter(has_text, kept):
             clear_if_empty(segment)
             recording.segments.append(segment)

@@ -228,9 +228,9 @@ def transcribe_in_order(
                     split = decoder.split(result, encoded_window, window, last_speech)
                     split, has_spoken = decoder.drop_hallucinations(split, window, last_speech, content_frames)
 
-                kept = gate.keep(split.segments, speech, tokenizer)
-                if has_spoken and options.word_timestamps and (last_word_end := get_end(kept)) is not None:
+                if has_spoken and options.word_timestamps and (last_word_end := get_end(split.segments)) is not None:
                     last_speech = last_word_end
+                kept = gate.keep(split.segments, speech, tokenizer)
                 found = [(window, encoded_window.states, segment) for segment in kept]
                 seek, missed = split.seek, gate.missed_speech(window, split, speech)
                 if missed and begins_next_window(missed[-1], window):
