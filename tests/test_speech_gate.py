@@ -12,7 +12,8 @@ from conftest import noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisper_at import fallback, speech_gate
+from whisper_at import speech_gate
+from whisper_at.model import WhisperAT
 from whisper_at.segments import Split
 from whisper_at.speech_gate import SpeechGate, SpeechProbabilities, SpeechTagger, begins_next_window, mark_recovered
 from whisper_at.tagging.classes import ClassSet
@@ -43,14 +44,13 @@ class ConstantHead(Head):
 def decoded(monkeypatch) -> list[int]:
     """The number of windows of each call of the decoder."""
     calls = []
-    decode = fallback.decode_with_fallback
+    decode = WhisperAT.decode
 
     def counted(model, encoded, *args):
         calls.append(len(encoded.features))
         return decode(model, encoded, *args)
 
-    monkeypatch.setattr("whisper_at.transcribe.decode_with_fallback", counted)
-    monkeypatch.setattr("whisper_at.batched.decode_with_fallback", counted)
+    monkeypatch.setattr(WhisperAT, "decode", counted)
     return calls
 
 

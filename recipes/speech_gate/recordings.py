@@ -1,7 +1,7 @@
 """The recordings that the gate is measured on: sounds without speech, music, and speech alone, in noise and with music.
 
 Thresholds are settled on one part and figures are those of the other: ESC-50's folds 1 to 3 and fold 4; halves of the
-notes of each instrument and of the street musicians; speakers that the open heads were trained on and speakers that they
+notes of each instrument and of the street musicians; speakers that the open heads were trained on and others that they
 were not.
 """
 
