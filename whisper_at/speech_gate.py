@@ -35,7 +35,7 @@ VOCAL_MIDS = ("/m/09x0r", "/m/015lz1", "/m/07p6fty", "/m/02rtxlg", "/m/0y4f8", "
 """Nodes of AudioSet's ontology with words in them: speech, singing, shouting, whispering, vocal music, hubbub."""
 ROW_STEPS = 3
 """Steps of 0.4 s that a probability is read from: heads tell more from 1.2 s than from one step."""
-GATE_THRESHOLD = 0.1
+GATE_THRESHOLD = 0.4
 """Probability below which nobody speaks, if `speech_gate` is True."""
 SEGMENT_MARGIN = 0.4
 """Seconds by which the times of a segment may be wrong."""
@@ -43,7 +43,7 @@ WORD_MARGIN = 1.2
 """Seconds by which the times of a word may be wrong: beside invented words, those of real ones often are."""
 MIN_WITHHELD_WORDS = 1.0
 """Seconds of words that are worth to be cut out of a segment."""
-MISSED_THRESHOLD = 0.5
+MISSED_THRESHOLD = 0.6
 """Probability from which speech without text counts as missed: most of a voice is far above it."""
 MISSED_MARGIN = 0.8
 """Seconds around a text's times in which speech is taken to be its own."""
@@ -213,6 +213,9 @@ class SpeechGate:
             return list(segments)
         kept = []
         for segment in segments:
+            if segment["start"] == segment["end"]:  # which is cleared in any case
+                kept.append(segment)
+                continue
             score = speech.highest(segment["start"] - SEGMENT_MARGIN, segment["end"] + SEGMENT_MARGIN)
             if score < self.threshold and has_text(segment):
                 self._withhold(segment["start"], segment["end"], segment["text"], "segment", score)
@@ -304,10 +307,11 @@ def split_by_speech(
         return [(True, segment)]
     parts = []
     for first, end in _runs(heard):
+        start = segment["start"] if first == 0 else words[first]["start"]
         part = {
             **segment,
-            "start": segment["start"] if first == 0 else words[first]["start"],
-            "end": segment["end"] if end == len(words) else words[end - 1]["end"],
+            "start": start,
+            "end": segment["end"] if end == len(words) else max(words[end - 1]["end"], start + 0.01),  # not cleared
             "text": "".join(word["word"] for word in words[first:end]),
             "tokens": [token for of_word in tokens[first:end] for token in of_word],
             "words": words[first:end],

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import whisper_at
+from recipes.open_head.sources import share
 
 from .methods import METHODS, run
 from .recordings import Recording, all_recordings
@@ -28,7 +29,7 @@ def measure(
     """Run methods on recordings, which is appended to a file; return all there is, and how many runs are left."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
     done = {(row["method"], row["name"]) for row in rows}
-    left = [(method, one) for method in methods for one in recordings if (method, one.name) not in done]
+    left = [(method, one) for one in recordings for method in methods if (method, one.name) not in done]
     if not left or time.monotonic() >= until:
         return rows, len(left)
     model = whisper_at.load_model(model_name, head=f"open.{model_name}")
@@ -58,6 +59,7 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + 60 * args.minutes
     recordings = all_recordings(args.data, args.part, args.per_class, args.utterances)
+    recordings.sort(key=lambda one: share(one.name))  # what is done when time is up is a random part
     chosen = [one for one in recordings if args.kinds is None or one.kind in args.kinds]
     for name in args.models:
         path = args.out / f"{args.part}.{name}.jsonl"

@@ -13,7 +13,11 @@ from whisper_at.study.wer import whisper_words, word_errors
 from .recordings import Recording
 
 Z = 1.96
+"""Standard deviations of a normal distribution's 95 % interval."""
 DRAWS = 2000
+"""Of the bootstrap."""
+
+Rows = Sequence[dict[str, Any]]
 
 
 def interval(successes: int, n: int) -> tuple[float, float]:
@@ -47,79 +51,63 @@ def overlap(spans: Sequence[tuple[float, float]], others: Sequence[tuple[float, 
 
 
 def tables(rows: Sequence[dict[str, Any]], recordings: Sequence[Recording]) -> Iterator[str]:
-    """Yield the lines of both tables: sounds without speech, and speech."""
+    """Yield the lines of both tables: sounds without speech, and speech; of recordings that every method has heard."""
     by_key = {(row["method"], row["name"]): row for row in rows}
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    kinds = list(dict.fromkeys(one.kind for one in recordings))
-    yield "| without speech | n | " + " | ".join(methods) + " |"
-    yield "|---|--:|" + "--:|" * len(methods)
-    for kind in kinds:
-        silent = [one for one in recordings if one.kind == kind and not one.text]
-        if silent:
-            cells = [_text_share([by_key.get((method, one.name)) for one in silent]) for method in methods]
-            yield f"| {kind} | {len(silent)} | {' | '.join(cells)} |"
-            cells = [_cpu([by_key.get((method, one.name)) for one in silent]) for method in methods]
-            yield f"| … CPU, s | | {' | '.join(cells)} |"
-    yield ""
-    yield "| speech | words | " + " | ".join(methods) + " |"
-    yield "|---|--:|" + "--:|" * len(methods)
-    for kind in kinds:
-        spoken = [one for one in recordings if one.kind == kind and one.text]
-        if spoken:
-            n_words = sum(len(whisper_words(one.text)) for one in spoken)
-            pairs = {method: [(one, by_key.get((method, one.name))) for one in spoken] for method in methods}
-            cells = [_errors(pairs[method], pairs["default"]) for method in methods]
-            yield f"| {kind} | {n_words} | {' | '.join(cells)} |"
-            yield f"| … CPU, s | | {' | '.join(_cpu([row for _, row in pairs[method]]) for method in methods)} |"
-            yield f"| … s withheld of {_seconds(spoken):.0f} spoken | | {' | '.join(map(_lost, pairs.values()))} |"
+    kinds = sorted({one.kind for one in recordings})
+    for has_speech, title in ((False, "without speech"), (True, "speech")):
+        names = {one.name for one in recordings if bool(one.text) == has_speech}
+        methods = list(dict.fromkeys(row["method"] for row in rows if row["name"] in names))
+        yield f"| {title} | {'words' if has_speech else 'n'} | " + " | ".join(methods) + " |"
+        yield "|---|--:|" + "--:|" * len(methods)
+        for kind in kinds:
+            heard = [one for one in recordings if one.kind == kind and one.name in names]
+            heard = [one for one in heard if all((method, one.name) in by_key for method in methods)]
+            found = {method: [by_key[method, one.name] for one in heard] for method in methods}
+            if heard and has_speech:
+                yield from _speech_lines(kind, heard, found)
+            elif heard:
+                yield f"| {kind} | {len(heard)} | {' | '.join(map(_text_share, found.values()))} |"
+                yield f"| … CPU, s | | {' | '.join(map(_cpu, found.values()))} |"
+        yield ""
 
 
-def _text_share(rows: Sequence[dict[str, Any] | None]) -> str:
-    found = [row for row in rows if row is not None]
-    if not found:
-        return "–"
-    n_text = sum(has_words(row["text"]) for row in found)
-    low, high = interval(n_text, len(found))
-    partial = "" if len(found) == len(rows) else f" of {len(found)}"
-    return f"{100 * n_text / len(found):.1f} % ({100 * low:.1f}–{100 * high:.1f}){partial}"
+def _speech_lines(kind: str, heard: Sequence[Recording], found: dict[str, Rows]) -> Iterator[str]:
+    words = sum(len(whisper_words(one.text)) for one in heard)
+    default = _counts(heard, found["default"])
+    cells = [_moved(_counts(heard, rows), default, method == "default") for method, rows in found.items()]
+    yield f"| {kind} | {words} | {' | '.join(cells)} |"
+    yield f"| … CPU, s | | {' | '.join(map(_cpu, found.values()))} |"
+    seconds = sum(b - a for one in heard for a, b in one.spoken)
+    yield f"| … s withheld of {seconds:.0f} spoken | | {' | '.join(_lost(heard, rows) for rows in found.values())} |"
 
 
-def _cpu(rows: Sequence[dict[str, Any] | None]) -> str:
-    return "–" if None in rows else f"{sum(row['cpu'] for row in rows if row):.0f}"
+def _text_share(rows: Rows) -> str:
+    n_text = sum(has_words(row["text"]) for row in rows)
+    low, high = interval(n_text, len(rows))
+    return f"{100 * n_text / len(rows):.1f} % ({100 * low:.1f}–{100 * high:.1f})"
 
 
-def _seconds(recordings: Sequence[Recording]) -> float:
-    return sum(b - a for one in recordings for a, b in one.spoken)
+def _cpu(rows: Rows) -> str:
+    return f"{sum(row['cpu'] for row in rows):.0f}"
 
 
-Pairs = Sequence[tuple[Recording, dict[str, Any] | None]]
+def _counts(heard: Sequence[Recording], rows: Rows) -> np.ndarray:
+    """Word errors and words of each recording, ``(recordings, 2)``."""
+    pairs = zip(heard, rows)
+    return np.array([word_errors([one.text], [row["text"]], whisper_words) for one, row in pairs], dtype=float)
 
 
-def _errors(pairs: Pairs, default: Pairs) -> str:
+def _moved(counts: np.ndarray, default: np.ndarray, is_default: bool) -> str:
     """Word error rate in percent; and by how much it moves from the default's, with an interval over recordings."""
-    if any(row is None for _, row in pairs):
-        return "–"
-    counts = [_counts(pair) for pair in pairs]
-    rate = 100 * sum(errors for errors, _ in counts) / sum(words for _, words in counts)
-    if pairs is default or any(row is None for _, row in default):
-        return f"{rate:.2f} %"
-    before = [_counts(pair) for pair in default]
-    rng = np.random.default_rng(0)
-    moved = np.array([errors - other for (errors, _), (other, _) in zip(counts, before)])
-    words = np.array([n for _, n in counts])
-    draws = rng.integers(len(moved), size=(DRAWS, len(moved)))
-    low, high = np.quantile(100 * moved[draws].sum(1) / words[draws].sum(1), [0.025, 0.975])
-    return f"{rate:.2f} % ({100 * moved.sum() / words.sum():+.2f}; {low:+.2f} to {high:+.2f})"
+    errors, words = counts.sum(0)
+    if is_default:
+        return f"{100 * errors / words:.2f} %"
+    moved = counts[:, 0] - default[:, 0]
+    draws = np.random.default_rng(0).integers(len(moved), size=(DRAWS, len(moved)))
+    low, high = np.quantile(100 * moved[draws].sum(1) / counts[:, 1][draws].sum(1), [0.025, 0.975])
+    return f"{100 * errors / words:.2f} % ({100 * moved.sum() / words:+.2f}; {low:+.2f} to {high:+.2f})"
 
 
-def _counts(pair: tuple[Recording, dict[str, Any] | None]) -> tuple[int, int]:
-    recording, row = pair
-    found = word_errors([recording.text], [row["text"] if row else ""], whisper_words)
-    return found.errors, found.words
-
-
-def _lost(pairs: Pairs) -> str:
-    if any(row is None for _, row in pairs):
-        return "–"
-    lost = sum(overlap(one.spoken, [(w["start"], w["end"]) for w in row["withheld"]]) for one, row in pairs if row)
-    return f"{lost:.1f}"
+def _lost(heard: Sequence[Recording], rows: Rows) -> str:
+    lost = [overlap(one.spoken, [(w["start"], w["end"]) for w in row["withheld"]]) for one, row in zip(heard, rows)]
+    return f"{sum(lost):.1f}"
