@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import soundfile
 
 from recipes.open_head.evaluate import trained_ids
 from recipes.open_head.mixtures import audible_spans
 from recipes.open_head.pool import RATE
 from recipes.open_head.sources import share
-from whisper_at.audio import load_audio
 
 STEADY = ("airplane", "crickets", "engine", "rain", "sea_waves", "train", "vacuum_cleaner", "washing_machine", "wind")
 """Classes of ESC-50 that speech is mixed with."""
@@ -62,6 +62,13 @@ def _rows(path: Path) -> list[dict[str, str]]:
         return sorted(csv.DictReader(file), key=lambda row: share(row["file"]))
 
 
+def _read(path: Path) -> np.ndarray:
+    audio, rate = soundfile.read(path, dtype="float32")
+    if rate != RATE or audio.ndim > 1:
+        raise ValueError(f"{path} must be mono at {RATE} Hz")
+    return audio
+
+
 def environment(data: Path, part: str, per_class: int) -> Iterator[Recording]:
     """Return clips of ESC-50, five seconds long, so many of each class, none of them from a recording trained on."""
     seen = trained_ids(data)
@@ -70,7 +77,7 @@ def environment(data: Path, part: str, per_class: int) -> Iterator[Recording]:
         is_wanted = (row["fold"] == "4") == (part == "report") and row["file"].split("-")[1] not in seen
         if is_wanted and counts.get(row["class"], 0) < per_class:
             counts[row["class"]] = counts.get(row["class"], 0) + 1
-            yield Recording("sounds", f"{row['class']}/{row['file']}", load_audio(str(data / "esc50" / row["file"])))
+            yield Recording("sounds", f"{row['class']}/{row['file']}", _read(data / "esc50" / row["file"]))
 
 
 def instruments(data: Path, part: str, per_label: int) -> Iterator[Recording]:
@@ -81,7 +88,7 @@ def instruments(data: Path, part: str, per_label: int) -> Iterator[Recording]:
             notes.setdefault(row["label"], []).append(data / "sounds" / row["file"])
     for label, paths in sorted(notes.items()):
         half = paths[len(paths) // 2 :] if part == "report" else paths[: len(paths) // 2]
-        audio = np.concatenate([load_audio(str(path)) for path in half]) if half else np.zeros(0, np.float32)
+        audio = np.concatenate([_read(path) for path in half]) if half else np.zeros(0, np.float32)
         for i in range(min(per_label, len(audio) // (PHRASE_SECONDS * RATE))):
             phrase = audio[i * PHRASE_SECONDS * RATE : (i + 1) * PHRASE_SECONDS * RATE]
             yield Recording("instruments", f"{label}/{i}", phrase)
@@ -92,7 +99,7 @@ def street_music(data: Path, part: str) -> Iterator[Recording]:
     for row in _rows(data / "sounds/index.csv"):
         is_wanted = (share(row["group"]) < 0.5) == (part == "report")
         if row["set"] == "urbansound8k" and row["audioset"] == "Music" and is_wanted:
-            yield Recording("street music", row["file"], load_audio(str(data / "sounds" / row["file"])))
+            yield Recording("street music", row["file"], _read(data / "sounds" / row["file"]))
 
 
 def speech(data: Path, part: str, utterances: int) -> Iterator[Recording]:
@@ -105,7 +112,7 @@ def speech(data: Path, part: str, utterances: int) -> Iterator[Recording]:
     texts: list[str] = []
     made = 0
     for i, row in enumerate(rows[:utterances]):
-        parts += [load_audio(str(data / "librispeech" / row["file"])), np.zeros(round(rng.uniform(0.5, 3) * RATE))]
+        parts += [_read(data / "librispeech" / row["file"]), np.zeros(round(rng.uniform(0.5, 3) * RATE))]
         texts.append(row["text"])
         if sum(map(len, parts)) < SPEECH_SECONDS * RATE and i + 1 < min(utterances, len(rows)):
             continue
