@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import tqdm
 from torch import Tensor
-from whisper.audio import HOP_LENGTH, N_FRAMES, SAMPLE_RATE, pad_or_trim
+from whisper.audio import FRAMES_PER_SECOND, HOP_LENGTH, N_FRAMES, SAMPLE_RATE, pad_or_trim
 from whisper.decoding import DecodingResult
 from whisper.tokenizer import Tokenizer, get_tokenizer
 from whisper.utils import get_end
@@ -31,7 +31,8 @@ from .engine.kv_cache import EncodedAudio
 from .fallback import decode_with_fallback, decoder_inputs, detect_spoken_language, select_windows, use_half
 from .mel import LogMel
 from .options import SEQUENTIAL_OPTIONS, TranscribeOptions
-from .segments import clear_if_empty, has_text, print_segment, split_segments, text_of
+from .segments import Split, clear_if_empty, has_text, print_segment, split_segments, text_of
+from .speech_gate import SpeechGate, SpeechProbabilities, mark_recovered, print_withheld
 from .tagging.tagger import Tagger, encode_windows, resolve_resolutions
 from .windows import Window, clip_frames, quiet_cuts, sound_end
 
@@ -84,6 +85,7 @@ def transcribe_in_batches(
 ) -> Iterator[tuple[Audio, dict[str, Any] | Exception]]:
     """Transcribe recordings as `transcribe_many` does; errors that concern all of them are raised at once."""
     resolve_resolutions(model, options.at_time_res)  # what cannot be tagged is refused before anything is read
+    SpeechGate(model, options.speech_gate, options.missed_speech)
     language, task = resolve_language(model, options.decode_options.get("language"), options.task)
     half = use_half(model, options.decode_options.get("fp16", True))
     decode_options = {**options.decode_options, "fp16": half, "language": language, "task": task}
@@ -105,7 +107,8 @@ class _Recording:
         self.mel = LogMel(self.source, model.dims.n_mels)
         try:
             clips = clip_frames(options.clip_timestamps, self.mel.content_frames)
-            self.tagger = Tagger(model, options.at_time_res, self.mel.content_frames)
+            self.gate = SpeechGate(model, options.speech_gate, options.missed_speech)
+            self.tagger = Tagger(model, options.at_time_res, self.mel.content_frames, needs_states=self.gate.is_on)
             self.language = options.decode_options.get("language") or detect_spoken_language(
                 model, self.mel, None, dtype, options.verbose
             )
@@ -126,32 +129,40 @@ class _Recording:
         self.mel.close()
         order = sorted(range(len(self.segments)), key=lambda i: self.segments[i]["start"])
         segments = [self.segments[i] for i in order]
-        for segment in segments if options.verbose else []:
-            print_segment(segment)
+        if options.verbose:
+            for part in sorted([*segments, *self.gate.withheld], key=lambda part: part["start"]):
+                print_withheld(part) if "reason" in part else print_segment(part)
         tokens = [token for segment in segments for token in segment["tokens"]]
         numbered = [{"id": i, **segment} for i, segment in enumerate(segments)]
         transcript = {"text": text_of(tokens, self.tokenizer), "segments": numbered, "language": self.language}
-        return transcript | self.tagger.result(options.task, self.source, segments, order)
+        return transcript | self.gate.result() | self.tagger.result(options.task, self.source, segments, order)
 
 
 class _Job(NamedTuple):
     """A window to be decoded.
 
     ``settled_before`` : no later window of its recording starts before this frame; None for a remainder, which has
-    been tagged already. ``last_speech`` : seconds at which the last word before a remainder ends.
+    been tagged already. ``last_speech`` : seconds at which the last word before a remainder ends. ``is_missed`` : the
+    tags hear speech in it that the text lacks.
     """
 
     recording: _Recording
     window: Window
     settled_before: int | None
     last_speech: float = 0.0
+    is_missed: bool = False
 
 
 class _DecodedBatch(NamedTuple):
-    """States for heads, what the decoder was given, and texts, of the windows of a batch."""
+    """States for heads and where they hear speech, what the decoder was given, and texts, of the windows of a batch.
+
+    The decoder was given those in `decoded` alone, by their places in the batch.
+    """
 
     states: Tensor
-    decoder_inputs: EncodedAudio | Tensor
+    speech: list[SpeechProbabilities]
+    decoded: list[int]
+    decoder_inputs: EncodedAudio | Tensor | None
     results: list[DecodingResult]
 
 
@@ -244,9 +255,10 @@ class _Batches:
                 try:
                     if job.settled_before is not None:
                         job.recording.tagger.add_window(job.window, decoded.states[i], job.settled_before)
-                    remainder = self._add_segments(job, decoded, i)
-                    if remainder is not None:
-                        remainders.append(remainder)
+                    if i in decoded.decoded:
+                        remainders += self._add_segments(job, decoded, i)
+                    else:
+                        job.recording.gate.withhold_window(job.window, decoded.speech[i])
                 except Exception as error:
                     failures[id(job.recording)] = (job.recording, error)
         return remainders, failures
@@ -272,22 +284,30 @@ class _Batches:
         mels = [job.recording.mel.window(job.window.seek, job.window.end) for job in batch]
         mel = torch.stack([pad_or_trim(each, N_FRAMES) for each in mels]).to(self.model.device).to(self.dtype)
         features, states = encode_windows(self.model, mel, windows, [job.recording.tagger for job in batch])
-        inputs = decoder_inputs(self.model, features)
+        speech = [job.recording.gate.listen(job.window, each) for job, each in zip(batch, states)]
+        spoken = [i for i, job in enumerate(batch) if job.recording.gate.has_speech(speech[i])]
+        if not spoken:
+            return _DecodedBatch(states, speech, [], None, [])
+        inputs = decoder_inputs(self.model, features if len(spoken) == len(batch) else features[spoken])
         if isinstance(inputs, EncodedAudio):
             frames_per_position = N_FRAMES // self.model.dims.n_audio_ctx
-            ends = [(sound_end(each) - MIN_REMAINDER) // frames_per_position for each in mels]
+            ends = [(sound_end(mels[i]) - MIN_REMAINDER) // frames_per_position for i in spoken]
             inputs = inputs._replace(sound_ends=torch.tensor(ends, device=self.model.device))
         decode_options = {**self.options.decode_options, "language": batch[0].recording.language}
         results = decode_with_fallback(
             self.model, inputs, decode_options, self.options.temperatures, self.options.thresholds
         )
-        return _DecodedBatch(states, inputs, results)
+        return _DecodedBatch(states, speech, spoken, inputs, results)
 
-    def _add_segments(self, job: _Job, decoded: _DecodedBatch, i: int) -> _Job | None:
-        """Add the segments of a batch's window i to its recording; return what is left of it, if it is not complete."""
-        recording, window, result = job.recording, job.window, decoded.results[i]
-        if self.options.thresholds.is_silent(result):
-            return None
+    def _add_segments(self, job: _Job, decoded: _DecodedBatch, i: int) -> list[_Job]:
+        """Add the segments of a batch's window i to its recording; return what is still to be decoded of it."""
+        recording, window = job.recording, job.window
+        place = decoded.decoded.index(i)
+        result, thresholds = decoded.results[place], self.options.thresholds
+        if job.is_missed and thresholds.is_doubtful(result):
+            return []
+        if thresholds.is_silent(result) and not job.is_missed:
+            return self._missed(job, Split([], window.end, ends_in_silence=True), decoded.speech[i])
         dims = self.model.dims
         room = min(self.options.decode_options.get("sample_len") or dims.n_text_ctx, dims.n_text_ctx // 2 - 4)
         complete = isinstance(decoded.decoder_inputs, EncodedAudio) and len(result.tokens) < room
@@ -296,8 +316,8 @@ class _Batches:
             if segment["start"] < (end := window.end * HOP_LENGTH / SAMPLE_RATE):
                 segment["end"] = min(segment["end"], end)
         last_speech = job.last_speech if job.settled_before is None else recording.last_speech
-        if self.options.word_timestamps:
-            inputs = select_windows(decoded.decoder_inputs, [i])
+        if self.options.word_timestamps and decoded.decoder_inputs is not None:
+            inputs = select_windows(decoded.decoder_inputs, [place])
             add_word_timestamps(
                 segments=split.segments,
                 model=alignment_model(self.model, inputs),
@@ -311,13 +331,25 @@ class _Batches:
                 last_speech = last_word_end
             if job.settled_before is not None:  # when remainders are decoded depends on the batch
                 recording.last_speech = last_speech
-        for segment in filter(has_text, split.segments):
+        kept = recording.gate.keep(split.segments, decoded.speech[i], recording.tokenizer)
+        if job.is_missed:
+            near = (window.seek - N_FRAMES) / FRAMES_PER_SECOND, (window.end + N_FRAMES) / FRAMES_PER_SECOND
+            kept = mark_recovered(kept, [s for s in recording.segments if near[0] < s["start"] < near[1]])
+        for segment in filter(has_text, kept):
             clear_if_empty(segment)
             recording.segments.append(segment)
             recording.tagger.add_segment(window, decoded.states[i], segment)
+        if job.is_missed:
+            return []
+        remainders = self._missed(job, split, decoded.speech[i])
         if window.seek < split.seek < window.end - MIN_REMAINDER:
-            return _Job(recording, Window(split.seek, window.end - split.seek), None, last_speech)
-        return None
+            remainders.append(_Job(recording, Window(split.seek, window.end - split.seek), None, last_speech))
+        return remainders
+
+    def _missed(self, job: _Job, split: Split, speech: SpeechProbabilities) -> list[_Job]:
+        """Return what is to be decoded again of a window, because the tags hear speech there that it has no text of."""
+        windows = job.recording.gate.missed_speech(job.window, split, speech)
+        return [_Job(job.recording, window, None, window.seek / FRAMES_PER_SECOND, True) for window in windows]
 
     def _free_memory(self) -> None:
         """Forget what is kept for the next batch, which will have another shape."""

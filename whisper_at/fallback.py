@@ -31,10 +31,16 @@ class Thresholds(NamedTuple):
 
     def failed(self, result: DecodingResult) -> bool:
         """Return whether another temperature should be tried."""
-        repetitive = self.compression_ratio is not None and result.compression_ratio > self.compression_ratio
-        improbable = self.logprob is not None and result.avg_logprob < self.logprob
         silent = self.no_speech is not None and result.no_speech_prob > self.no_speech
-        return not (silent and improbable) and (repetitive or improbable)
+        return not (silent and self._is_improbable(result)) and self.is_doubtful(result)
+
+    def is_doubtful(self, result: DecodingResult) -> bool:
+        """Return whether a text repeats itself or is improbable, be it that there is speech or not."""
+        repetitive = self.compression_ratio is not None and result.compression_ratio > self.compression_ratio
+        return repetitive or self._is_improbable(result)
+
+    def _is_improbable(self, result: DecodingResult) -> bool:
+        return self.logprob is not None and result.avg_logprob < self.logprob
 
     def is_silent(self, result: DecodingResult) -> bool:
         """Return whether a window holds no speech: improbable text where the model expected none."""

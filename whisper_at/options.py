@@ -83,6 +83,8 @@ class TranscribeOptions:
     strict_word_timing: bool = True
     batch_size: int | None = None
     audio_track: int | str | None = None
+    speech_gate: bool | float = False
+    missed_speech: bool = False
     decode_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -99,6 +101,8 @@ class TranscribeOptions:
                 )
         if self.initial_prompt is not None and not isinstance(self.initial_prompt, str):
             raise ValueError(f"initial_prompt must be text, not {self.initial_prompt!r:.60}")
+        if not 0 <= self.speech_gate <= 1:
+            raise ValueError(f"speech_gate must be True, False or a probability, 0 to 1, not {self.speech_gate!r}")
         DecodingOptions(**self.decode_options)
         object.__setattr__(self, "clip_timestamps", parse_clip_timestamps(self.clip_timestamps))
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import tqdm
 from torch import Tensor
-from whisper.audio import N_FRAMES, pad_or_trim
+from whisper.audio import FRAMES_PER_SECOND, N_FRAMES, pad_or_trim
+from whisper.decoding import DecodingResult
 from whisper.tokenizer import Tokenizer, get_tokenizer
 from whisper.utils import get_end
 
@@ -29,6 +32,7 @@ from .fallback import decode_with_fallback, decoder_inputs, detect_spoken_langua
 from .mel import LogMel
 from .options import TranscribeOptions, warns_of_unused
 from .segments import (
+    Split,
     clear_if_empty,
     drop_hallucinations,
     has_text,
@@ -38,6 +42,7 @@ from .segments import (
     split_segments,
     text_of,
 )
+from .speech_gate import SpeechGate, begins_next_window, mark_recovered
 from .tagging.tagger import Tagger, encode_windows, resolve_resolutions
 from .windows import Window, clip_frames
 
@@ -67,6 +72,8 @@ def transcribe(
     strict_word_timing: bool = True,
     batch_size: int | None = None,
     audio_track: int | str | None = None,
+    speech_gate: bool | float = False,
+    missed_speech: bool = False,
     **decode_options: Any,
 ) -> dict[str, Any]:
     """Transcribe a recording and tag what sounds in it.
@@ -97,6 +104,12 @@ def transcribe(
     audio_track : int or str, optional
         Which of a video's audio tracks, as of `whisper_at.load_audio`: its number, from 1, or its language. Times are
         those of the container, as a player shows them.
+    speech_gate : bool or float
+        Withhold text where the tags hear neither speech nor singing: a window without any is not decoded, and segments
+        and timed words apart from all are left out of the text. A number is the probability below which nothing is
+        heard; True takes `whisper_at.speech_gate.GATE_THRESHOLD`.
+    missed_speech : bool
+        Decode speech again that the tags hear and the text lacks, in windows of its own.
 
     Returns
     -------
@@ -113,6 +126,9 @@ def transcribe(
           has them; logits of classes that it does not know are NaN
         - ``duration``: seconds of audio
         - ``task``: ``transcribe`` or ``translate``, which the language of labels depends on
+        - with ``speech_gate``, ``withheld``: a list of ``{"start", "end", "text", "reason", "score"}``, the text being
+          None where none was decoded, and the score the highest probability of speech there
+        - with ``missed_speech``, ``recovered``: True in segments of speech that the text lacked
 
         For several resolutions ``at_time_res`` is a list, and ``audio_tag`` and ``audio_tag_coverage`` are dicts by
         resolution.
@@ -121,7 +137,8 @@ def transcribe(
     ------
     ValueError
         If a resolution is not a positive multiple of 0.4 s, or tags are asked of a model without a head; if there is no
-        such language, a clip ends before it starts, or a sample is NaN.
+        such language, a clip ends before it starts, or a sample is NaN; or if `speech_gate` or `missed_speech` is asked
+        for and no head of the model knows speech or singing.
     TypeError
         If the model is openai-whisper's own class.
     """
@@ -143,6 +160,8 @@ def transcribe(
         strict_word_timing=strict_word_timing,
         batch_size=batch_size,
         audio_track=audio_track,
+        speech_gate=speech_gate,
+        missed_speech=missed_speech,
         decode_options=decode_options,
     )
     if not hasattr(model, "encode"):
@@ -161,6 +180,7 @@ def transcribe_in_order(
     """Transcribe a recording window by window, each with the text before it as a prompt, as `transcribe` does."""
     source = readable(audio, options.audio_track)
     resolve_resolutions(model, options.at_time_res, source)  # what cannot be tagged is refused before anything is read
+    gate = SpeechGate(model, options.speech_gate, options.missed_speech, options.verbose)
     language, task = resolve_language(model, options.decode_options.get("language"), options.task)
     half = use_half(model, options.decode_options.get("fp16", True))
     decode_options = {**options.decode_options, "fp16": half, "task": task}
@@ -170,10 +190,8 @@ def transcribe_in_order(
     mel = LogMel(source, model.dims.n_mels)
     content_frames = mel.content_frames
     clips = clip_frames(options.clip_timestamps, content_frames)
-    tagger = Tagger(model, options.at_time_res, content_frames)
+    tagger = Tagger(model, options.at_time_res, content_frames, needs_states=gate.is_on)
 
-    reuse = not options.strict_word_timing or model.compute_type in ("bfloat16", "int8")
-    reuse = reuse or has_unfused_attention(model.encoder, dtype)
     encode_once = _EncodeOnce(model, mel, dtype, tagger)
     if language is None:
         # Audio that fills the first window is what that window decodes, so one pass does for both.
@@ -185,6 +203,7 @@ def transcribe_in_order(
     if options.word_timestamps and task == "translate":
         warnings.warn("Word-level timestamps on translations may not be reliable.")
 
+    decoder = _WindowDecoder(model, options, decode_options, tokenizer, dtype)
     prompt = _Prompt(tokenizer, options.initial_prompt, options.carry_initial_prompt, model.dims.n_text_ctx)
     segments: list[dict[str, Any]] = []
     last_speech = 0.0
@@ -195,62 +214,62 @@ def transcribe_in_order(
                 window = Window(seek, min(N_FRAMES, clip_end - seek))
                 encoded_window = encode_once(window)
                 tagger.add_window(window, encoded_window.states, settled_before=seek)
-
-                (result,) = decode_with_fallback(
-                    model,
-                    encoded_window.decoder_inputs,
-                    {**decode_options, "prompt": prompt.tokens()},
-                    options.temperatures,
-                    options.thresholds,
-                )
-                if options.thresholds.is_silent(result):
+                speech = gate.listen(window, encoded_window.states)
+                if not gate.has_speech(speech):
+                    gate.withhold_window(window, speech)
                     seek = window.end
+                    progress.update(window.size)
                     continue
 
-                split = split_segments(result, window, tokenizer, model.dims.n_audio_ctx)
-                if options.word_timestamps:
-                    add_word_timestamps(
-                        segments=split.segments,
-                        model=alignment_model(model, encoded_window.decoder_inputs if reuse else None),
-                        tokenizer=tokenizer,
-                        mel=encoded_window.features if reuse else encoded_window.mel,
-                        num_frames=window.size,
-                        last_speech_timestamp=last_speech,
-                        **options.punctuation,
-                    )
-                    threshold = options.hallucination_silence_threshold
-                    split = split._replace(seek=seek_with_words(split, window, threshold))
-                    if threshold is not None:
-                        after_silence = seek_past_leading_silence(split, window, threshold)
-                        if after_silence is not None:
-                            seek = after_silence
-                            continue
-                        split = drop_hallucinations(split, window, threshold, last_speech, content_frames)
-                    if (last_word_end := get_end(split.segments)) is not None:
-                        last_speech = last_word_end
+                result = decoder.decode(encoded_window, prompt.tokens())
+                if options.thresholds.is_silent(result):
+                    split, has_spoken = Split([], window.end, ends_in_silence=True), False
+                else:
+                    split = decoder.split(result, encoded_window, window, last_speech)
+                    split, has_spoken = decoder.drop_hallucinations(split, window, last_speech, content_frames)
 
-                for segment in filter(has_text, split.segments):
+                if has_spoken and options.word_timestamps and (last_word_end := get_end(split.segments)) is not None:
+                    last_speech = last_word_end
+                kept = gate.keep(split.segments, speech, tokenizer)
+                found = [(window, encoded_window.states, segment) for segment in kept]
+                seek, missed = split.seek, gate.missed_speech(window, split, speech)
+                if missed and begins_next_window(missed[-1], window):
+                    seek = missed.pop().seek
+                for again in missed:
+                    encoded_again = encode_once(again)
+                    recovered = decoder.recover(encoded_again, again, prompt.initial, split.segments)
+                    found += [(again, encoded_again.states, segment) for segment in recovered]
+                if missed:
+                    found.sort(key=lambda item: item[2]["start"])
+
+                for source_window, states, segment in found:
+                    if not has_text(segment):
+                        continue
                     if options.verbose:
                         print_segment(segment)
                     clear_if_empty(segment)
                     segments.append({"id": len(segments), **segment})
-                    tagger.add_segment(window, encoded_window.states, segment)
+                    tagger.add_segment(source_window, states, segment)
                     prompt.extend(segment["tokens"])
-                if not options.condition_on_previous_text or result.temperature > 0.5:
+                if has_spoken and (not options.condition_on_previous_text or result.temperature > 0.5):
                     prompt.forget()
-
-                seek = split.seek
                 progress.update(min(content_frames, seek) - window.seek)
 
     transcript = {"text": text_of(prompt.text_tokens, tokenizer), "segments": segments, "language": language}
-    return transcript | tagger.result(task, source, segments, list(range(len(segments))))
+    return transcript | gate.result() | tagger.result(task, source, segments, list(range(len(segments))))
 
 
-class _EncodedWindow(NamedTuple):
+@dataclass
+class _EncodedWindow:
+    model: WhisperAT
     mel: Tensor  # (n_mels, 3000)
     features: Tensor  # (1500, dim)
-    decoder_inputs: EncodedAudio | Tensor  # a batch of one, shared by all temperatures
-    states: Tensor  # (layers, steps, dim), or empty if no head is to read them
+    states: Tensor  # (layers, steps, dim), or empty if nothing is to read them
+
+    @cached_property
+    def decoder_inputs(self) -> EncodedAudio | Tensor:
+        """A batch of one, shared by all temperatures; what is not decoded does not need it."""
+        return decoder_inputs(self.model, self.features[None])
 
 
 class _EncodeOnce:
@@ -265,8 +284,72 @@ class _EncodeOnce:
             mel = pad_or_trim(self.mel.window(window.seek, window.end), N_FRAMES)
             mel = mel.to(self.model.device).to(self.dtype)
             features, states = encode_windows(self.model, mel[None], [window], [self.tagger])
-            self.latest = window, _EncodedWindow(mel, features[0], decoder_inputs(self.model, features), states[0])
+            self.latest = window, _EncodedWindow(self.model, mel, features[0], states[0])
         return self.latest[1]
+
+
+class _WindowDecoder:
+    """Decodes encoded windows, and cuts them into segments with timed words, by the options of a transcription."""
+
+    def __init__(
+        self,
+        model: WhisperAT,
+        options: TranscribeOptions,
+        decode_options: dict[str, Any],
+        tokenizer: Tokenizer,
+        dtype: torch.dtype,
+    ) -> None:
+        self.model, self.options, self.decode_options, self.tokenizer = model, options, decode_options, tokenizer
+        self.reuse = not options.strict_word_timing or model.compute_type in ("bfloat16", "int8")
+        self.reuse = self.reuse or has_unfused_attention(model.encoder, dtype)
+
+    def decode(self, encoded: _EncodedWindow, prompt: list[int]) -> DecodingResult:
+        """Decode a window, with fallback."""
+        decode_options = {**self.decode_options, "prompt": prompt}
+        (result,) = decode_with_fallback(
+            self.model, encoded.decoder_inputs, decode_options, self.options.temperatures, self.options.thresholds
+        )
+        return result
+
+    def split(self, result: DecodingResult, encoded: _EncodedWindow, window: Window, last_speech: float) -> Split:
+        """Return the segments of a decoded window, and where the next one starts."""
+        split = split_segments(result, window, self.tokenizer, self.model.dims.n_audio_ctx)
+        if not self.options.word_timestamps:
+            return split
+        add_word_timestamps(
+            segments=split.segments,
+            model=alignment_model(self.model, encoded.decoder_inputs if self.reuse else None),
+            tokenizer=self.tokenizer,
+            mel=encoded.features if self.reuse else encoded.mel,
+            num_frames=window.size,
+            last_speech_timestamp=last_speech,
+            **self.options.punctuation,
+        )
+        return split._replace(seek=seek_with_words(split, window, self.options.hallucination_silence_threshold))
+
+    def drop_hallucinations(
+        self, split: Split, window: Window, last_speech: float, content_frames: int
+    ) -> tuple[Split, bool]:
+        """Return what `hallucination_silence_threshold` leaves, and False if the window starts again after silence."""
+        threshold = self.options.hallucination_silence_threshold
+        if threshold is None or not self.options.word_timestamps:
+            return split, True
+        after_silence = seek_past_leading_silence(split, window, threshold)
+        if after_silence is not None:
+            return Split([], after_silence, split.ends_in_silence), False
+        return drop_hallucinations(split, window, threshold, last_speech, content_frames), True
+
+    def recover(
+        self, encoded: _EncodedWindow, window: Window, prompt: list[int], segments: Sequence[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Return the text of a window that the tags hear speech in and `segments` lack; none if it looks bad.
+
+        It does not see the text before it, which may be why the speech was missed.
+        """
+        result = self.decode(encoded, prompt)
+        if self.options.thresholds.is_doubtful(result):
+            return []
+        return mark_recovered(self.split(result, encoded, window, window.seek / FRAMES_PER_SECOND).segments, segments)
 
 
 class _Prompt:

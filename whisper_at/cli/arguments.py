@@ -145,6 +145,19 @@ def compute_type(name: str) -> str:
     return name
 
 
+def gate_threshold(text: str) -> bool | float:
+    """Read ``--speech_gate``: a probability, True or False."""
+    if text in ("True", "False"):
+        return text == "True"
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a probability, 0 to 1")
+    return value
+
+
 def language(name: str) -> str | None:
     """Read a language that Whisper knows, as its code; None is one that is to be detected."""
     from ..languages import language_code

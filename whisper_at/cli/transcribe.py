@@ -26,6 +26,7 @@ from .arguments import (
     add_model_arguments,
     caption_style,
     class_list,
+    gate_threshold,
     label_language,
     language,
     model_name,
@@ -53,6 +54,8 @@ TAG_DEFAULTS: dict[str, Any] = {
 }
 NEED_CARE_IN_BATCHES = ("condition_on_previous_text", "carry_initial_prompt")
 """Flags of which it matters to batches whether they were given: no default of theirs is filled in by the parser."""
+OF_TAGS = ("speech_gate", "missed_speech")
+"""Flags that need a head, whether or not tags are written."""
 STDIN = "-"
 WORD_OPTIONS = ("highlight_words", "max_line_count", "max_line_width", "max_words_per_line")
 
@@ -102,6 +105,7 @@ def main(argv: Sequence[str]) -> int:
     from ..audio import BufferedRecording, readable
     from ..decoding import resolve_language
     from ..options import warn_of_unused
+    from ..speech_gate import SpeechGate
     from ..tagging.rows import TagOptions
     from ..writers import get_writer
 
@@ -132,7 +136,7 @@ def main(argv: Sequence[str]) -> int:
         "draft": args.pop("draft"),
     }
     heads: list[str] = args.pop("head")
-    if not args["at_time_res"]:  # nothing is tagged, be it that --head none says so: no head is fetched
+    if not (args["at_time_res"] or args["speech_gate"] or args["missed_speech"]):  # no head is fetched
         load_options["head"] = None
     else:
         load_options["head"] = heads[0] if len(heads) == 1 else heads
@@ -156,6 +160,7 @@ def main(argv: Sequence[str]) -> int:
         args["language"], args["task"] = resolve_language(model, args["language"], args["task"])
         if args["at_time_res"] and not model.heads:
             raise ValueError(no_head(model_name, without_tags))
+        SpeechGate(model, args["speech_gate"], args["missed_speech"])  # whether its head knows speech
         recordings: list[Any] = [
             BufferedRecording(sys.stdin.buffer, "standard input") if path == STDIN else path for path in audio
         ]
@@ -223,10 +228,11 @@ def timeline_lines(result: Mapping[str, Any], options: TagOptions | None = None)
     """Yield words and sounds in order of time: ``[00:10.000 --> 00:20.000] (Dog 0.91, Animal 0.89)``, one line a row.
 
     Numbers are probabilities. Rows without tags are left out; of those that begin together, longer ones come first, and
-    words last. Names of attached heads stand before what they found.
+    words last. Names of attached heads stand before what they found. What was withheld is told where it would stand.
     """
     from whisper.utils import format_timestamp
 
+    from ..speech_gate import withheld_text
     from ..tagging.named_rows import tag_rows
     from ..tagging.rows import AUDIOSET, read_rows
 
@@ -240,6 +246,9 @@ def timeline_lines(result: Mapping[str, Any], options: TagOptions | None = None)
                 prefix = "" if name == AUDIOSET else f"{name}: "
                 lines.append((row["start"], row["start"] - row["end"], f"({prefix}{tags})"))
                 ends.append(row["end"])
+    for part in result.get("withheld", ()):
+        lines.append((part["start"], math.inf, withheld_text(part)))
+        ends.append(part["end"])
     for (start, _, text), end in sorted(zip(lines, ends), key=lambda line: line[0][:2]):
         yield f"[{format_timestamp(start)} --> {format_timestamp(end)}] {text}"
 
@@ -336,6 +345,13 @@ def build_parser() -> Parser:
     add("--logprob_threshold", type=optional_float, default=-1.0, metavar="X", help=help)
     help = "a failed window whose no-speech probability is above this is silence"
     add("--no_speech_threshold", type=optional_float, default=0.6, metavar="X", help=help)
+    help = (
+        "withhold text where the tags hear neither speech nor singing: windows are not decoded, segments and timed "
+        "words are left out; or where their probability is below P"
+    )
+    add("--speech_gate", nargs="?", const=True, default=False, type=gate_threshold, metavar="P", help=help)
+    help = "decode speech again that the tags hear and the text lacks"
+    add("--missed_speech", action="store_true", help=help)
 
     group = parser.add_argument_group(
         "words and captions", "--captions times words by itself; all after --word_timestamps need it to be True."
@@ -375,7 +391,7 @@ def _check_arguments(parser: Parser, args: dict[str, Any]) -> str:
     made_of_tags = {name for name in formats if name in FORMATS and FORMATS[name].at_time_res is not None}
     captioned = [*CAPTION_FORMATS, *(name for name in FORMATS if FORMATS[name].is_captions)]
     if args["task"] == "tag":
-        for option in ("word_timestamps", "initial_prompt", "draft"):
+        for option in ("word_timestamps", "initial_prompt", "draft", *OF_TAGS):
             if args[option]:
                 parser.error(f"--{option} is for text, which --task tag does not write")
         if args["captions"] is None and not made_of_tags >= {*formats} - {"json"}:
@@ -383,14 +399,18 @@ def _check_arguments(parser: Parser, args: dict[str, Any]) -> str:
     if is_no_head(parser, args["head"], args["at_low_compute"]):
         if made_of_tags:
             parser.error(f"-f {','.join(sorted(made_of_tags))} is made of tags: leave out --head {NO_HEAD}")
+        for option in OF_TAGS:
+            if args[option]:
+                parser.error(f"--{option} reads the tags: leave out --head {NO_HEAD}")
         _leave_out_tags(parser, args)
     with_sounds = args["captions"] is not None and parse_style(args["captions"])[1]
     switches = ["at_low_compute"] if args["at_low_compute"] else []
     switches += ["captions"] if with_sounds else []
     switches += [f"output_format {','.join(sorted(made_of_tags))}"] if made_of_tags else []
     wanted = [name for name in ("at_time_res", *defaults) if args[name] is not None] + switches
-    without_tags = f"to transcribe without tags, leave out {', '.join(f'--{name}' for name in wanted)}"
-    if args["head"] is None and not args["at_low_compute"]:
+    gates = [name for name in OF_TAGS if args[name]]
+    without_tags = f"to transcribe without tags, leave out {', '.join(f'--{name}' for name in wanted + gates)}"
+    if args["head"] is None and not gates and not args["at_low_compute"]:
         without_tags += f" or add --head {NO_HEAD}"
     if args["task"] == "tag":
         without_tags = "to transcribe without tags, leave out --task tag"
@@ -399,7 +419,7 @@ def _check_arguments(parser: Parser, args: dict[str, Any]) -> str:
         args["at_time_res"] = CAPTION_RESOLUTION if with_sounds else min(suited, default=AUTO_RESOLUTION)
     args.update({name: value for name, value in defaults.items() if args[name] is None})
 
-    if args["at_time_res"] is not None:
+    if args["at_time_res"] is not None or gates:
         check_heads(parser, args["model"], args["head"], args["at_low_compute"], without_tags)
     for option in WORD_OPTIONS if args["captions"] else ():
         if args[option]:

@@ -15,6 +15,7 @@ from ..captioning.styles import parse_style
 from ..languages import language_code
 from ..model import WhisperAT
 from ..options import TranscribeOptions
+from ..speech_gate import SpeechGate
 from ..tagging.rows import TagOptions
 from ..tagging.tagger import AUTO_RESOLUTION
 from ..tagging.timeline import resolutions, steps_to_seconds
@@ -62,6 +63,10 @@ class TranscriptionRequest(BaseModel):
     top_k: Annotated[int, Field(ge=1, description="at most so many tags a row")] = 5
     p_threshold: Annotated[float | None, Field(description="only tags above this logit", allow_inf_nan=False)] = None
     include_classes: Annotated[str, Field(description="of AudioSet: indices, MIDs or names, separated by ;")] = ""
+    speech_gate: Annotated[
+        bool | float, Field(description="withhold text where the tags hear no speech: true, or below which probability")
+    ] = False
+    missed_speech: Annotated[bool, Field(description="decode speech again that the text lacks by the tags")] = False
     captions: Annotated[
         str, Field(description="srt and vtt that people can read: plain, netflix, bbc; with sounds sdh or sdh,bbc")
     ] = ""
@@ -103,8 +108,11 @@ def transcribe_options(request: TranscriptionRequest, model: WhisperAT, task: st
         "word_timestamps": words or bool(request.captions),
         "at_time_res": _resolution(request, model),
         "audio_track": request.audio_track or None,
+        "speech_gate": request.speech_gate,
+        "missed_speech": request.missed_speech,
     }
     TranscribeOptions.from_keywords(**options)
+    SpeechGate(model, request.speech_gate, request.missed_speech)
     return options
 
 

@@ -21,7 +21,7 @@ CALIBRATION = "audio_tag_calibration"
 """Key of a result that has what AudioSet's head says of itself: temperature, thresholds, the classes it knows."""
 RESERVED_NAMES = frozenset(
     "text segments words language duration task at_time_res audio_tag audio_tag_coverage audio_tag_calibration audio "
-    "events auto".split()
+    "events auto withheld".split()
 )
 """Keys that a result has, or may come to have, and that no attached head can be called."""
 DEFAULT_THRESHOLD = -1.0

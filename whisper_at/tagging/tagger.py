@@ -61,10 +61,16 @@ class Tagger:
         Seconds per row; raises ValueError as `resolve_resolutions`.
     content_frames : int
         Length of the recording in mel frames.
+    needs_states : bool
+        Whether the states of its windows are read by others, too.
     """
 
     def __init__(
-        self, model: WhisperAT, at_time_res: float | Iterable[float] | str | None, content_frames: int
+        self,
+        model: WhisperAT,
+        at_time_res: float | Iterable[float] | str | None,
+        content_frames: int,
+        needs_states: bool = False,
     ) -> None:
         self.row_steps = resolve_resolutions(model, at_time_res)
         self.several = not is_single(at_time_res)
@@ -84,6 +90,7 @@ class Tagger:
             for name, classify in self.classifiers.items()
         }
         self.segments: dict[str, list[Tensor]] = {name: [] for name in self.classifiers if name in model.attached}
+        self.needs_states = needs_states or bool(self.rows)
 
     def add_window(self, window: Window, states: Tensor, settled_before: int) -> None:
         """Take a window's states; no window to come starts before the frame `settled_before`."""
@@ -153,9 +160,9 @@ def encode_windows(
 ) -> tuple[Tensor, Tensor]:
     """Return features ``(batch, 1500, dim)`` of windows, and the states that the heads of their recordings read.
 
-    There are no states where there are no heads to read them.
+    There are no states where nothing reads them.
     """
-    if not any(tagger.rows for tagger in taggers):
+    if not any(tagger.needs_states for tagger in taggers):
         with torch.no_grad():
             return model.embed_audio(mel), torch.empty(len(mel), 0)
     features, states = model.encode(mel, windows)
