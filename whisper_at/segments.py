@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import tqdm
 from whisper.audio import FRAMES_PER_SECOND, HOP_LENGTH, N_FRAMES, SAMPLE_RATE
 from whisper.decoding import DecodingResult
 from whisper.tokenizer import Tokenizer
@@ -31,7 +32,7 @@ class Split(NamedTuple):
 def print_segment(segment: dict[str, Any]) -> None:
     """Print a segment as ``[00:01.000 --> 00:05.900]  text``, as openai-whisper does."""
     start, end = format_timestamp(segment["start"]), format_timestamp(segment["end"])
-    print(make_safe(f"[{start} --> {end}] {segment['text']}"))
+    tqdm.tqdm.write(make_safe(f"[{start} --> {end}] {segment['text']}"))  # above a bar, if there is one
 
 
 def has_text(segment: dict[str, Any]) -> bool:

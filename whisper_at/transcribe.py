@@ -7,7 +7,7 @@ token; the rules for segments are in `segments`, those for rows of tags in `tagg
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,6 +38,7 @@ from .segments import (
     split_segments,
     text_of,
 )
+from .tagging.progress import Progress, ProgressReporter
 from .tagging.tagger import Tagger, encode_windows, resolve_resolutions
 from .windows import Window, clip_frames
 
@@ -67,6 +68,7 @@ def transcribe(
     strict_word_timing: bool = True,
     batch_size: int | None = None,
     audio_track: int | str | None = None,
+    on_progress: Callable[[Progress], object] | None = None,
     **decode_options: Any,
 ) -> dict[str, Any]:
     """Transcribe a recording and tag what sounds in it.
@@ -97,6 +99,9 @@ def transcribe(
     audio_track : int or str, optional
         Which of a video's audio tracks, as of `whisper_at.load_audio`: its number, from 1, or its language. Times are
         those of the container, as a player shows them.
+    on_progress : callable, optional
+        Called before each window with a `Progress`: the segments and rows of tags that have become final since the
+        last call, and how far the recording is transcribed. The result has the rest. Not for batches.
 
     Returns
     -------
@@ -143,6 +148,7 @@ def transcribe(
         strict_word_timing=strict_word_timing,
         batch_size=batch_size,
         audio_track=audio_track,
+        on_progress=on_progress,
         decode_options=decode_options,
     )
     if not hasattr(model, "encode"):
@@ -188,10 +194,12 @@ def transcribe_in_order(
     prompt = _Prompt(tokenizer, options.initial_prompt, options.carry_initial_prompt, model.dims.n_text_ctx)
     segments: list[dict[str, Any]] = []
     last_speech = 0.0
+    report_progress = ProgressReporter(options.on_progress, tagger, language, task)
 
     with mel, tqdm.tqdm(total=content_frames, unit="frames", disable=options.verbose is not False) as progress:
         for seek, clip_end in clips:
             while seek < clip_end:
+                report_progress(seek, segments)
                 window = Window(seek, min(N_FRAMES, clip_end - seek))
                 encoded_window = encode_once(window)
                 tagger.add_window(window, encoded_window.states, settled_before=seek)

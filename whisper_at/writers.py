@@ -41,6 +41,7 @@ def get_writer(
     p_threshold: float | None = None,
     label_language: str = "follow_asr",
     include_classes: Iterable[int | str] | None = None,
+    events: str = "specific",
     captions: str | None = None,
 ) -> Callable[..., None]:
     """Return the function that writes a result, called as ``writer(result, audio_path, options)``.
@@ -56,7 +57,7 @@ def get_writer(
     output_dir : str
         Existing folder. Files are named after the audio, as upstream names them. Where that is only a name, the writer
         takes the recording as ``audio=``; a picture shows its waveform.
-    top_k, p_threshold, label_language, include_classes
+    top_k, p_threshold, label_language, include_classes, events
         Which tags are written, and in which language: see `TagOptions`. Events are those of
         `whisper_at.find_events` with the same classes, language and, if it is given, threshold.
     captions : str, optional
@@ -76,7 +77,7 @@ def get_writer(
     for name in names:
         if name in FORMATS:
             check_package(name)
-    options = FormatOptions(TagOptions(top_k, p_threshold, label_language, include_classes), captions)
+    options = FormatOptions(TagOptions(top_k, p_threshold, label_language, include_classes, events), captions)
     writers = [_writer(name, output_dir, options) for name in names]
     if len(writers) == 1:
         return writers[0]

@@ -23,6 +23,7 @@ from whisper_at import audio, checkpoints, cli
 from whisper_at.checkpoints import registry
 from whisper_at.cli import reporting
 from whisper_at.cli import transcribe as command
+from whisper_at.cli.timeline import timeline_lines
 from whisper_at.tagging.rows import TagOptions
 from whisper_at.writers import tag_rows
 
@@ -475,12 +476,12 @@ def test_rows_without_tags_are_not_shown():
     logits[1, 74], logits[1, 72], logits[2] = 2.31, 2.1, float("nan")
     result = {"text": "", "segments": [], "language": "en", "audio_tag": logits, "at_time_res": 10.0}
     result |= {"audio_tag_coverage": torch.tensor([1.0, 1.0, 0.0]), "duration": 24.0}
-    assert list(command.timeline_lines(result)) == ["[00:10.000 --> 00:20.000] (Dog 0.91, Animal 0.89)"]
-    assert list(command.timeline_lines(result, TagOptions(1, include_classes=[72]))) == [
+    assert list(timeline_lines(result)) == ["[00:10.000 --> 00:20.000] (Dog 0.91, Animal 0.89)"]
+    assert list(timeline_lines(result, TagOptions(1, include_classes=[72]))) == [
         "[00:10.000 --> 00:20.000] (Animal 0.89)"
     ]
     assert len(tag_rows(result)) == 3
-    assert list(command.timeline_lines({"text": "", "segments": [], "language": "en"})) == []
+    assert list(timeline_lines({"text": "", "segments": [], "language": "en"})) == []
 
 
 def test_words_and_sounds_are_one_timeline():
@@ -497,7 +498,7 @@ def test_words_and_sounds_are_one_timeline():
         "mine": {"classes": ["a", "b"], "kind": "multi_label", "temperature": 1.0, "thresholds": None}
         | {"logits": {10.0: torch.tensor([[-9.0, -9.0], [3.0, -9.0]]), 20.0: torch.full((1, 2), -9.0)}},
     }
-    assert list(command.timeline_lines(result)) == [
+    assert list(timeline_lines(result)) == [
         "[00:00.000 --> 00:20.000] (Dog 0.91)",
         "[00:00.000 --> 00:10.000] (Dog 0.91)",
         "[00:00.000 --> 00:03.000]  One.",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .classes import ClassSet, logit, sigmoid
+from .groups import group_classes, group_name
 from .labels import class_ancestors, display_names, tag_language
 from .rows import AUDIOSET, read_rows
 
@@ -23,6 +24,7 @@ def find_events(
     gap: float = 0.0,
     shortest: float = 0.0,
     specific: bool = True,
+    groups: bool | Iterable[int | str] | int | str = False,
 ) -> list[dict[str, Any]]:
     """Join rows of tags to events.
 
@@ -51,13 +53,19 @@ def find_events(
     specific : bool
         Leave out classes that a class below them explains: Animal and Dog where Bark sounds for more than half of the
         time.
+    groups : bool, int, str or iterable of int or str
+        Make one event, named after the group, of all classes that belong to it: True for animals, music, human voice,
+        vehicles and the like (`whisper_at.tagging.groups.EVENT_GROUPS`), or AudioSet classes that stand for all below
+        them. Classes of no group stay as they are.
 
     Returns
     -------
     list of dict
         Events by their start, of those that start together the likelier first:
         ``{"start", "end", "name", "index", "mid", "probability", "head"}``. Times are in seconds; the probability is
-        the highest of the rows, calibrated; ``mid`` is there for AudioSet's classes.
+        the highest of the rows, calibrated; ``mid`` is there for AudioSet's classes. The event of a group also has
+        ``classes``, the names of those that sound, and ``indices``, theirs; it has an ``index`` if the group is a class
+        of the head.
 
     Raises
     ------
@@ -75,12 +83,31 @@ def find_events(
     for found in rows_of.values() if head is None else [rows_of[head]]:
         classes = found.classes
         wanted = sorted(set(classes.indices(include_class_list if found.head == (head or AUDIOSET) else None)))
-        names = display_names(classes, tag_language(result, language))
+        name_language = tag_language(result, language)
+        names = display_names(classes, name_language)
         seconds, logits = found.finest()
         log_odds = classes.log_odds(logits)
         active = _with_hysteresis(log_odds, _event_thresholds(classes, p_threshold), hysteresis)
         explained = _explained_by_child(active, classes, wanted) if specific else {}
         times = found.times(seconds)
+        for group in group_classes(classes, groups):
+            members = sorted({*group.members} & {*wanted})
+            wanted = [index for index in wanted if index not in members]
+            empty = np.isnan(log_odds[:, members]).all(1)
+            for first, last in _runs(active[:, members].any(1), gap / seconds, empty):
+                start, end = times[first][0], times[last][1]
+                if end - start < shortest:
+                    continue
+                rows = slice(first, last + 1)
+                sounding = [index for index in members if active[rows, index].any()]
+                events.append(
+                    {
+                        **{"start": start, "end": end, "name": group_name(group.mid, name_language)},
+                        **({} if group.index is None else {"index": group.index}),
+                        **{"mid": group.mid, "probability": sigmoid(float(np.nanmax(log_odds[rows, sounding])))},
+                        **{"head": found.head, "classes": [names[i] for i in sounding], "indices": sounding},
+                    }
+                )
         for index in wanted:
             for first, last in _runs(active[:, index], gap / seconds, np.isnan(log_odds[:, index])):
                 start, end = times[first][0], times[last][1]

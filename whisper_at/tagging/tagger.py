@@ -87,9 +87,14 @@ class Tagger:
 
     def add_window(self, window: Window, states: Tensor, settled_before: int) -> None:
         """Take a window's states; no window to come starts before the frame `settled_before`."""
+        self.settle(settled_before)
+        for rows in (rows for by_steps in self.rows.values() for rows in by_steps.values()):
+            rows.add_window(window, states)
+
+    def settle(self, settled_before: int) -> None:
+        """Classify the rows that no window to come can change, none of which starts before that frame."""
         for rows in (rows for by_steps in self.rows.values() for rows in by_steps.values()):
             rows.flush(settled_before)
-            rows.add_window(window, states)
 
     def add_segment(self, window: Window, states: Tensor, segment: dict[str, Any]) -> None:
         """Take the next segment of the transcript, and the window that it comes from."""

@@ -1,0 +1,97 @@
+"""What is known of a recording while it is transcribed or tagged, window by window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from whisper.audio import HOP_LENGTH, SAMPLE_RATE
+
+from .rows import AUDIOSET, HeadRows, audioset_values, read_rows
+from .tagger import Tagger
+from .timeline import steps_to_seconds
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What has become final since the window before.
+
+    Attributes
+    ----------
+    seconds, duration : float
+        How far the recording is transcribed, and how long it is.
+    segments : list of dict
+        The new segments.
+    rows : dict of str to HeadRows
+        The new rows of tags, by the name of the head; of several resolutions, each has got as far as it has.
+    settled_before : float
+        Nothing that is still to come begins before so many seconds.
+    language : str, optional
+        Of the text.
+    task : str
+        ``transcribe``, ``translate`` or ``tag``.
+    """
+
+    seconds: float
+    duration: float
+    segments: list[dict[str, Any]]
+    rows: dict[str, HeadRows]
+    settled_before: float
+    language: str | None
+    task: str
+
+
+class ProgressReporter:
+    """Calls `on_progress`, if there is one, with what is new.
+
+    Parameters
+    ----------
+    on_progress : callable, optional
+        Given a `Progress` before each window.
+    tagger : Tagger
+        Of the recording.
+    language, task
+        As of `Progress`.
+    """
+
+    def __init__(
+        self, on_progress: Callable[[Progress], object] | None, tagger: Tagger, language: str | None, task: str
+    ) -> None:
+        self.on_progress, self.tagger = on_progress, tagger
+        self.language, self.task = language, task
+        self._n_segments = 0
+        self._first_row = dict.fromkeys(tagger.row_steps, 0)
+
+    def __call__(self, seek: int, segments: Sequence[dict[str, Any]]) -> None:
+        """Report the segments and rows that are new, of which all windows to come start at or after frame `seek`."""
+        if self.on_progress is None:
+            return
+        self.tagger.settle(seek)
+        seconds = seek * HOP_LENGTH / SAMPLE_RATE
+        new_segments = list(segments[self._n_segments :])
+        self._n_segments = len(segments)
+        rows = self._new_rows()
+        settled = min([seconds, *(steps_to_seconds(steps * first) for steps, first in self._first_row.items())])
+        if self.tagger.waveform_classifiers:  # which run when all windows are done
+            settled = 0.0
+        self.on_progress(Progress(seconds, self.tagger.seconds, new_segments, rows, settled, self.language, self.task))
+
+    def _new_rows(self) -> dict[str, HeadRows]:
+        """Rows of all heads that read states, in the shape that a result has them in."""
+        first_row = {steps_to_seconds(steps): first for steps, first in self._first_row.items()}
+        result: dict[str, Any] = {"at_time_res": list(first_row), "duration": self.tagger.seconds}
+        for name, by_steps in self.tagger.rows.items():
+            classes = self.tagger.classes[name]
+            logits = {
+                steps_to_seconds(steps): classes.mask(rows.settled_logits(self._first_row[steps]))
+                for steps, rows in by_steps.items()
+            }
+            if name == AUDIOSET:
+                result |= {AUDIOSET: logits, **audioset_values(classes)}
+            else:
+                result[name] = classes.values() | {"logits": logits}
+            ends = {steps: rows.settled_rows for steps, rows in by_steps.items()}
+        if self.tagger.rows:
+            self._first_row = ends  # the same for all heads
+        return {name: replace(found, first_row=first_row) for name, found in read_rows(result).items()}
