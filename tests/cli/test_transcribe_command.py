@@ -146,7 +146,7 @@ def test_every_flag_of_upstream_is_here(monkeypatch):
             assert [mine.type(choice) for choice in action.choices] == list(action.choices)
         else:
             assert mine.choices is None if action.choices is None else list(mine.choices) == list(action.choices)
-    new = {"version", "at_time_res", "top_k", "p_threshold", "label_language", "include_classes"}
+    new = {"version", "at_time_res", "top_k", "p_threshold", "label_language", "include_classes", "events"}
     new |= {"head", "at_low_compute", "compute_type", "draft", "batch_size", "captions", "audio_track"}
     assert set(ours) - set(theirs) == new
 
@@ -275,6 +275,7 @@ def test_options_reach_transcribe_as_upstreams_do(tmp_path, monkeypatch, line):
     assert actual.pop("at_time_res") is None
     assert actual.pop("batch_size") is None
     assert actual.pop("audio_track") is None
+    assert (actual.pop("on_progress") is None) == (not expected["verbose"])
     language = expected["language"]
     assert actual == {**expected, "language": TO_LANGUAGE_CODE.get(str(language).lower(), language)}  # by its code
     assert load["head"] is None  # no tags asked for: no head is fetched
@@ -291,6 +292,13 @@ def test_an_english_model_says_that_another_language_is_not_heard(tmp_path, monk
     with pytest.warns(UserWarning, match="tiny.en knows English only"):
         options = transcribe_options(monkeypatch, "--model", "tiny.en", "--language", "de")
     assert options["language"] == "en"
+
+
+@pytest.mark.parametrize("option", ["--language de", "--task translate"])
+def test_an_english_file_is_asked_for_nothing_else(run, folder, capsys, option):
+    os.link(folder / "tiny-random.en", folder / f"mine{len(option)}.pt")  # whose name does not tell
+    assert run("short.flac", *option.split(), model=f"mine{len(option)}.pt") == 1
+    assert f"mine{len(option)}.pt knows English only: leave out {option}" in capsys.readouterr().err
 
 
 def test_captions_of_words_need_words(capsys):

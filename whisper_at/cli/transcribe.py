@@ -149,6 +149,7 @@ def main(argv: Sequence[str]) -> int:
         os.makedirs(output_dir, exist_ok=True)
         writer = get_writer(output_format, output_dir, **tag_options, captions=captions)
         model = loading.load_model(model_name, **load_options)
+        _check_english_only(model, model_name, args)
         args["language"], args["task"] = resolve_language(model, args["language"], args["task"])
         if args["at_time_res"] and not model.heads:
             raise ValueError(no_head(model_name, without_tags))
@@ -181,6 +182,19 @@ def main(argv: Sequence[str]) -> int:
         report(f"{parser.prog}: interrupted; {written} of {len(audio)} recordings are transcribed and written")
         return INTERRUPTED
     return 1 if failed else 0
+
+
+def _check_english_only(model: WhisperAT, name: str, args: Mapping[str, Any]) -> None:
+    """Raise ValueError if a model that turns out to know English only is asked for more.
+
+    Of a model whose name says so, openai-whisper's command warns, and so does this one.
+    """
+    if model.is_multilingual or name.endswith(".en"):
+        return
+    asked = f"--language {args['language']}" if args["language"] not in (None, "en") else ""
+    asked = asked or ("--task translate" if args["task"] == "translate" else "")
+    if asked:
+        raise ValueError(f"{name} knows English only: leave out {asked}, or take a multilingual model")
 
 
 def _transcribe_files(
