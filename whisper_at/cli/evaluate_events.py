@@ -6,22 +6,17 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
 from tqdm import tqdm
 
 from .. import checkpoints
 from ..checkpoints.files import write_text
 from ..data.events import EVENT_COLUMNS, LabelledEvent, read_event_table
 from ..loading import load_model
-from ..model import WhisperAT
 from ..tagging.classes import ClassSet
-from ..tagging.events import find_events
 from ..tagging.labels import find_class, is_audioset
 from ..tagging.listeners import class_set
-from ..tagging.rows import head_rows
 from ..train.evaluate import published_model
-from ..train.event_scores import Detection, EventScores, check_event_scoring, score_events
+from ..train.event_scores import Detection, EventScores, check_event_scoring, detect_events, score_events
 from .arguments import print_error
 
 ONLY_FOR_CLIPS = ("labels", "fold", "group", "split", "test_fold", "protocol", "seconds", "features")
@@ -55,7 +50,8 @@ def evaluate_events(parser: argparse.ArgumentParser, args: argparse.Namespace) -
     detections: dict[str, Detection] = {}
     for file in tqdm(reference, unit="file", disable=args.quiet or None):
         try:
-            detections[file] = detect(model, root / file, head_name, indices, args.at_time_res)
+            result = model.tag(str(root / file), at_time_res=args.at_time_res)
+            detections[file] = detect_events(result, indices, head_name)
         except (OSError, RuntimeError, ValueError) as error:
             print_error(f"{file}: {error}")
     if len(detections) < len(reference) and not (args.skip_bad and detections):
@@ -114,23 +110,6 @@ def _labels(table: Mapping[str, Sequence[LabelledEvent]]) -> list[str]:
 
 def _class_of(label: str, classes: ClassSet) -> int:
     return find_class(label) if is_audioset(classes) else classes.index(label)
-
-
-def detect(
-    model: WhisperAT, path: Path, head: str, indices: Sequence[int], at_time_res: float | Sequence[float]
-) -> Detection:
-    """Tag a recording, and return the events of some classes of a head, and their probabilities row by row."""
-    result = model.tag(str(path), at_time_res=at_time_res)
-    found = head_rows(result, head)
-    events = [
-        LabelledEvent(event["start"], event["end"], found.classes.names[event["index"]])
-        for event in find_events(result, include_class_list=indices, head=head, language="en", specific=False)
-    ]
-    seconds, logits = found.finest()
-    probabilities = found.classes.probabilities(torch.from_numpy(logits)).numpy()[:, indices]
-    spans = found.times(seconds)
-    times = np.array([*(start for start, _ in spans), spans[-1][1]])
-    return Detection(result["duration"], events, np.nan_to_num(probabilities), times)
 
 
 def summary(scores: EventScores, collar: float) -> str:

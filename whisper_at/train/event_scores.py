@@ -8,6 +8,7 @@ scores", 2022.
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,6 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..data.events import LabelledEvent
+from ..tagging.events import find_events
+from ..tagging.rows import head_rows
+from ..tagging.timeline import STEP_SECONDS
 
 COLLAR = 0.4
 """Seconds that an onset may be early or late."""
@@ -25,6 +29,8 @@ PSDS_SCENARIOS: dict[str, dict[str, float]] = {
     "PSDS2": {"dtc_threshold": 0.1, "gtc_threshold": 0.1, "cttc_threshold": 0.3, "alpha_ct": 0.5, "alpha_st": 1.0},
 }
 """DCASE's scenarios: events are to be placed well, and classes are not to be taken for one another."""
+PROBABILITIES = (0.005, 0.01, 0.02, *(round(0.05 * i, 2) for i in range(1, 20)), 0.97, 0.98, 0.99, 0.995)
+"""Thresholds that PSDS tries, the same for all classes."""
 MAX_FALSE_ALARMS = 100.0
 """False alarms an hour up to which PSDS looks, of each class."""
 
@@ -39,7 +45,7 @@ class Detection(NamedTuple):
     events : list of LabelledEvent
         Found events.
     scores : ndarray, shape (rows, classes)
-        Probabilities, by which PSDS tries all thresholds.
+        The highest of the thresholds at which an event is found there, or 0.
     times : ndarray, shape (rows + 1,)
         Start of each row, and the end of the last, in seconds.
     """
@@ -72,6 +78,40 @@ class EventScores:
     recall: float
     overall_f1: float
     psds: dict[str, float]
+
+
+def detect_events(
+    result: Mapping[str, Any], indices: Sequence[int], head: str | None = None, **options: Any
+) -> Detection:
+    """Return what `find_events` finds in a result, by the head's own thresholds and at those that PSDS tries.
+
+    Parameters
+    ----------
+    result : dict
+        What `transcribe` or `tag` returned.
+    indices : sequence of int
+        Classes that count.
+    head : str, optional
+        Name of the head; AudioSet's by default.
+    **options
+        Of `find_events`.
+    """
+    found = head_rows(result, head)
+    options = {"include_class_list": list(indices), "head": found.head, "language": "en", "specific": False, **options}
+    events = [
+        LabelledEvent(event["start"], event["end"], found.classes.names[event["index"]])
+        for event in find_events(result, **options)
+    ]
+    duration = float(result["duration"])
+    n_steps = max(1, math.ceil(round(duration / STEP_SECONDS, 6)))
+    times = np.minimum(np.arange(n_steps + 1) * STEP_SECONDS, duration)
+    scores = np.zeros((n_steps, len(indices)))
+    column = {index: i for i, index in enumerate(indices)}
+    for probability in PROBABILITIES:
+        for event in find_events(result, math.log(probability / (1 - probability)), **options):
+            first, last = (math.ceil(round(event[edge] / STEP_SECONDS, 6)) for edge in ("start", "end"))
+            scores[first:last, column[event["index"]]] = probability
+    return Detection(duration, events, scores, times)
 
 
 def check_event_scoring() -> None:
