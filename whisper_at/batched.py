@@ -105,7 +105,7 @@ class _Recording:
         self.mel = LogMel(self.source, model.dims.n_mels)
         try:
             clips = clip_frames(options.clip_timestamps, self.mel.content_frames)
-            self.tagger = Tagger(model, options.at_time_res, self.mel.content_frames)
+            self.tagger = Tagger(model, options.at_time_res, self.mel.content_frames, options.event_rows)
             self.language = options.decode_options.get("language") or detect_spoken_language(
                 model, self.mel, None, dtype, options.verbose
             )

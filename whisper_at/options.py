@@ -86,6 +86,7 @@ class TranscribeOptions:
     batch_size: int | None = None
     audio_track: int | str | None = None
     on_progress: Callable[[Progress], object] | None = None
+    event_rows: bool = False
     decode_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

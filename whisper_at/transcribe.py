@@ -69,6 +69,7 @@ def transcribe(
     batch_size: int | None = None,
     audio_track: int | str | None = None,
     on_progress: Callable[[Progress], object] | None = None,
+    event_rows: bool = False,
     **decode_options: Any,
 ) -> dict[str, Any]:
     """Transcribe a recording and tag what sounds in it.
@@ -102,6 +103,9 @@ def transcribe(
     on_progress : callable, optional
         Called before each window with a `Progress`: the segments and rows of tags that have become final since the
         last call, and how far the recording is transcribed. The result has the rest. Not for batches.
+    event_rows : bool
+        Whatever ``at_time_res`` is, keep rows of 0.4 and 1.2 s too, from the same pass: `find_events` places events
+        best by these.
 
     Returns
     -------
@@ -116,6 +120,7 @@ def transcribe(
           ``temperature``, ``thresholds``, and ``logits``, rows as above, ``segments``, ``(segments, classes)``
         - ``audio_tag_calibration``: ``temperature``, ``thresholds``, indices of ``known`` classes, if AudioSet's head
           has them; logits of classes that it does not know are NaN
+        - ``event_rows``: if they are asked for, rows of 0.4 and 1.2 s, in the same shape
         - ``duration``: seconds of audio
         - ``task``: ``transcribe`` or ``translate``, which the language of labels depends on
 
@@ -149,6 +154,7 @@ def transcribe(
         batch_size=batch_size,
         audio_track=audio_track,
         on_progress=on_progress,
+        event_rows=event_rows,
         decode_options=decode_options,
     )
     if not hasattr(model, "encode"):
@@ -176,7 +182,7 @@ def transcribe_in_order(
     mel = LogMel(source, model.dims.n_mels)
     content_frames = mel.content_frames
     clips = clip_frames(options.clip_timestamps, content_frames)
-    tagger = Tagger(model, options.at_time_res, content_frames)
+    tagger = Tagger(model, options.at_time_res, content_frames, options.event_rows)
 
     reuse = not options.strict_word_timing or model.compute_type in ("bfloat16", "int8")
     reuse = reuse or has_unfused_attention(model.encoder, dtype)

@@ -24,7 +24,7 @@ from .formats.options import FormatOptions
 from .formats.registry import check_package, extension
 from .formats.subtitles import caption_style, result_cues
 from .tagging.named_rows import named_spans, result_events, tag_rows
-from .tagging.rows import TagOptions, read_rows
+from .tagging.rows import EVENT_ROWS, TagOptions, read_rows
 
 UPSTREAM_KEYS = ("text", "segments", "language")
 TAG_KEYS = ("duration", "at_time_res", "audio_tag_calibration", "audio_tag_coverage", "audio_tag")
@@ -108,7 +108,7 @@ def result_to_json(result: Result, options: TagOptions | None = None) -> Result:
     heads = read_rows(result)
     if not heads:
         return result
-    values = dict(result)
+    values = {key: value for key, value in result.items() if key != EVENT_ROWS}  # the events are there
     for name, found in heads.items():
         values[name] = tag_rows(result, options, name)
         if found.segments is not None:

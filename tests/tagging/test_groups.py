@@ -71,14 +71,14 @@ def test_names_of_groups_in_every_language():
 
 
 def test_files_have_events_of_the_kind_asked_for():
-    result = heard(2, Animal=[3, 3], Bark=[SILENT, 2], Speech=[3, SILENT])
+    result = heard(2, Animal=[2, 2], Bark=[2, 2], Speech=[3, SILENT])
     result |= {"text": " Hi.", "segments": [{"start": 0.0, "end": 2.0, "text": " Hi."}]}
     names = {kind: [e["name"] for e in result_events(result, TagOptions(events=kind))] for kind in
              ("specific", "all", "groups")}  # fmt: skip
-    assert names["specific"] == ["Animal", "Speech", "Bark"]
-    assert names["groups"] == ["Animal", "Human voice"]
-    assert names["all"] == ["Animal", "Speech", "Bark"]
-    assert [span.text for span in sound_spans(result, TagOptions(events="groups"))] == ["[Animal]", "[Human voice]"]
+    assert names["specific"] == ["Speech", "Bark"]
+    assert sorted(names["groups"]) == ["Animal", "Human voice"]
+    assert sorted(names["all"]) == ["Animal", "Bark", "Speech"]
+    assert [span.text for span in sound_spans(result, TagOptions(events="groups"))] == ["[Human voice]", "[Animal]"]
     assert [span.text for span in timeline(result, TagOptions(events="groups"))] == ["Hi.", "[Animal]"]
     with pytest.raises(ValueError, match="specific, all or groups"):
         TagOptions(events="some")

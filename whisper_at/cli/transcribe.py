@@ -138,6 +138,8 @@ def main(argv: Sequence[str]) -> int:
     output_dir, output_format, captions = (args.pop(n) for n in ("output_dir", "output_format", "captions"))
     # With sounds, the timeline is printed here, window by window; of batches, at the end of each recording.
     timeline_options = TagOptions(**tag_options) if args["at_time_res"] and args["verbose"] else None
+    if args["at_time_res"]:
+        args["event_rows"] = True
     threads = args.pop("threads")
     if threads is not None and threads > 0:
         torch.set_num_threads(threads)
@@ -218,7 +220,7 @@ def _transcribe_files(
     hear: Callable[..., dict[str, Any]] = model.transcribe
     says_language = options["language"] is None and model.is_multilingual
     if options["task"] == "tag":
-        names = ("at_time_res", "clip_timestamps", "batch_size", "verbose", "audio_track")
+        names = ("at_time_res", "clip_timestamps", "batch_size", "verbose", "audio_track", "event_rows")
         hear, options, says_language = model.tag, {name: options[name] for name in names}, False
     if timeline_options is not None:
         options = {**options, "verbose": None}

@@ -8,8 +8,8 @@ from typing import Any
 
 from whisper.audio import HOP_LENGTH, SAMPLE_RATE
 
-from .rows import AUDIOSET, HeadRows, audioset_values, read_rows
-from .tagger import Tagger
+from .rows import HeadRows, read_rows
+from .tagger import Tagger, head_values
 from .timeline import steps_to_seconds
 
 
@@ -81,17 +81,14 @@ class ProgressReporter:
         """Rows of all heads that read states, in the shape that a result has them in."""
         first_row = {steps_to_seconds(steps): first for steps, first in self._first_row.items()}
         result: dict[str, Any] = {"at_time_res": list(first_row), "duration": self.tagger.seconds}
+        ends: dict[int, int] = {}
         for name, by_steps in self.tagger.rows.items():
             classes = self.tagger.classes[name]
             logits = {
-                steps_to_seconds(steps): classes.mask(rows.settled_logits(self._first_row[steps]))
-                for steps, rows in by_steps.items()
+                steps_to_seconds(steps): classes.mask(by_steps[steps].settled_logits(first))
+                for steps, first in self._first_row.items()
             }
-            if name == AUDIOSET:
-                result |= {AUDIOSET: logits, **audioset_values(classes)}
-            else:
-                result[name] = classes.values() | {"logits": logits}
-            ends = {steps: rows.settled_rows for steps, rows in by_steps.items()}
-        if self.tagger.rows:
-            self._first_row = ends  # the same for all heads
+            result |= head_values(name, classes, logits)
+            ends = {steps: by_steps[steps].settled_rows for steps in self._first_row}  # the same for all heads
+        self._first_row |= ends
         return {name: replace(found, first_row=first_row) for name, found in read_rows(result).items()}

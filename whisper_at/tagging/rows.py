@@ -17,11 +17,13 @@ from .timeline import seconds_to_steps, steps_to_seconds
 
 AUDIOSET = "audio_tag"
 """Key of a result, and the name of the head, that AudioSet's rows have."""
+EVENT_ROWS = "event_rows"
+"""Key of a result that has rows for events alone, as a result of its own, beside those that were asked for."""
 CALIBRATION = "audio_tag_calibration"
 """Key of a result that has what AudioSet's head says of itself: temperature, thresholds, the classes it knows."""
 RESERVED_NAMES = frozenset(
     "text segments words language duration task at_time_res audio_tag audio_tag_coverage audio_tag_calibration audio "
-    "events auto".split()
+    "events event_rows auto".split()
 )
 """Keys that a result has, or may come to have, and that no attached head can be called."""
 EVENT_KINDS = ("specific", "all", "groups")

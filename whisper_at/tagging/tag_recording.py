@@ -34,6 +34,7 @@ def tag_recording(
     verbose: bool | None = None,
     audio_track: int | str | None = None,
     on_progress: Callable[[Progress], object] | None = None,
+    event_rows: bool = False,
 ) -> dict[str, Any]:
     """Tag what sounds in a recording: the encoder and the heads run, the decoder does not.
 
@@ -56,6 +57,8 @@ def tag_recording(
         Which of a video's audio tracks, as of `transcribe`.
     on_progress : callable, optional
         Called before each batch of windows, as of `transcribe`.
+    event_rows : bool
+        Keep rows for events, as of `transcribe`.
 
     Returns
     -------
@@ -84,7 +87,7 @@ def tag_recording(
     batch_size = batch_size or (1 if on_cpu else GPU_BATCH)
     with LogMel(source, model.dims.n_mels) as mel:
         clips = clip_frames(wanted, mel.content_frames)
-        tagger = Tagger(model, at_time_res, mel.content_frames)
+        tagger = Tagger(model, at_time_res, mel.content_frames, event_rows)
         windows = [window for clip in clips for window in _windows(*clip)]
         total = sum(window.size for window in windows)
         report_progress = ProgressReporter(on_progress, tagger, None, "tag")

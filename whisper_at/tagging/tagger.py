@@ -14,7 +14,7 @@ from whisper.audio import HOP_LENGTH, SAMPLE_RATE
 
 from ..windows import Window
 from .listeners import WaveformClassifier, check_sample_rate, class_set, classify_spans, span_logits
-from .rows import AUDIOSET, audioset_values
+from .rows import AUDIOSET, EVENT_ROWS, audioset_values
 from .timeline import STEP_SECONDS, Classifier, TagRows, is_single, pool_steps, resolutions, row_spans, steps_to_seconds
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 AUTO_RESOLUTION = 10.0
 """Seconds per row of tags when none is asked for: the length of the clips that AudioSet is labelled by."""
+
+EVENT_STEPS = (1, 3)
+"""Steps of the rows that events are made of: those of 1.2 s say whether a class sounds, those of 0.4 s when."""
 
 
 def resolve_resolutions(
@@ -61,10 +64,16 @@ class Tagger:
         Seconds per row; raises ValueError as `resolve_resolutions`.
     content_frames : int
         Length of the recording in mel frames.
+    event_rows : bool
+        Whether to collect rows for events besides.
     """
 
     def __init__(
-        self, model: WhisperAT, at_time_res: float | Iterable[float] | str | None, content_frames: int
+        self,
+        model: WhisperAT,
+        at_time_res: float | Iterable[float] | str | None,
+        content_frames: int,
+        event_rows: bool = False,
     ) -> None:
         self.row_steps = resolve_resolutions(model, at_time_res)
         self.several = not is_single(at_time_res)
@@ -79,8 +88,10 @@ class Tagger:
             name: head if needs[name] == self.needs_final_norm else _without_final_norm(head)
             for name, head in state_heads.items()
         }
+        self.has_event_rows = event_rows and not set(EVENT_STEPS) <= set(self.row_steps)
+        all_steps = dict.fromkeys([*self.row_steps, *(EVENT_STEPS if self.has_event_rows else ())])
         self.rows = {
-            name: {steps: TagRows(steps, content_frames, classify, len(self.classes[name])) for steps in self.row_steps}
+            name: {steps: TagRows(steps, content_frames, classify, len(self.classes[name])) for steps in all_steps}
             for name, classify in self.classifiers.items()
         }
         self.segments: dict[str, list[Tensor]] = {name: [] for name in self.classifiers if name in model.attached}
@@ -122,10 +133,15 @@ class Tagger:
 
         found: dict[str, dict[str, Any]] = {}  # head → logits of rows, and of segments
         coverage: list[Tensor] = []
+        event_rows: dict[str, Any] = {"at_time_res": list(map(steps_to_seconds, EVENT_STEPS)), "duration": self.seconds}
         for name, by_steps in self.rows.items():
-            logits, coverages = zip(*(rows.finish() for rows in by_steps.values()))
-            found[name] = {"logits": by_resolution(list(map(self.classes[name].mask, logits)))}
-            coverage = coverage or list(coverages)  # the same for all heads
+            finished = {steps: rows.finish() for steps, rows in by_steps.items()}
+            logits = {steps: self.classes[name].mask(logits) for steps, (logits, _) in finished.items()}
+            found[name] = {"logits": by_resolution([logits[steps] for steps in self.row_steps])}
+            coverage = coverage or [finished[steps][1] for steps in self.row_steps]  # the same for all heads
+            if self.has_event_rows:
+                of_events = {steps_to_seconds(steps): logits[steps] for steps in EVENT_STEPS}
+                event_rows |= head_values(name, self.classes[name], of_events)
             if name in self.segments:
                 n_classes = len(self.classes[name])
                 ordered = [self.segments[name][i] for i in order]
@@ -145,7 +161,18 @@ class Tagger:
         if coverage:
             out["audio_tag_coverage"] = by_resolution(coverage)
         out |= {"duration": self.seconds, "task": task}
+        if self.has_event_rows and self.rows:
+            out[EVENT_ROWS] = event_rows
         return out | {name: self.classes[name].values() | parts for name, parts in found.items()}
+
+
+def head_values(name: str, classes: ClassSet, logits: Any) -> dict[str, Any]:
+    """Return what a result says of a head: its rows, and what they mean."""
+    return (
+        {AUDIOSET: logits, **audioset_values(classes)}
+        if name == AUDIOSET
+        else {name: classes.values() | {"logits": logits}}
+    )
 
 
 def _without_final_norm(head: Classifier) -> Classifier:
