@@ -74,16 +74,19 @@ def _steps(span: Span, margin: float, n_steps: int) -> tuple[int, int]:
     return max(first, 0), min(end, n_steps)
 
 
-def join_spans(spans: Sequence[Span], gap: float) -> Iterator[tuple[int, int]]:
-    """Yield first and last index of spans in order of their starts that have no more than so many seconds between them.
+def touching(spans: Sequence[Span]) -> Iterator[tuple[int, int]]:
+    """Yield first and last index of spans, in order of time, that touch or overlap.
 
     Examples
     --------
-    >>> list(join_spans([Span(0.0, 1.0), Span(1.0, 2.0), Span(3.0, 4.0)], 0.0))
+    >>> list(touching([Span(0.0, 1.0), Span(1.0, 2.0), Span(3.0, 4.0)]))
     [(0, 1), (2, 2)]
     """
-    first = 0
-    for i in range(1, len(spans) + 1):
-        if i == len(spans) or spans[i].start - max(span.end for span in spans[first:i]) > gap + 1e-6:
+    first, end = 0, spans[0].end if spans else 0.0
+    for i, span in enumerate(spans):
+        if span.start > end + 1e-6:
             yield first, i - 1
-            first = i
+            first, end = i, span.end
+        end = max(end, span.end)
+    if spans:
+        yield first, len(spans) - 1

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .classes import ClassSet, logit, sigmoid
-from .event_times import Span, choose_rows, join_spans, place_event
+from .event_times import Span, choose_rows, place_event, touching
 from .groups import group_classes, group_name
 from .labels import class_ancestors, display_names, tag_language
 from .rows import AUDIOSET, EVENT_ROWS, HeadRows, read_rows
@@ -144,10 +144,13 @@ class _ActiveRows:
         fine = None if self.fine is None else _highest(self.fine[:, columns])
         runs = list(_runs(active, self.gap / self.seconds, np.isnan(log_odds)))
         spans = [Span(self.times[first][0], self.times[last][1]) for first, last in runs]
+        together: Iterable[tuple[int, int]] = ((i, i) for i in range(len(runs)))
         if fine is not None:
             spans = [place_event(span, fine, self.duration) for span in spans]
-        for first, last in join_spans(spans, self.gap if fine is not None else -1.0):
-            start, end = spans[first].start, max(span.end for span in spans[first : last + 1])
+            together = touching(spans)
+        for first, last in together:
+            start = min(span.start for span in spans[first : last + 1])
+            end = max(span.end for span in spans[first : last + 1])
             rows = (runs[first][0], runs[last][1])
             if end - start >= shortest:
                 yield _Event(start, end, *rows, float(np.nanmax(log_odds[rows[0] : rows[1] + 1])))

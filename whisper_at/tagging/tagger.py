@@ -13,6 +13,7 @@ from torch import Tensor
 from whisper.audio import HOP_LENGTH, SAMPLE_RATE
 
 from ..windows import Window
+from .classes import ClassSet
 from .listeners import WaveformClassifier, check_sample_rate, class_set, classify_spans, span_logits
 from .rows import AUDIOSET, EVENT_ROWS, audioset_values
 from .timeline import STEP_SECONDS, Classifier, TagRows, is_single, pool_steps, resolutions, row_spans, steps_to_seconds
@@ -168,11 +169,9 @@ class Tagger:
 
 def head_values(name: str, classes: ClassSet, logits: Any) -> dict[str, Any]:
     """Return what a result says of a head: its rows, and what they mean."""
-    return (
-        {AUDIOSET: logits, **audioset_values(classes)}
-        if name == AUDIOSET
-        else {name: classes.values() | {"logits": logits}}
-    )
+    if name == AUDIOSET:
+        return {AUDIOSET: logits, **audioset_values(classes)}
+    return {name: classes.values() | {"logits": logits}}
 
 
 def _without_final_norm(head: Classifier) -> Classifier:
