@@ -71,6 +71,8 @@ examples:
                                                  captions that people can read, with [sounds]
   whisper-at interview.wav --model small --at_time_res 2 -f srt,labels,png
                                                  captions, an Audacity label track, and a picture
+  whisper-at yard.wav --model base --events groups -f labels
+                                                 Animal, Vehicle, Human voice … as a label track
   whisper-at forest.wav --model base --task tag
                                                  sounds alone, without text, much faster
   whisper-at night/*.wav --model base --include_classes "Dog; Siren; /m/03m9d0z"
