@@ -8,7 +8,7 @@ from test_events import SILENT, heard, own, spans
 from whisper_at import find_events
 from whisper_at.formats.spans import sound_spans, timeline
 from whisper_at.tagging.classes import ClassSet
-from whisper_at.tagging.groups import EVENT_GROUPS, HUMAN_VOICE, group_classes, group_name
+from whisper_at.tagging.groups import DOMESTIC_SOUNDS, EVENT_GROUPS, HUMAN_VOICE, group_classes, group_name
 from whisper_at.tagging.labels import ancestors, audioset_classes, find_class, label_languages
 from whisper_at.tagging.named_rows import result_events
 from whisper_at.tagging.rows import TagOptions
@@ -64,8 +64,9 @@ def test_heads_of_ones_own_have_no_groups():
 
 
 def test_names_of_groups_in_every_language():
-    names = {code: group_name(HUMAN_VOICE, code) for code in label_languages()}
-    assert [code for code, name in names.items() if name == "Human voice"] == ["en"]
+    for mid, english in ((HUMAN_VOICE, "Human voice"), (DOMESTIC_SOUNDS, "Domestic sounds")):
+        names = {code: group_name(mid, code) for code in label_languages()}
+        assert [code for code, name in names.items() if name == english] == ["en"]
     assert spans(find_events(heard(1, Speech=[2.0]), groups=True, language="de")) == [("Menschliche Stimme", 0.0, 2.0)]
     assert spans(find_events(heard(1, Bark=[2.0]), groups=True, language="German")) == [("Tierlaute", 0.0, 2.0)]
 

@@ -11,8 +11,8 @@ from ..languages import language_code
 from .classes import ClassSet
 from .labels import ASSETS, audioset_labels, class_nodes, find_class, label_names
 
-HUMAN_VOICE = "/m/09l8g"
-"""A node of the ontology that is no class itself."""
+HUMAN_VOICE, DOMESTIC_SOUNDS = "/m/09l8g", "/t/dd00071"
+"""Nodes of the ontology that are no classes themselves."""
 EVENT_GROUPS = (
     HUMAN_VOICE,
     "/m/0jbk",  # Animal
@@ -21,7 +21,7 @@ EVENT_GROUPS = (
     "/m/02mk9",  # Engine
     "/m/0395lw",  # Bell: before Music, to whose instruments bells belong
     "/m/04rlf",  # Music
-    "/t/dd00071",  # Domestic sounds, home sounds
+    DOMESTIC_SOUNDS,
     "/t/dd00077",  # Mechanisms
     "/m/07k1x",  # Tools
     "/m/014zdl",  # Explosion
@@ -62,8 +62,8 @@ def group_classes(classes: ClassSet, groups: bool | Iterable[int | str] | int | 
     classes : ClassSet
         Of a head. Those that do not lie in AudioSet's ontology belong to no group.
     groups : bool, int, str or iterable of int or str
-        True for `EVENT_GROUPS`, False for none; or AudioSet classes by index, MID or English name, and ``"Human
-        voice"``.
+        True for `EVENT_GROUPS`, False for none; or AudioSet classes by index, MID or English name, ``"Human voice"``
+        and ``"Domestic sounds"``.
 
     Raises
     ------
@@ -90,8 +90,9 @@ def group_classes(classes: ClassSet, groups: bool | Iterable[int | str] | int | 
 
 
 def _group_mid(query: int | str) -> str:
-    if isinstance(query, str) and query.strip().lower() in (HUMAN_VOICE, group_name(HUMAN_VOICE).lower()):
-        return HUMAN_VOICE
+    for mid in (HUMAN_VOICE, DOMESTIC_SOUNDS):
+        if isinstance(query, str) and query.strip().lower() in (mid, group_name(mid).lower()):
+            return mid
     return audioset_labels()[find_class(query)].mid
 
 
