@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
 
 from ..languages import language_code
 from .classes import ClassSet
@@ -36,7 +36,8 @@ EVENT_GROUPS = (
 """MIDs of the groups, if no others are asked for. A class belongs to the first that contains it."""
 
 
-class Group(NamedTuple):
+@dataclass(frozen=True)
+class Group:
     """A group.
 
     Attributes
@@ -108,7 +109,7 @@ def group_name(mid: str, language: str = "en") -> str:
     if (mid, "en") not in names:
         return label_names(language)[find_class(mid)]
     try:
-        code = language_code(language)
+        code = language_code(language) or "en"
     except ValueError:
         code = language.strip().lower()
     return names.get((mid, code), names[mid, "en"])

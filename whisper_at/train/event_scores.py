@@ -7,7 +7,7 @@ scores", 2022.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -115,9 +115,11 @@ def detect_events(
 
 
 def check_event_scoring() -> None:
-    """Raise ImportError, which says what to install, if `sed_scores_eval` is not here."""
-    if importlib.util.find_spec("sed_scores_eval") is None:
-        raise ImportError('events need sed_scores_eval: pip install sed_scores_eval, or pip install ".[events]"')
+    """Raise ImportError, which says what to install, if `sed_scores_eval` cannot be used."""
+    try:
+        importlib.import_module("sed_scores_eval")
+    except ImportError as error:  # also of what it stands on
+        raise ImportError(f'events are scored by sed_scores_eval: pip install ".[events]" ({error})') from None
 
 
 def score_events(
