@@ -11,8 +11,9 @@ from typing import Any
 
 import tqdm
 from whisper.tokenizer import LANGUAGES
-from whisper.utils import format_timestamp, make_safe
+from whisper.utils import format_timestamp
 
+from ..segments import print_line
 from ..tagging.named_rows import named_spans
 from ..tagging.progress import Progress
 from ..tagging.rows import AUDIOSET, HeadRows, TagOptions, read_rows
@@ -136,5 +137,6 @@ class Screen:
 
     def _print(self, lines: Iterable[str]) -> None:
         for line in lines:
-            tqdm.tqdm.write(make_safe(line))  # above the bar
-        sys.stdout.flush()  # whoever reads a pipe waits for it
+            print_line(line)
+        if hasattr(sys.stdout, "flush"):  # a program's own stream need not have it
+            sys.stdout.flush()  # whoever reads a pipe waits for it
