@@ -30,7 +30,7 @@ from whisper_at.tagging.classes import ClassSet
 from whisper_at.tagging.heads import Head
 from whisper_at.tagging.labels import N_CLASSES, find_class
 from whisper_at.tagging.rows import AUDIOSET, audioset_values
-from whisper_at.train.event_scores import COLLAR, EventScores, detect_events, score_events
+from whisper_at.train.event_scores import COLLAR, PROBABILITIES, EventScores, detect_events, score_events
 
 from .detection import Span
 from .evaluate import Clip, all_clips
@@ -123,8 +123,9 @@ def score(
     setting: Sequence[float],
     classes: ClassSet,
     indices: Sequence[int],
+    probabilities: Sequence[float],
 ) -> EventScores:
-    """Return scores of the events that `find_events` finds in rows of some lengths."""
+    """Return scores of the events that `find_events` finds in rows of some lengths; PSDS by these thresholds."""
     names = [classes.names[index] for index in indices]
     reference, detections = {}, {}
     for i, (mixture, logits) in enumerate(zip(mixtures, rows)):
@@ -138,7 +139,7 @@ def score(
         reference[str(i)] = [
             LabelledEvent(*span, classes.names[index]) for index in indices for span in mixture.events.get(index, [])
         ]
-        detections[str(i)] = detect_events(result, indices)
+        detections[str(i)] = detect_events(result, indices, probabilities=probabilities)
     return score_events(reference, detections, names)
 
 
@@ -163,7 +164,8 @@ def measure(encoder: Encoder, minutes: int, tuning_minutes: int) -> list[dict[st
         deciding = max(setting)
         of_seconds = np.concatenate([by_second(one[deciding], deciding, SECONDS) for one in of_parts[0]])
         for thresholds, classes in (("own", own), ("tuned", tune(own, heard, of_seconds))):
-            found = score(mixtures, of_parts[1], setting, classes, indices)
+            probabilities = PROBABILITIES if thresholds == "own" else ()  # which are tried whatever the thresholds are
+            found = score(mixtures, of_parts[1], setting, classes, indices, probabilities)
             row = {"model": encoder.name, "rows": label, "thresholds": thresholds, "classes": len(indices)}
             row |= {"events": sum(numbers[index] for index in indices), "F1": found.f1, "overall F1": found.overall_f1}
             row |= {"precision": found.precision, "recall": found.recall, **found.psds}

@@ -81,7 +81,11 @@ class EventScores:
 
 
 def detect_events(
-    result: Mapping[str, Any], indices: Sequence[int], head: str | None = None, **options: Any
+    result: Mapping[str, Any],
+    indices: Sequence[int],
+    head: str | None = None,
+    probabilities: Sequence[float] = PROBABILITIES,
+    **options: Any,
 ) -> Detection:
     """Return what `find_events` finds in a result, by the head's own thresholds and at those that PSDS tries.
 
@@ -93,6 +97,8 @@ def detect_events(
         Classes that count.
     head : str, optional
         Name of the head; AudioSet's by default.
+    probabilities : sequence of float
+        Thresholds that PSDS tries, from the lowest up.
     **options
         Of `find_events`.
     """
@@ -107,7 +113,7 @@ def detect_events(
     times = np.minimum(np.arange(n_steps + 1) * STEP_SECONDS, duration)
     scores = np.zeros((n_steps, len(indices)))
     column = {index: i for i, index in enumerate(indices)}
-    for probability in PROBABILITIES:
+    for probability in probabilities:
         for event in find_events(result, math.log(probability / (1 - probability)), **options):
             first, last = (math.ceil(round(event[edge] / STEP_SECONDS, 6)) for edge in ("start", "end"))
             scores[first:last, column[event["index"]]] = probability
