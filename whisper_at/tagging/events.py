@@ -92,7 +92,7 @@ def find_events(
         for group in group_classes(classes, groups):
             members = sorted({*group.members} & {*wanted})
             wanted = [index for index in wanted if index not in members]
-            facts = {"name": group_name(group.mid, name_language)}
+            facts: dict[str, Any] = {"name": group_name(group.mid, name_language)}
             facts |= {"mid": group.mid} if group.index is None else {"index": group.index, "mid": group.mid}
             for event in rows.events(members, shortest):
                 sounding = [index for index in members if rows.active[event.first : event.last + 1, index].any()]
@@ -101,7 +101,8 @@ def find_events(
         explained = _explained_by_child(rows.active, classes, wanted) if specific else {}
         for index in wanted:
             facts = {"name": names[index], "index": index}
-            facts |= {} if classes.mids is None else {"mid": classes.mids[index]}
+            if classes.mids is not None:
+                facts["mid"] = classes.mids[index]
             for event in rows.events([index], shortest):
                 span = slice(event.first, event.last + 1)
                 if index not in explained or 2 * explained[index][span].sum() <= event.last + 1 - event.first:
@@ -138,7 +139,8 @@ class _ActiveRows:
 
     def events(self, columns: list[int], shortest: float) -> Iterator[_Event]:
         """Yield where any of some classes sounds."""
-        if not (active := self.active[:, columns].any(1)).any():
+        active: np.ndarray = self.active[:, columns].any(axis=1)
+        if not active.any():
             return
         log_odds = _highest(self.log_odds[:, columns])
         fine = None if self.fine is None else _highest(self.fine[:, columns])
