@@ -195,7 +195,7 @@ def test_events_with_times_are_scored(event_table, sounds, head_file, checkpoint
     found = read_event_table(out / "events.tsv")
     model = load_model(str(checkpoint), "cpu", head=str(head_file[0])).eval()
     for path in sorted(sounds.rglob("*.wav"))[:3]:
-        events = find_events(model.tag(str(path), at_time_res=1.2))
+        events = find_events(model.tag(str(path), at_time_res=[0.4, 1.2]))
         wanted = [LabelledEvent(round(e["start"], 3), round(e["end"], 3), e["name"]) for e in events]
         assert found.get(str(path.relative_to(sounds)), []) == sorted(wanted)
 

@@ -87,8 +87,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, metavar="S", help="length of clips under protocol 10")
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder of the report")
     parser.add_argument("--features", metavar="DIR", help="keep states there for another time; else they are not kept")
-    help = "seconds of a row, of events with times (default: %(default)s)"
-    parser.add_argument("--at_time_res", type=resolution_list, default=1.2, metavar="S[,S]", help=help)
+    help = "seconds of the rows that decide on events with times, and of those that place them (default: 1.2,0.4)"
+    parser.add_argument("--at_time_res", type=resolution_list, default=[1.2, 0.4], metavar="S[,S]", help=help)
     help = "seconds that events with times may begin and end early or late (default: %(default)s)"
     parser.add_argument("--collar", type=positive_number, default=COLLAR, metavar="S", help=help)
     add_skip_bad_argument(parser, "leave out clips that cannot be read")

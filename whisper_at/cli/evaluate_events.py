@@ -61,7 +61,7 @@ def evaluate_events(parser: argparse.ArgumentParser, args: argparse.Namespace) -
 
     minutes = sum(found.duration for found in detections.values()) / 60
     details = {
-        **{"head": Path(args.head).name, "model": model_name, "rows": f"{args.at_time_res} s"},
+        **{"head": Path(args.head).name, "model": model_name, "rows of": _seconds(args.at_time_res)},
         "data": f"{Path(args.data).name}: {len(detections)} recordings, {minutes:.1f} minutes",
     }
     if left_out:
@@ -110,6 +110,11 @@ def _labels(table: Mapping[str, Sequence[LabelledEvent]]) -> list[str]:
 
 def _class_of(label: str, classes: ClassSet) -> int:
     return find_class(label) if is_audioset(classes) else classes.index(label)
+
+
+def _seconds(at_time_res: float | Sequence[float]) -> str:
+    lengths = at_time_res if isinstance(at_time_res, Sequence) else [at_time_res]
+    return f"{', '.join(f'{seconds:g}' for seconds in lengths)} s"
 
 
 def summary(scores: EventScores, collar: float) -> str:
