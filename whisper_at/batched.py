@@ -108,7 +108,9 @@ class _Recording:
         try:
             clips = clip_frames(options.clip_timestamps, self.mel.content_frames)
             self.gate = SpeechGate(model, options.speech_gate, options.missed_speech)
-            self.tagger = Tagger(model, options.at_time_res, self.mel.content_frames, needs_states=self.gate.is_on)
+            self.tagger = Tagger(
+                model, options.at_time_res, self.mel.content_frames, options.event_rows, needs_states=self.gate.is_on
+            )
             self.language = options.decode_options.get("language") or detect_spoken_language(
                 model, self.mel, None, dtype, options.verbose
             )

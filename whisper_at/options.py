@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 from whisper.decoding import DecodingOptions
 
 from .fallback import Thresholds
+from .tagging.progress import Progress
 from .tagging.timeline import resolutions
 from .windows import parse_clip_timestamps
 
@@ -19,6 +20,7 @@ SEQUENTIAL_OPTIONS = (
     "carry_initial_prompt",
     "hallucination_silence_threshold",
     "strict_word_timing",
+    "on_progress",
 )
 """Options that tie a window to the one before it, or to a pass of its own: batches do not take them."""
 
@@ -85,6 +87,8 @@ class TranscribeOptions:
     audio_track: int | str | None = None
     speech_gate: bool | float = False
     missed_speech: bool = False
+    on_progress: Callable[[Progress], object] | None = None
+    event_rows: bool = False
     decode_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -95,10 +99,9 @@ class TranscribeOptions:
         if self.batch_size is not None:
             if self.batch_size < 1:
                 raise ValueError(f"batch_size must be 1 or more, not {self.batch_size}")
-            if self.hallucination_silence_threshold is not None:
-                raise ValueError(
-                    "hallucination_silence_threshold needs one window after the other: leave out batch_size"
-                )
+            for name in ("hallucination_silence_threshold", "on_progress"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} needs one window after the other: leave out batch_size")
         if self.initial_prompt is not None and not isinstance(self.initial_prompt, str):
             raise ValueError(f"initial_prompt must be text, not {self.initial_prompt!r:.60}")
         if not 0 <= self.speech_gate <= 1:

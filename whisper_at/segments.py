@@ -6,9 +6,11 @@ explicit values. Times are seconds from the start of the file, ``seek`` is in me
 
 from __future__ import annotations
 
+import sys
 from typing import Any, NamedTuple
 
 import torch
+import tqdm
 from whisper.audio import FRAMES_PER_SECOND, HOP_LENGTH, N_FRAMES, SAMPLE_RATE
 from whisper.decoding import DecodingResult
 from whisper.tokenizer import Tokenizer
@@ -31,7 +33,13 @@ class Split(NamedTuple):
 def print_segment(segment: dict[str, Any]) -> None:
     """Print a segment as ``[00:01.000 --> 00:05.900]  text``, as openai-whisper does."""
     start, end = format_timestamp(segment["start"]), format_timestamp(segment["end"])
-    print(make_safe(f"[{start} --> {end}] {segment['text']}"))
+    print_line(f"[{start} --> {end}] {segment['text']}")
+
+
+def print_line(text: str) -> None:
+    """Print a line of any script, above a progress bar if there is one."""
+    if sys.stdout is not None:  # as where a program has no console
+        tqdm.tqdm.write(make_safe(text))
 
 
 def has_text(segment: dict[str, Any]) -> bool:

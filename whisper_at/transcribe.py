@@ -7,7 +7,7 @@ token; the rules for segments are in `segments`, those for rows of tags in `tagg
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -43,6 +43,7 @@ from .segments import (
     text_of,
 )
 from .speech_gate import SpeechGate, begins_next_window, mark_recovered
+from .tagging.progress import Progress, ProgressReporter
 from .tagging.tagger import Tagger, encode_windows, resolve_resolutions
 from .windows import Window, clip_frames
 
@@ -74,6 +75,8 @@ def transcribe(
     audio_track: int | str | None = None,
     speech_gate: bool | float = False,
     missed_speech: bool = False,
+    on_progress: Callable[[Progress], object] | None = None,
+    event_rows: bool = False,
     **decode_options: Any,
 ) -> dict[str, Any]:
     """Transcribe a recording and tag what sounds in it.
@@ -110,6 +113,12 @@ def transcribe(
         heard; True takes `whisper_at.speech_gate.GATE_THRESHOLD`.
     missed_speech : bool
         Decode speech again that the tags hear and the text lacks, in windows of its own.
+    on_progress : callable, optional
+        Called before each window with a `Progress`: the segments and rows of tags that have become final since the
+        last call, and how far the recording is transcribed. The result has the rest. Not for batches.
+    event_rows : bool
+        Whatever ``at_time_res`` is, keep rows of 0.4 and 1.2 s too, from the same pass: `find_events` places events
+        best by these.
 
     Returns
     -------
@@ -124,6 +133,7 @@ def transcribe(
           ``temperature``, ``thresholds``, and ``logits``, rows as above, ``segments``, ``(segments, classes)``
         - ``audio_tag_calibration``: ``temperature``, ``thresholds``, indices of ``known`` classes, if AudioSet's head
           has them; logits of classes that it does not know are NaN
+        - ``event_rows``: if they are asked for, rows of 0.4 and 1.2 s, in the same shape
         - ``duration``: seconds of audio
         - ``task``: ``transcribe`` or ``translate``, which the language of labels depends on
         - with ``speech_gate``, ``withheld``: a list of ``{"start", "end", "text", "reason", "score"}``, the text being
@@ -162,6 +172,8 @@ def transcribe(
         audio_track=audio_track,
         speech_gate=speech_gate,
         missed_speech=missed_speech,
+        on_progress=on_progress,
+        event_rows=event_rows,
         decode_options=decode_options,
     )
     if not hasattr(model, "encode"):
@@ -190,7 +202,7 @@ def transcribe_in_order(
     mel = LogMel(source, model.dims.n_mels)
     content_frames = mel.content_frames
     clips = clip_frames(options.clip_timestamps, content_frames)
-    tagger = Tagger(model, options.at_time_res, content_frames, needs_states=gate.is_on)
+    tagger = Tagger(model, options.at_time_res, content_frames, options.event_rows, needs_states=gate.is_on)
 
     encode_once = _EncodeOnce(model, mel, dtype, tagger)
     if language is None:
@@ -207,10 +219,12 @@ def transcribe_in_order(
     prompt = _Prompt(tokenizer, options.initial_prompt, options.carry_initial_prompt, model.dims.n_text_ctx)
     segments: list[dict[str, Any]] = []
     last_speech = 0.0
+    report_progress = ProgressReporter(options.on_progress, tagger, language, task)
 
     with mel, tqdm.tqdm(total=content_frames, unit="frames", disable=options.verbose is not False) as progress:
         for seek, clip_end in clips:
             while seek < clip_end:
+                report_progress(seek, segments, gate.withheld)
                 window = Window(seek, min(N_FRAMES, clip_end - seek))
                 encoded_window = encode_once(window)
                 tagger.add_window(window, encoded_window.states, settled_before=seek)

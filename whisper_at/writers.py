@@ -24,7 +24,7 @@ from .formats.options import FormatOptions
 from .formats.registry import check_package, extension
 from .formats.subtitles import caption_style, result_cues
 from .tagging.named_rows import named_spans, result_events, tag_rows
-from .tagging.rows import TagOptions, read_rows
+from .tagging.rows import EVENT_ROWS, TagOptions, read_rows
 
 UPSTREAM_KEYS = ("text", "segments", "language")
 TAG_KEYS = ("duration", "at_time_res", "audio_tag_calibration", "audio_tag_coverage", "audio_tag")
@@ -41,6 +41,7 @@ def get_writer(
     p_threshold: float | None = None,
     label_language: str = "follow_asr",
     include_classes: Iterable[int | str] | None = None,
+    events: str = "specific",
     captions: str | None = None,
 ) -> Callable[..., None]:
     """Return the function that writes a result, called as ``writer(result, audio_path, options)``.
@@ -56,7 +57,7 @@ def get_writer(
     output_dir : str
         Existing folder. Files are named after the audio, as upstream names them. Where that is only a name, the writer
         takes the recording as ``audio=``; a picture shows its waveform.
-    top_k, p_threshold, label_language, include_classes
+    top_k, p_threshold, label_language, include_classes, events
         Which tags are written, and in which language: see `TagOptions`. Events are those of
         `whisper_at.find_events` with the same classes, language and, if it is given, threshold.
     captions : str, optional
@@ -76,7 +77,7 @@ def get_writer(
     for name in names:
         if name in FORMATS:
             check_package(name)
-    options = FormatOptions(TagOptions(top_k, p_threshold, label_language, include_classes), captions)
+    options = FormatOptions(TagOptions(top_k, p_threshold, label_language, include_classes, events), captions)
     writers = [_writer(name, output_dir, options) for name in names]
     if len(writers) == 1:
         return writers[0]
@@ -107,7 +108,7 @@ def result_to_json(result: Result, options: TagOptions | None = None) -> Result:
     heads = read_rows(result)
     if not heads:
         return result
-    values = dict(result)
+    values = {key: value for key, value in result.items() if key != EVENT_ROWS}  # the events are there
     for name, found in heads.items():
         values[name] = tag_rows(result, options, name)
         if found.segments is not None:

@@ -16,10 +16,12 @@ from whisper_at.audio import load_audio, log_mel_spectrogram, pad_or_trim
 from whisper_at.checkpoints import open_head, save_safetensors
 from whisper_at.cli import train
 from whisper_at.cli.evaluate import EXAMPLES, main
+from whisper_at.data.events import LabelledEvent, read_event_table
 from whisper_at.data.readers import read_folders
 from whisper_at.features.concat_clips import concat_sounds, shuffle_clips
 from whisper_at.loading import load_model
 from whisper_at.tagging.classes import ClassSet
+from whisper_at.tagging.events import find_events
 from whisper_at.tagging.heads import make_head
 from whisper_at.windows import Window
 
@@ -162,3 +164,64 @@ def test_wrong_arguments_are_refused_in_a_line(arguments, message, sounds, head_
         main([str(head_file[0]), "-o", str(tmp_path / "out"), *filled])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+# --- events with times ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def event_table(sounds, tmp_path):
+    """Events of three of the recordings; `hum` is an event that the head finds nowhere near."""
+    files = sorted(str(path.relative_to(sounds)) for path in sounds.rglob("*.wav"))[:3]
+    rows = [(files[0], "0", "2.4", "hiss"), (files[1], "1.2", "3.6", "hum"), (files[2], "", "", "")]
+    path = tmp_path / "events.tsv"
+    lines = ["\t".join(row) for row in [("filename", "onset", "offset", "event_label"), *rows]]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_events_with_times_are_scored(event_table, sounds, head_file, checkpoint, tmp_path, capsys):
+    pytest.importorskip("sed_scores_eval")
+    out = tmp_path / "out"
+    arguments = [str(head_file[0]), "--data", str(event_table), "--root", str(sounds), "--model", str(checkpoint)]
+    assert main([*arguments, "-o", str(out), "--quiet"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].startswith("2 classes: event F1 (±0.4 s) 0.")
+    assert "PSDS1 " in shown[0]
+    assert shown[1:] == [str(out / "report.md"), str(out / "events.tsv")]
+    report = (out / "report.md").read_text("utf-8")
+    assert "events.tsv: 3 recordings, " in report
+    assert "| hiss | 1 |" in report
+    found = read_event_table(out / "events.tsv")
+    model = load_model(str(checkpoint), "cpu", head=str(head_file[0])).eval()
+    for path in sorted(sounds.rglob("*.wav"))[:3]:
+        events = find_events(model.tag(str(path), at_time_res=[0.4, 1.2]))
+        wanted = [LabelledEvent(round(e["start"], 3), round(e["end"], 3), e["name"]) for e in events]
+        assert found.get(str(path.relative_to(sounds)), []) == sorted(wanted)
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "message"),
+    [
+        (("hum", "buzz"), [], "events of 'buzz', which the head does not know"),
+        (("3.6", "soon"), [], "line 3: onset and offset must be seconds"),
+        (("", ""), ["--protocol", "10"], "--protocol is for labelled clips"),
+        (("", ""), ["--collar", "0"], "'0' is not a number above 0"),
+    ],
+)
+def test_wrong_events_are_refused(change, arguments, message, event_table, head_file, checkpoint, tmp_path, capsys):
+    pytest.importorskip("sed_scores_eval")
+    event_table.write_text(event_table.read_text().replace(*change))
+    line = [str(head_file[0]), "--data", str(event_table), "--model", str(checkpoint), "-o", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as stopped:
+        main([*line, *arguments])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_missing_recording_is_named(event_table, head_file, checkpoint, tmp_path, capsys):
+    pytest.importorskip("sed_scores_eval")
+    arguments = [str(head_file[0]), "--data", str(event_table), "--model", str(checkpoint), "--quiet"]
+    assert main([*arguments, "-o", str(tmp_path / "out")]) == 1  # the table's folder has none of them
+    assert capsys.readouterr().err.count("No such audio file") == 3
+    assert not (tmp_path / "out").exists()

@@ -174,6 +174,15 @@ def test_ctrl_c_is_one_line_and_leaves_nothing_half_written(tmp_path, batch):
     ]
 
 
+def test_warnings_are_one_line():
+    with reporting.one_line_warnings():
+        assert (
+            warnings.formatwarning(UserWarning("so\nit is"), UserWarning, "x.py", 3)
+            == "whisper-at: warning: so it is\n"
+        )
+    assert "x.py:3" in warnings.formatwarning(UserWarning("so"), UserWarning, "x.py", 3)
+
+
 def test_ctrl_c_while_a_model_loads_is_one_line(monkeypatch, capsys):
     def interrupt(*_, **__):
         raise KeyboardInterrupt

@@ -23,6 +23,7 @@ from whisper_at import audio, checkpoints, cli
 from whisper_at.checkpoints import registry
 from whisper_at.cli import reporting
 from whisper_at.cli import transcribe as command
+from whisper_at.cli.timeline import timeline_lines
 from whisper_at.tagging.rows import TagOptions
 from whisper_at.writers import tag_rows
 
@@ -145,7 +146,7 @@ def test_every_flag_of_upstream_is_here(monkeypatch):
             assert [mine.type(choice) for choice in action.choices] == list(action.choices)
         else:
             assert mine.choices is None if action.choices is None else list(mine.choices) == list(action.choices)
-    new = {"version", "at_time_res", "top_k", "p_threshold", "label_language", "include_classes"}
+    new = {"version", "at_time_res", "top_k", "p_threshold", "label_language", "include_classes", "events"}
     new |= {"head", "at_low_compute", "compute_type", "draft", "batch_size", "captions", "audio_track"}
     assert set(ours) - set(theirs) == new
 
@@ -274,6 +275,7 @@ def test_options_reach_transcribe_as_upstreams_do(tmp_path, monkeypatch, line):
     assert actual.pop("at_time_res") is None
     assert actual.pop("batch_size") is None
     assert actual.pop("audio_track") is None
+    assert (actual.pop("on_progress") is None) == (not expected["verbose"])
     language = expected["language"]
     assert actual == {**expected, "language": TO_LANGUAGE_CODE.get(str(language).lower(), language)}  # by its code
     assert load["head"] is None  # no tags asked for: no head is fetched
@@ -290,6 +292,13 @@ def test_an_english_model_says_that_another_language_is_not_heard(tmp_path, monk
     with pytest.warns(UserWarning, match="tiny.en knows English only"):
         options = transcribe_options(monkeypatch, "--model", "tiny.en", "--language", "de")
     assert options["language"] == "en"
+
+
+@pytest.mark.parametrize("option", ["--language de", "--task translate"])
+def test_an_english_file_is_asked_for_nothing_else(run, folder, capsys, option):
+    os.link(folder / "tiny-random.en", folder / f"mine{len(option)}.pt")  # whose name does not tell
+    assert run("short.flac", *option.split(), model=f"mine{len(option)}.pt") == 1
+    assert f"mine{len(option)}.pt knows English only: leave out {option}" in capsys.readouterr().err
 
 
 def test_captions_of_words_need_words(capsys):
@@ -475,12 +484,12 @@ def test_rows_without_tags_are_not_shown():
     logits[1, 74], logits[1, 72], logits[2] = 2.31, 2.1, float("nan")
     result = {"text": "", "segments": [], "language": "en", "audio_tag": logits, "at_time_res": 10.0}
     result |= {"audio_tag_coverage": torch.tensor([1.0, 1.0, 0.0]), "duration": 24.0}
-    assert list(command.timeline_lines(result)) == ["[00:10.000 --> 00:20.000] (Dog 0.91, Animal 0.89)"]
-    assert list(command.timeline_lines(result, TagOptions(1, include_classes=[72]))) == [
+    assert list(timeline_lines(result)) == ["[00:10.000 --> 00:20.000] (Dog 0.91, Animal 0.89)"]
+    assert list(timeline_lines(result, TagOptions(1, include_classes=[72]))) == [
         "[00:10.000 --> 00:20.000] (Animal 0.89)"
     ]
     assert len(tag_rows(result)) == 3
-    assert list(command.timeline_lines({"text": "", "segments": [], "language": "en"})) == []
+    assert list(timeline_lines({"text": "", "segments": [], "language": "en"})) == []
 
 
 def test_words_and_sounds_are_one_timeline():
@@ -497,7 +506,7 @@ def test_words_and_sounds_are_one_timeline():
         "mine": {"classes": ["a", "b"], "kind": "multi_label", "temperature": 1.0, "thresholds": None}
         | {"logits": {10.0: torch.tensor([[-9.0, -9.0], [3.0, -9.0]]), 20.0: torch.full((1, 2), -9.0)}},
     }
-    assert list(command.timeline_lines(result)) == [
+    assert list(timeline_lines(result)) == [
         "[00:00.000 --> 00:20.000] (Dog 0.91)",
         "[00:00.000 --> 00:10.000] (Dog 0.91)",
         "[00:00.000 --> 00:03.000]  One.",

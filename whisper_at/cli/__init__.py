@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ..engine.cpus import available_cpus, cpu_quota
-from .reporting import INTERRUPTED, one_line, outliving_readers, report
+from .reporting import INTERRUPTED, one_line, one_line_warnings, outliving_readers, report
 
 TRANSCRIBE = "transcribe"
 """What the command without a subcommand does."""
@@ -49,7 +49,7 @@ def run_module(file: str) -> NoReturn:
 
 def _run(command: str, argv: list[str]) -> int:
     _keep_to_cpu_quota()
-    with outliving_readers():
+    with outliving_readers(), one_line_warnings():
         try:
             if command == TRANSCRIBE:  # which reports its errors by file
                 return int(importlib.import_module(f".{command}", __name__).main(argv))

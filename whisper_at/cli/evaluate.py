@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import checkpoints
 from ..data.clips import Dataset
+from ..data.events import is_event_table
 from ..features.encode import JOINED, describe_features
 from ..features.extract import extract_features
 from ..features.files import FeatureMetadata
@@ -28,6 +29,7 @@ from ..train.evaluate import (
     trained_on_note,
     trained_seconds,
 )
+from ..train.event_scores import COLLAR
 from ..train.recipe import compute_logits
 from ..train.report import ScoredClips, summarize, write_report, write_scores
 from .arguments import (
@@ -37,16 +39,21 @@ from .arguments import (
     add_workers_argument,
     data_name,
     data_options,
+    positive_number,
     print_error,
     print_line,
+    resolution_list,
 )
+from .evaluate_events import evaluate_events
 
 EXAMPLES = """\
 examples:
   whisper-at evaluate my_sounds.safetensors --data new_sounds/ -o my_sounds.report
                         recordings that it was not trained on, in folders of the same names
   whisper-at evaluate small.en --data eval.json --labels audioset_label.csv -o small.en.report
-  whisper-at evaluate esc50.safetensors --data esc50.csv --root audio/ --test_fold 5 --protocol 30 -o report"""
+  whisper-at evaluate esc50.safetensors --data esc50.csv --root audio/ --test_fold 5 --protocol 30 -o report
+  whisper-at evaluate open.base --data events.tsv --root audio/ -o events.report
+                        events with times: a table with the columns filename, onset, offset, event_label"""
 
 PROTOCOL_TITLES = {"30": "30 s windows", JOINED: "one behind the other"}
 EVALUATION_PROTOCOLS = ("10", *PROTOCOL_TITLES)
@@ -59,7 +66,10 @@ def build_parser() -> argparse.ArgumentParser:
         prog="whisper-at evaluate",
         description="Score a head on labelled recordings three ways: clips alone, as published heads are trained; in "
         "windows of 30 s with silence behind them, as in transcription of a short file; and joined, one behind the "
-        "other, as in transcription of a recording. Writes report.md with pictures, and scores.csv.",
+        "other, as in transcription of a recording. Writes report.md with pictures, and scores.csv. If the data are "
+        "events with times (a .csv or .tsv with the columns filename, onset, offset and event_label, as DCASE and "
+        "sed_eval have them), scores when they are found instead: F1 with a collar and PSDS. Writes report.md, and "
+        "events.tsv with those that were found.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -77,6 +87,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, metavar="S", help="length of clips under protocol 10")
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder of the report")
     parser.add_argument("--features", metavar="DIR", help="keep states there for another time; else they are not kept")
+    help = "seconds of the rows that decide on events with times, and of those that place them (default: 1.2,0.4)"
+    parser.add_argument("--at_time_res", type=resolution_list, default=[1.2, 0.4], metavar="S[,S]", help=help)
+    help = "seconds that events with times may begin and end early or late (default: %(default)s)"
+    parser.add_argument("--collar", type=positive_number, default=COLLAR, metavar="S", help=help)
     add_skip_bad_argument(parser, "leave out clips that cannot be read")
     add_device_arguments(parser)
     add_workers_argument(parser)
@@ -91,6 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Path(args.output).expanduser()
     if out.exists() and not out.is_dir():
         parser.error(f"-o needs a folder, but {args.output} is a file")
+    if is_event_table(args.data):
+        return evaluate_events(parser, args)
     try:
         dataset, description = select_clips(read_data(args.data, **data_options(args)), args.split, args.test_fold)
     except (ValueError, OSError) as error:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from typing import Any, TextIO
 
@@ -32,6 +33,22 @@ def report(message: str) -> None:
         encoding = getattr(sys.stderr, "encoding", None) or "utf-8"  # a program's own stream takes any text
         print(message.encode(encoding, errors="replace").decode(encoding), file=sys.stderr)
         _flush(sys.stderr)
+
+
+@contextlib.contextmanager
+def one_line_warnings() -> Iterator[None]:
+    """Print warnings without the line of the program that they come from, unless `TRACEBACK_VARIABLE` asks for it."""
+    previous = warnings.formatwarning
+
+    def format_warning(message: Warning | str, *_args: Any, **_kwargs: Any) -> str:
+        return f"whisper-at: warning: {' '.join(str(message).split())}\n"
+
+    if not os.environ.get(TRACEBACK_VARIABLE):
+        warnings.formatwarning = format_warning
+    try:
+        yield
+    finally:
+        warnings.formatwarning = previous
 
 
 def _flush(stream: Any) -> None:

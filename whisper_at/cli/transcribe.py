@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import math
 import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +50,7 @@ TAG_DEFAULTS: dict[str, Any] = {
     "p_threshold": None,
     "label_language": "follow_asr",
     "include_classes": None,
+    "events": "specific",
 }
 NEED_CARE_IN_BATCHES = ("condition_on_previous_text", "carry_initial_prompt")
 """Flags of which it matters to batches whether they were given: no default of theirs is filled in by the parser."""
@@ -74,6 +74,8 @@ examples:
                                                  captions that people can read, with [sounds]
   whisper-at interview.wav --model small --at_time_res 2 -f srt,labels,png
                                                  captions, an Audacity label track, and a picture
+  whisper-at yard.wav --model base --events groups -f labels
+                                                 Animal, Vehicle, Human voice … as a label track
   whisper-at forest.wav --model base --task tag
                                                  sounds alone, without text, much faster
   whisper-at night/*.wav --model base --include_classes "Dog; Siren; /m/03m9d0z"
@@ -99,7 +101,6 @@ def main(argv: Sequence[str]) -> int:
     args = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(NEED_CARE_IN_BATCHES))))
     import numpy as np
     import torch
-    from whisper.utils import make_safe
 
     from .. import loading
     from ..audio import BufferedRecording, readable
@@ -141,11 +142,10 @@ def main(argv: Sequence[str]) -> int:
     else:
         load_options["head"] = heads[0] if len(heads) == 1 else heads
     output_dir, output_format, captions = (args.pop(n) for n in ("output_dir", "output_format", "captions"))
-    # Sounds are known when their row is over, words when their window is: with sounds, a bar shows progress, and
-    # the whole timeline is printed at the end of each recording.
-    print_timeline = bool(args["at_time_res"] and args["verbose"])
-    if print_timeline:
-        args["verbose"] = False
+    # With sounds, the timeline is printed here, window by window; of batches, at the end of each recording.
+    timeline_options = TagOptions(**tag_options) if args["at_time_res"] and args["verbose"] else None
+    if args["at_time_res"]:
+        args["event_rows"] = True
     threads = args.pop("threads")
     if threads is not None and threads > 0:
         torch.set_num_threads(threads)
@@ -157,6 +157,7 @@ def main(argv: Sequence[str]) -> int:
         os.makedirs(output_dir, exist_ok=True)
         writer = get_writer(output_format, output_dir, **tag_options, captions=captions)
         model = loading.load_model(model_name, **load_options)
+        _check_english_only(model, model_name, args)
         args["language"], args["task"] = resolve_language(model, args["language"], args["task"])
         if args["at_time_res"] and not model.heads:
             raise ValueError(no_head(model_name, without_tags))
@@ -174,14 +175,11 @@ def main(argv: Sequence[str]) -> int:
         report(f"{parser.prog}: results of {path} are named {name}, as another recording has its name")
     written = failed = 0
     try:
-        for recording, result in _transcribe_files(model, recordings, args):
+        for recording, result in _transcribe_files(model, recordings, args, timeline_options):
             path = "stdin" if isinstance(recording, BufferedRecording) else recording
             try:
                 if isinstance(result, Exception):
                     raise result
-                if print_timeline:
-                    for line in timeline_lines(result, TagOptions(**tag_options)):
-                        print(make_safe(line))
                 heard = readable(recording, args["audio_track"])
                 # the writer cuts off what follows the last dot
                 writer(result, f"{names[path]}." if path in names else path, audio=heard, **word_options)
@@ -195,62 +193,68 @@ def main(argv: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
-def _transcribe_files(
-    model: WhisperAT, audio: Sequence[Any], options: dict[str, Any]
-) -> Iterator[tuple[Any, dict[str, Any] | Exception]]:
-    """Every file with its result or with what went wrong."""
-    from ..options import SEQUENTIAL_OPTIONS
+def _check_english_only(model: WhisperAT, name: str, args: Mapping[str, Any]) -> None:
+    """Raise ValueError if a model that turns out to know English only is asked for more.
 
-    if options["task"] == "tag":
-        names = ("at_time_res", "clip_timestamps", "batch_size", "verbose", "audio_track")
-        options = {name: options[name] for name in names}
-        for path in audio:
-            try:
-                yield path, model.tag(path, **options)
-            except Exception as error:
-                yield path, error
+    Of a model whose name says so, openai-whisper's command warns, and so does this one.
+    """
+    if model.is_multilingual or name.endswith(".en"):
         return
-    if options["batch_size"] is not None:
+    asked = f"--language {args['language']}" if args["language"] not in (None, "en") else ""
+    asked = asked or ("--task translate" if args["task"] == "translate" else "")
+    if asked:
+        raise ValueError(f"{name} knows English only: leave out {asked}, or take a multilingual model")
+
+
+def _transcribe_files(
+    model: WhisperAT, audio: Sequence[Any], options: dict[str, Any], timeline_options: TagOptions | None
+) -> Iterator[tuple[Any, dict[str, Any] | Exception]]:
+    """Every file with its result or with what went wrong; words and sounds are shown as `timeline_options` say."""
+    from ..options import SEQUENTIAL_OPTIONS
+    from .timeline import Screen, Timeline
+
+    is_shown = options["verbose"]
+    if options["batch_size"] is not None and options["task"] != "tag":
         batched = {name: value for name, value in options.items() if name not in SEQUENTIAL_OPTIONS}
+        if timeline_options is not None:
+            batched["verbose"] = False  # a bar for all recordings, which take turns
         try:
-            yield from model.transcribe_many(audio, **batched)
+            for path, result in model.transcribe_many(audio, **batched):
+                yield path, _shown(result, timeline_options)
         except Exception as error:  # what no file could be done with
             yield from ((path, error) for path in audio)
         return
-    for path in audio:
+    hear: Callable[..., dict[str, Any]] = model.transcribe
+    says_language = options["language"] is None and model.is_multilingual
+    if options["task"] == "tag":
+        names = ("at_time_res", "clip_timestamps", "batch_size", "verbose", "audio_track", "event_rows")
+        hear, options, says_language = model.tag, {name: options[name] for name in names}, False
+    if timeline_options is not None:
+        options = {**options, "verbose": None}
+    for i, path in enumerate(audio, 1):
+        timeline = None if timeline_options is None else Timeline(timeline_options)
+        number = f"{i} of {len(audio)}: " if len(audio) > 1 else ""
+        with Screen(timeline, number, says_language) as screen:
+            try:
+                result: dict[str, Any] | Exception = hear(
+                    path, **options, on_progress=screen.update if is_shown else None
+                )
+                screen.finish(result)
+            except Exception as error:
+                result = error
+        yield path, result
+
+
+def _shown(result: dict[str, Any] | Exception, options: TagOptions | None) -> dict[str, Any] | Exception:
+    """Print the timeline of a result, if there are options for it; return the result, or why that failed."""
+    from .timeline import Screen, Timeline
+
+    if options is not None and not isinstance(result, Exception):
         try:
-            yield path, model.transcribe(path, **options)
+            Screen(Timeline(options)).finish(result)
         except Exception as error:
-            yield path, error
-
-
-def timeline_lines(result: Mapping[str, Any], options: TagOptions | None = None) -> Iterator[str]:
-    """Yield words and sounds in order of time: ``[00:10.000 --> 00:20.000] (Dog 0.91, Animal 0.89)``, one line a row.
-
-    Numbers are probabilities. Rows without tags are left out; of those that begin together, longer ones come first, and
-    words last. Names of attached heads stand before what they found. What was withheld is told where it would stand.
-    """
-    from whisper.utils import format_timestamp
-
-    from ..speech_gate import withheld_text
-    from ..tagging.named_rows import tag_rows
-    from ..tagging.rows import AUDIOSET, read_rows
-
-    lines = [(segment["start"], math.inf, segment["text"]) for segment in result["segments"]]
-    ends = [segment["end"] for segment in result["segments"]]
-    for name in read_rows(result):
-        rows = tag_rows(result, options, name)
-        for row in (row for part in (rows.values() if isinstance(rows, dict) else [rows]) for row in part):
-            if row["tags"]:
-                tags = ", ".join(f"{tag['name']} {tag['probability']:.2f}" for tag in row["tags"])
-                prefix = "" if name == AUDIOSET else f"{name}: "
-                lines.append((row["start"], row["start"] - row["end"], f"({prefix}{tags})"))
-                ends.append(row["end"])
-    for part in result.get("withheld", ()):
-        lines.append((part["start"], math.inf, withheld_text(part)))
-        ends.append(part["end"])
-    for (start, _, text), end in sorted(zip(lines, ends), key=lambda line: line[0][:2]):
-        yield f"[{format_timestamp(start)} --> {format_timestamp(end)}] {text}"
+            return error
+    return result
 
 
 # --- arguments ----------------------------------------------------------------------------------------------
@@ -291,7 +295,7 @@ def build_parser() -> Parser:
         "--verbose",
         default=True,
         **boolean,
-        help="print text as it is decoded; with sounds, both at the end",
+        help="print text and sounds as they are heard; on a terminal, also the time left",
     )
 
     group = parser.add_argument_group(
@@ -308,6 +312,9 @@ def build_parser() -> Parser:
     add("--label_language", type=label_language, metavar="LANGUAGE", help=help)
     help = "only these classes: indices, MIDs or names, separated by ';'; may be repeated"
     add("--include_classes", type=class_list, action="extend", metavar="CLASSES", help=help)
+    help = "events in files: of the most specific class; of all that contain it, too; or one of each group, such as "
+    help += "Animal, Music, Human voice (default: specific)"
+    add("--events", choices=("specific", "all", "groups"), help=help)
 
     group = parser.add_argument_group("speech")
     add = group.add_argument

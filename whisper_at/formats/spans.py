@@ -51,7 +51,11 @@ def sound_spans(result: Mapping[str, Any], options: TagOptions, *, with_speech: 
     events = result_events(result, options)
     if not with_speech:
         speech = classes_under([SPEECH])
-        events = [event for event in events if event["head"] != AUDIOSET or event["index"] not in speech]
+        events = [
+            event
+            for event in events
+            if event["head"] != AUDIOSET or not speech.issuperset(event.get("indices") or [event["index"]])
+        ]
     return [Span(e["start"], e["end"], f"[{one_line(e['name'])}]", e["probability"]) for e in events]
 
 

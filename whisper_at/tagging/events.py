@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .classes import ClassSet, logit, sigmoid
+from .event_times import Span, choose_rows, place_event, touching
+from .groups import group_classes, group_name
 from .labels import class_ancestors, display_names, tag_language
-from .rows import AUDIOSET, read_rows
+from .rows import AUDIOSET, EVENT_ROWS, HeadRows, read_rows
 
 
 def find_events(
@@ -23,12 +25,15 @@ def find_events(
     gap: float = 0.0,
     shortest: float = 0.0,
     specific: bool = True,
+    groups: bool | Iterable[int | str] | int | str = False,
 ) -> list[dict[str, Any]]:
     """Join rows of tags to events.
 
     An event begins where a class reaches its threshold and lasts, before and after, while it is no more than
-    `hysteresis` below. It is as sharp in time as rows are: ask `transcribe` for short ones (``at_time_res`` of 0.4
-    to 2). Of several resolutions the finest is taken. No event goes on through rows without audio.
+    `hysteresis` below. Where the result has rows of 0.4 s and longer ones of up to 4 s (``at_time_res=[0.4, 1.2]``, or
+    ``event_rows=True``), the longer ones say whether there is an event, and the short ones when
+    (`whisper_at.tagging.event_times`). Else the finest rows say both, and an event is as sharp in time as they are. No
+    event goes on through rows without audio.
 
     Parameters
     ----------
@@ -51,13 +56,19 @@ def find_events(
     specific : bool
         Leave out classes that a class below them explains: Animal and Dog where Bark sounds for more than half of the
         time.
+    groups : bool, int, str or iterable of int or str
+        Make one event, named after the group, of all classes that belong to it: True for animals, music, human voice,
+        vehicles and the like (`whisper_at.tagging.groups.EVENT_GROUPS`), or AudioSet classes that stand for all below
+        them. Classes of no group stay as they are.
 
     Returns
     -------
     list of dict
         Events by their start, of those that start together the likelier first:
         ``{"start", "end", "name", "index", "mid", "probability", "head"}``. Times are in seconds; the probability is
-        the highest of the rows, calibrated; ``mid`` is there for AudioSet's classes.
+        the highest of the rows that decide, calibrated; ``mid`` is there for AudioSet's classes. The event of a group
+        also has ``classes``, the names of those that sound, and ``indices``, theirs; it has an ``index`` if the group
+        is a class of the head.
 
     Raises
     ------
@@ -67,7 +78,7 @@ def find_events(
     for name, value in (("hysteresis", hysteresis), ("gap", gap), ("shortest", shortest)):
         if not value >= 0:
             raise ValueError(f"{name} must be 0 or more, not {value}")
-    rows_of = read_rows(result)
+    rows_of = {**read_rows(result), **read_rows(result.get(EVENT_ROWS, {}))}
     if not rows_of or (head is not None and head not in rows_of):
         available = f"it has those of {', '.join(rows_of)}" if rows_of else "transcribe with at_time_res=2, say"
         raise ValueError(f"this result carries no tags{'' if head is None else f' of {head!r}'}: {available}")
@@ -75,23 +86,81 @@ def find_events(
     for found in rows_of.values() if head is None else [rows_of[head]]:
         classes = found.classes
         wanted = sorted(set(classes.indices(include_class_list if found.head == (head or AUDIOSET) else None)))
-        names = display_names(classes, tag_language(result, language))
-        seconds, logits = found.finest()
-        log_odds = classes.log_odds(logits)
-        active = _with_hysteresis(log_odds, _event_thresholds(classes, p_threshold), hysteresis)
-        explained = _explained_by_child(active, classes, wanted) if specific else {}
-        times = found.times(seconds)
+        name_language = tag_language(result, language)
+        names = display_names(classes, name_language)
+        rows = _ActiveRows(found, p_threshold, hysteresis, gap)
+        for group in group_classes(classes, groups):
+            members = sorted({*group.members} & {*wanted})
+            wanted = [index for index in wanted if index not in members]
+            facts: dict[str, Any] = {"name": group_name(group.mid, name_language)}
+            facts |= {"mid": group.mid} if group.index is None else {"index": group.index, "mid": group.mid}
+            for event in rows.events(members, shortest):
+                sounding = [index for index in members if rows.active[event.first : event.last + 1, index].any()]
+                group_facts = {"classes": [names[index] for index in sounding], "indices": sounding}
+                events.append(_to_dict(event, facts, found.head) | group_facts)
+        explained = _explained_by_child(rows.active, classes, wanted) if specific else {}
         for index in wanted:
-            for first, last in _runs(active[:, index], gap / seconds, np.isnan(log_odds[:, index])):
-                start, end = times[first][0], times[last][1]
-                n_explained = explained[index][first : last + 1].sum() if index in explained else 0
-                if end - start >= shortest and 2 * n_explained <= last + 1 - first:
-                    event = {"start": start, "end": end, "name": names[index], "index": index}
-                    if classes.mids is not None:
-                        event["mid"] = classes.mids[index]
-                    event["probability"] = sigmoid(float(np.nanmax(log_odds[first : last + 1, index])))
-                    events.append({**event, "head": found.head})
+            facts = {"name": names[index], "index": index}
+            if classes.mids is not None:
+                facts["mid"] = classes.mids[index]
+            for event in rows.events([index], shortest):
+                span = slice(event.first, event.last + 1)
+                if index not in explained or 2 * explained[index][span].sum() <= event.last + 1 - event.first:
+                    events.append(_to_dict(event, facts, found.head))
     return sorted(events, key=lambda event: (event["start"], -event["probability"]))
+
+
+class _Event(NamedTuple):
+    start: float
+    end: float
+    first: int  # row that decides
+    last: int
+    log_odds: float
+
+
+def _to_dict(event: _Event, facts: Mapping[str, Any], head: str) -> dict[str, Any]:
+    times = {"start": event.start, "end": event.end}
+    return {**times, **facts, "probability": sigmoid(event.log_odds), "head": head}
+
+
+class _ActiveRows:
+    """The rows of a head that decide where its classes sound, and those that say when."""
+
+    def __init__(self, found: HeadRows, p_threshold: float | None, hysteresis: float, gap: float) -> None:
+        self.seconds, fine_seconds = choose_rows(found.logits)
+        self.gap = gap
+        self.log_odds = found.classes.log_odds(found.logits[self.seconds])
+        self.times = found.times(self.seconds)
+        self.active = _with_hysteresis(self.log_odds, _event_thresholds(found.classes, p_threshold), hysteresis)
+        self.fine: np.ndarray | None = None
+        if fine_seconds is not None:
+            self.fine = found.classes.log_odds(found.logits[fine_seconds])
+            self.duration = found.times(fine_seconds)[-1][1] if len(self.fine) else 0.0
+
+    def events(self, columns: list[int], shortest: float) -> Iterator[_Event]:
+        """Yield where any of some classes sounds."""
+        active: np.ndarray = self.active[:, columns].any(axis=1)
+        if not active.any():
+            return
+        log_odds = _highest(self.log_odds[:, columns])
+        fine = None if self.fine is None else _highest(self.fine[:, columns])
+        runs = list(_runs(active, self.gap / self.seconds, np.isnan(log_odds)))
+        spans = [Span(self.times[first][0], self.times[last][1]) for first, last in runs]
+        together: Iterable[tuple[int, int]] = ((i, i) for i in range(len(runs)))
+        if fine is not None:
+            spans = [place_event(span, fine, self.duration) for span in spans]
+            together = touching(spans)
+        for first, last in together:
+            start = min(span.start for span in spans[first : last + 1])
+            end = max(span.end for span in spans[first : last + 1])
+            rows = (runs[first][0], runs[last][1])
+            if end - start >= shortest:
+                yield _Event(start, end, *rows, float(np.nanmax(log_odds[rows[0] : rows[1] + 1])))
+
+
+def _highest(log_odds: np.ndarray) -> np.ndarray:
+    """Return the highest of the columns of each row; NaN if all are."""
+    return log_odds[:, 0] if log_odds.shape[1] == 1 else np.fmax.reduce(log_odds, axis=1)
 
 
 def _event_thresholds(classes: ClassSet, p_threshold: float | None) -> np.ndarray:

@@ -166,10 +166,15 @@ def descendants(index: int) -> tuple[int, ...]:
     return tuple(i for i, above in enumerate(class_ancestors(audioset_classes())) if index in above)
 
 
+def class_nodes(mid: str) -> frozenset[str]:
+    """Return the MID of a class and those of all nodes of the ontology that contain it."""
+    return frozenset({mid, *_nodes_above(mid)})
+
+
 def classes_under(mids: Iterable[str]) -> frozenset[int]:
     """Return the indices of the AudioSet classes that are, or lie below, any of these nodes of the ontology."""
     nodes = set(mids)
-    return frozenset(label.index for label in audioset_labels() if nodes & {label.mid, *_nodes_above(label.mid)})
+    return frozenset(label.index for label in audioset_labels() if nodes & class_nodes(label.mid))
 
 
 # --- names in the languages of Whisper ----------------------------------------------------------------------
@@ -281,4 +286,4 @@ def print_support_language() -> None:
 
 def display_names(classes: ClassSet, language: str = "en") -> tuple[str, ...]:
     """Return the names of a head's classes in a language: AudioSet's are translated, others have only one name."""
-    return label_names(language) if classes == audioset_classes() else classes.names
+    return label_names(language) if is_audioset(classes) else classes.names

@@ -64,8 +64,13 @@ def named_spans(
 
 
 def result_events(result: Mapping[str, Any], options: TagOptions | None = None) -> list[dict[str, Any]]:
-    """Return the events of all heads, as `find_events` does, with these classes, threshold and language."""
+    """Return the events of all heads, as `find_events` does, with these classes, threshold, language and groups."""
     options = options or TagOptions()
     return find_events(
-        result, options.p_threshold, include_class_list=options.include_classes, language=options.label_language
+        result,
+        options.p_threshold,
+        include_class_list=options.include_classes,
+        language=options.label_language,
+        specific=options.events != "all",
+        groups=options.events == "groups",
     )

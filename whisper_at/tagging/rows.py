@@ -17,13 +17,17 @@ from .timeline import seconds_to_steps, steps_to_seconds
 
 AUDIOSET = "audio_tag"
 """Key of a result, and the name of the head, that AudioSet's rows have."""
+EVENT_ROWS = "event_rows"
+"""Key of a result that has rows for events alone, as a result of its own, beside those that were asked for."""
 CALIBRATION = "audio_tag_calibration"
 """Key of a result that has what AudioSet's head says of itself: temperature, thresholds, the classes it knows."""
 RESERVED_NAMES = frozenset(
     "text segments words language duration task at_time_res audio_tag audio_tag_coverage audio_tag_calibration audio "
-    "events auto withheld".split()
+    "events event_rows auto withheld".split()
 )
 """Keys that a result has, or may come to have, and that no attached head can be called."""
+EVENT_KINDS = ("specific", "all", "groups")
+"""Of which classes there are events."""
 DEFAULT_THRESHOLD = -1.0
 """Logit above which a class counts as a tag where neither the caller nor the head says otherwise."""
 
@@ -44,14 +48,20 @@ class TagOptions:
         Language of AudioSet's names; ``follow_asr`` is that of the text.
     include_classes : list of int or str, optional
         The wanted classes of AudioSet's head, by index, MID or English name; None for all.
+    events : str
+        ``specific``: an event of the most specific class alone; ``all``: also of those that contain it; ``groups``: one
+        event of all classes of a group, as of `find_events`.
     """
 
     top_k: int = 5
     p_threshold: float | None = None
     label_language: str = "follow_asr"
     include_classes: Iterable[int | str] | None = None
+    events: str = "specific"
 
     def __post_init__(self) -> None:
+        if self.events not in EVENT_KINDS:
+            raise ValueError(f"events must be {', '.join(EVENT_KINDS[:-1])} or {EVENT_KINDS[-1]}, not {self.events!r}")
         if self.include_classes is not None:  # read more than once
             object.__setattr__(self, "include_classes", audioset_classes().indices(self.include_classes))
 
@@ -76,6 +86,8 @@ class HeadRows:
         Seconds of a row → share of each row that held audio.
     segments : ndarray, optional
         Logits ``(segments, classes)`` of the transcript's segments.
+    first_row : dict of float to int, optional
+        Seconds of a row → which row of the recording the first of these is; 0 by default.
     """
 
     head: str
@@ -85,6 +97,7 @@ class HeadRows:
     duration: float | None = None
     coverage: dict[float, Any] | None = None
     segments: np.ndarray | None = None
+    first_row: dict[float, int] | None = None
 
     def at_each_resolution(self, function: Callable[[float, np.ndarray], T]) -> T | dict[float, T]:
         """Return ``function(seconds, logits)``, or for several resolutions a dict of them by seconds."""
@@ -97,7 +110,8 @@ class HeadRows:
 
     def times(self, seconds: float) -> list[tuple[float, float]]:
         """Return start and end, in seconds, of each row of a resolution."""
-        return list(row_times(len(self.logits[seconds]), seconds, self.duration))
+        first = 0 if self.first_row is None else self.first_row[seconds]
+        return list(row_times(len(self.logits[seconds]), seconds, self.duration, first))
 
 
 def read_rows(result: Mapping[str, Any]) -> dict[str, HeadRows]:
@@ -194,12 +208,12 @@ def _as_logits(rows: Any, classes: ClassSet) -> np.ndarray:
     return logits
 
 
-def row_times(n_rows: int, resolution: float, duration: float | None) -> Iterator[tuple[float, float]]:
-    """Yield start and end (seconds) of each row of `resolution` seconds, a multiple of 0.4."""
+def row_times(n_rows: int, resolution: float, duration: float | None, first: int = 0) -> Iterator[tuple[float, float]]:
+    """Yield start and end (seconds) of rows of `resolution` seconds, a multiple of 0.4, from row `first` on."""
     steps = seconds_to_steps(resolution)
-    for row in range(n_rows):
+    for row in range(first, first + n_rows):
         start, end = steps_to_seconds(row * steps), steps_to_seconds((row + 1) * steps)
-        if duration is not None and row == n_rows - 1:
+        if duration is not None and row == first + n_rows - 1:
             end = max(start, min(end, duration))
         yield start, end
 

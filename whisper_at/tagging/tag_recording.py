@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from whisper.audio import N_FRAMES, pad_or_trim
 from ..audio import Recording, readable
 from ..mel import LogMel
 from ..windows import Window, clip_frames, parse_clip_timestamps
+from .progress import Progress, ProgressReporter
 from .tagger import Tagger, encode_windows, resolve_resolutions
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ def tag_recording(
     batch_size: int | None = None,
     verbose: bool | None = None,
     audio_track: int | str | None = None,
+    on_progress: Callable[[Progress], object] | None = None,
+    event_rows: bool = False,
 ) -> dict[str, Any]:
     """Tag what sounds in a recording: the encoder and the heads run, the decoder does not.
 
@@ -52,6 +55,10 @@ def tag_recording(
         False shows a progress bar.
     audio_track : int or str, optional
         Which of a video's audio tracks, as of `transcribe`.
+    on_progress : callable, optional
+        Called before each batch of windows, as of `transcribe`.
+    event_rows : bool
+        Keep rows for events, as of `transcribe`.
 
     Returns
     -------
@@ -80,12 +87,14 @@ def tag_recording(
     batch_size = batch_size or (1 if on_cpu else GPU_BATCH)
     with LogMel(source, model.dims.n_mels) as mel:
         clips = clip_frames(wanted, mel.content_frames)
-        tagger = Tagger(model, at_time_res, mel.content_frames)
+        tagger = Tagger(model, at_time_res, mel.content_frames, event_rows)
         windows = [window for clip in clips for window in _windows(*clip)]
         total = sum(window.size for window in windows)
+        report_progress = ProgressReporter(on_progress, tagger, None, "tag")
         with tqdm.tqdm(total=total, unit="frames", disable=verbose is not False) as progress:
             for first in range(0, len(windows), batch_size):
                 batch = windows[first : first + batch_size]
+                report_progress(batch[0].seek, [])
                 _tag_windows(model, mel, tagger, batch, torch.float16 if half else torch.float32)
                 progress.update(sum(window.size for window in batch))
     return {"text": "", "segments": [], "language": None} | tagger.result("tag", source, [], [])

@@ -13,8 +13,9 @@ from torch import Tensor
 from whisper.audio import HOP_LENGTH, SAMPLE_RATE
 
 from ..windows import Window
+from .classes import ClassSet
 from .listeners import WaveformClassifier, check_sample_rate, class_set, classify_spans, span_logits
-from .rows import AUDIOSET, audioset_values
+from .rows import AUDIOSET, EVENT_ROWS, audioset_values
 from .timeline import STEP_SECONDS, Classifier, TagRows, is_single, pool_steps, resolutions, row_spans, steps_to_seconds
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 AUTO_RESOLUTION = 10.0
 """Seconds per row of tags when none is asked for: the length of the clips that AudioSet is labelled by."""
+
+EVENT_STEPS = (1, 3)
+"""Steps of the rows that events are made of: those of 1.2 s say whether a class sounds, those of 0.4 s when."""
 
 
 def resolve_resolutions(
@@ -61,6 +65,8 @@ class Tagger:
         Seconds per row; raises ValueError as `resolve_resolutions`.
     content_frames : int
         Length of the recording in mel frames.
+    event_rows : bool
+        Whether to collect rows for events besides.
     needs_states : bool
         Whether the states of its windows are read by others, too.
     """
@@ -70,6 +76,8 @@ class Tagger:
         model: WhisperAT,
         at_time_res: float | Iterable[float] | str | None,
         content_frames: int,
+        event_rows: bool = False,
+        *,
         needs_states: bool = False,
     ) -> None:
         self.row_steps = resolve_resolutions(model, at_time_res)
@@ -85,8 +93,10 @@ class Tagger:
             name: head if needs[name] == self.needs_final_norm else _without_final_norm(head)
             for name, head in state_heads.items()
         }
+        self.has_event_rows = event_rows and not set(EVENT_STEPS) <= set(self.row_steps)
+        all_steps = dict.fromkeys([*self.row_steps, *(EVENT_STEPS if self.has_event_rows else ())])
         self.rows = {
-            name: {steps: TagRows(steps, content_frames, classify, len(self.classes[name])) for steps in self.row_steps}
+            name: {steps: TagRows(steps, content_frames, classify, len(self.classes[name])) for steps in all_steps}
             for name, classify in self.classifiers.items()
         }
         self.segments: dict[str, list[Tensor]] = {name: [] for name in self.classifiers if name in model.attached}
@@ -94,9 +104,14 @@ class Tagger:
 
     def add_window(self, window: Window, states: Tensor, settled_before: int) -> None:
         """Take a window's states; no window to come starts before the frame `settled_before`."""
+        self.settle(settled_before)
+        for rows in (rows for by_steps in self.rows.values() for rows in by_steps.values()):
+            rows.add_window(window, states)
+
+    def settle(self, settled_before: int) -> None:
+        """Classify the rows that no window to come can change, none of which starts before that frame."""
         for rows in (rows for by_steps in self.rows.values() for rows in by_steps.values()):
             rows.flush(settled_before)
-            rows.add_window(window, states)
 
     def add_segment(self, window: Window, states: Tensor, segment: dict[str, Any]) -> None:
         """Take the next segment of the transcript, and the window that it comes from."""
@@ -124,10 +139,15 @@ class Tagger:
 
         found: dict[str, dict[str, Any]] = {}  # head → logits of rows, and of segments
         coverage: list[Tensor] = []
+        event_rows: dict[str, Any] = {"at_time_res": list(map(steps_to_seconds, EVENT_STEPS)), "duration": self.seconds}
         for name, by_steps in self.rows.items():
-            logits, coverages = zip(*(rows.finish() for rows in by_steps.values()))
-            found[name] = {"logits": by_resolution(list(map(self.classes[name].mask, logits)))}
-            coverage = coverage or list(coverages)  # the same for all heads
+            finished = {steps: rows.finish() for steps, rows in by_steps.items()}
+            logits = {steps: self.classes[name].mask(logits) for steps, (logits, _) in finished.items()}
+            found[name] = {"logits": by_resolution([logits[steps] for steps in self.row_steps])}
+            coverage = coverage or [finished[steps][1] for steps in self.row_steps]  # the same for all heads
+            if self.has_event_rows:
+                of_events = {steps_to_seconds(steps): logits[steps] for steps in EVENT_STEPS}
+                event_rows |= head_values(name, self.classes[name], of_events)
             if name in self.segments:
                 n_classes = len(self.classes[name])
                 ordered = [self.segments[name][i] for i in order]
@@ -147,7 +167,16 @@ class Tagger:
         if coverage:
             out["audio_tag_coverage"] = by_resolution(coverage)
         out |= {"duration": self.seconds, "task": task}
+        if self.has_event_rows and self.rows:
+            out[EVENT_ROWS] = event_rows
         return out | {name: self.classes[name].values() | parts for name, parts in found.items()}
+
+
+def head_values(name: str, classes: ClassSet, logits: Any) -> dict[str, Any]:
+    """Return what a result says of a head: its rows, and what they mean."""
+    if name == AUDIOSET:
+        return {AUDIOSET: logits, **audioset_values(classes)}
+    return {name: classes.values() | {"logits": logits}}
 
 
 def _without_final_norm(head: Classifier) -> Classifier:

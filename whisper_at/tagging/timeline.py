@@ -203,6 +203,16 @@ class TagRows:
         reach = starts[last] if last < len(starts) else math.inf
         self._held = [held for held in self._held if held[0].end > reach]
 
+    @property
+    def settled_rows(self) -> int:
+        """Number of rows, from the first one on, that no later window can change."""
+        return int(self._cell_row[self._next_cell]) if self._next_cell < len(self._cell_row) else len(self.logits)
+
+    def settled_logits(self, first: int) -> Tensor:
+        """Return the logits ``(rows, classes)`` of settled rows, from row `first` on."""
+        rows = slice(first, self.settled_rows)
+        return self.logits[rows] if self._row_weight is None else self.logits[rows] / self._row_weight[rows, None]
+
     def finish(self) -> tuple[Tensor, Tensor]:
         """Classify what is left; return logits ``(rows, classes)`` and coverage ``(rows,)`` in 0…1."""
         self.flush(np.iinfo(np.int64).max)
