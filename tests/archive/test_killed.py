@@ -125,7 +125,6 @@ def test_a_shard_that_costs_every_worker_is_left_undone_and_said(monkeypatch, re
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(RuntimeError, match="shards 1;"):
-            for report in processes.run_in_processes(shards, None, {}, 2):
-                done.append(report.index)
+            done.extend(report.index for report in processes.run_in_processes(shards, None, {}, 2))
     assert sorted(done) == [0, 2, 3]
     assert len(started) >= processes.MAX_ATTEMPTS
