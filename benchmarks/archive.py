@@ -3,11 +3,11 @@
     python benchmarks/archive.py DATA --files 2000 --broken 20 --kills 10
     python benchmarks/archive.py DATA --files 200 --model tiny.en --steps unbroken loop many
 
-DATA is a folder of recordings, of which `--files` are drawn, with `--broken` files among them that are none. Steps, each
-of which goes on where it was if it is called again with the same `--work`:
+DATA is a folder of recordings, of which `--files` are drawn, with `--broken` files among them that are none. A step
+goes on where it was if it is called again with the same `--work`:
 
 unbroken    one run of ``whisper-at archive``: rows, errors, processor time, peak memory
-killed      the same, killed with SIGKILL at random moments and started again: are the tables equal, byte for byte?
+killed      the same, killed with SIGKILL at random moments and started again: are the tables equal?
 workers     the same by two processes, one of which is killed halfway
 ray         the same on Ray with two actors, one of which is killed halfway
 loop        ``model.transcribe`` file by file with the same options: processor time
@@ -61,7 +61,8 @@ else:
             seconds += model.transcribe(file, **options)["duration"]
         except Exception:
             failed += 1
-print(json.dumps({"files": len(files), "failed": failed, "audio_s": round(seconds, 1), "cpu_s": round(cpu() - before, 1)}))
+numbers = {"audio_s": round(seconds, 1), "cpu_s": round(cpu() - before, 1)}
+print(json.dumps({"files": len(files), "failed": failed, **numbers}))
 """
 
 
@@ -155,7 +156,7 @@ def kill_at_random_moments(args: argparse.Namespace, output: Path, log: Path) ->
 
 
 def kill_a_worker(arguments: Sequence[str], output: Path, log: Path, name: bytes, at: int) -> dict[str, Any]:
-    """Run a program; when it has written some parts, kill one of its workers, which `name` tells by its command line."""
+    """Run a program; when it has written some parts, kill one of its workers, whose command line has `name`."""
     with open(log, "ab") as file:
         process = subprocess.Popen(arguments, stdout=file, stderr=file, env=environment())
         killed = None

@@ -17,9 +17,11 @@ from conftest import noise
 
 import whisper_at
 from whisper_at.archive import ArchiveSettings, row_result, transcribe_archive
+from whisper_at.archive import run
 from whisper_at.archive import worker as worker_module
 from whisper_at.archive.inputs import InputOptions
 from whisper_at.archive.schema import events_schema, files_schema
+from whisper_at.archive.store import Store
 from whisper_at.limits import DecodeLimits
 
 OPTIONS = {"language": "en", "sample_len": 8, "temperature": 0.0}
@@ -258,9 +260,7 @@ def test_samples_that_are_no_numbers_are_an_error(nano, tmp_path):
     soundfile.write(tmp_path / "b.wav", np.stack([noise(1), samples], 1), 16000, subtype="DOUBLE")
     soundfile.write(tmp_path / "c.wav", noise(1), 16000, subtype="FLOAT")
     found = errors(tmp_path, tmp_path / "out", nano)
-    assert [error and error[-32:] for error in found] == ["is NaN or infinite at 0.5000 s"[-32:]] * 2 + [None] or all(
-        "NaN or infinite at 0.5000 s" in error for error in found[:2]
-    )
+    assert all("NaN or infinite at 0.5000 s" in error for error in found[:2])
     assert found[2] is None
 
 
@@ -357,9 +357,6 @@ def test_a_file_that_vanishes_meanwhile_is_an_error(recordings, nano, tmp_path, 
     folder.mkdir()
     soundfile.write(folder / "a.wav", noise(1), 16000)
     soundfile.write(folder / "b.wav", noise(1, seed=1), 16000)
-    real = worker_module.pending = None
-    from whisper_at.archive import run
-
     real = run.pending_shards
 
     def pending_shards(*arguments):
@@ -393,7 +390,5 @@ def test_a_batch_that_does_not_fit_is_halved(recordings, unbroken, nano, tmp_pat
 
 
 def test_two_runs_do_not_work_on_one_folder(recordings, nano, tmp_path):
-    from whisper_at.archive.store import Store
-
     with Store(tmp_path).locked(), pytest.raises(RuntimeError, match="another run"):
         make(recordings, tmp_path, nano)

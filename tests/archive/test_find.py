@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import duckdb
 import numpy as np
 import pytest
 
@@ -63,9 +64,7 @@ def places(dataset, **query):
 
 
 def test_a_word_is_found_without_its_punctuation_and_in_any_case(dataset):
-    assert places(dataset, words=("budget",)) == [("1.wav", 2.0, ()), ("2.wav", 4 / 3, ())] or places(
-        dataset, words=("budget",)
-    ) == [("1.wav", 2.0, ()), ("2.wav", 1.33, ())]
+    assert places(dataset, words=("budget",)) == [("1.wav", 2.0, ()), ("2.wav", 1.33, ())]
     assert [place[0] for place in places(dataset, words=("budget*",))] == ["1.wav", "1.wav", "2.wav"]
     assert places(dataset, words=("PLAN",)) == [("3.wav", 0, ())]  # whose words are not timed
 
@@ -88,12 +87,14 @@ def test_sql_reads_the_dataset_and_nothing_else(dataset, tmp_path):
     assert (names, rows) == (["n", "s"], [(4, 60.0)])
     secret = tmp_path / "secret.csv"
     secret.write_text("a\n1\n")
+    with pytest.raises(duckdb.PermissionException):
+        run_sql(dataset, f"SELECT * FROM '{secret}'")
     for sql in (
-        f"SELECT * FROM '{secret}'",
         f"COPY files TO '{tmp_path}/out.csv'",
         "SET enable_external_access = true",
+        "SELECT 1; DROP VIEW files",
     ):
-        with pytest.raises(Exception, match="(?i)disabled|locked|permission"):
+        with pytest.raises(ValueError, match="only queries"):
             run_sql(dataset, sql)
 
 

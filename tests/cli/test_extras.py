@@ -11,7 +11,7 @@ from conftest import ROOT
 
 EXTRAS = (
     "matplotlib sklearn scipy pyarrow jiwer tomli transformers fastapi python_multipart uvicorn starlette peft "
-    "huggingface_hub soundfile".split()
+    "huggingface_hub soundfile duckdb ray polars pandas".split()
 )
 BLOCK = f"import sys\nfor name in {EXTRAS!r}: sys.modules[name] = None\n"
 
@@ -46,7 +46,7 @@ for module in pkgutil.walk_packages(whisper_at.__path__, "whisper_at.", onerror=
         ["models"],
         *(
             [command, "--help"]
-            for command in "train features evaluate count study adapt embed search lineareval".split()
+            for command in "train features evaluate count study adapt embed search lineareval archive find".split()
         ),
     ],
     ids=" ".join,

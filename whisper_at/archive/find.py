@@ -96,9 +96,19 @@ def find(folder: str | os.PathLike[str], query: Query, limit: int | None = None)
 def run_sql(folder: str | os.PathLike[str], sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
     """Return names of columns, and rows, of a query over the tables ``files`` and ``events``.
 
-    It can read the dataset and nothing else of the machine.
+    It can read the dataset and nothing else of the machine, and write nothing.
+
+    Raises
+    ------
+    ValueError
+        If it is no query.
     """
+    import duckdb
+
     with connect(folder) as connection:
+        kinds = {statement.type for statement in connection.extract_statements(sql)}
+        if kinds - {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN}:
+            raise ValueError("only queries are run: SELECT … FROM files, or FROM events")
         cursor = connection.execute(sql)
         return [column[0] for column in cursor.description or ()], cursor.fetchall()
 
@@ -111,8 +121,8 @@ def connect(folder: str | os.PathLike[str]) -> duckdb.DuckDBPyConnection:
     if not any((path / "files").glob("part-*.parquet")):
         raise FileNotFoundError(f"there is no archive in {path}: whisper-at archive writes one")
     connection = duckdb.connect(":memory:")
-    place = _quoted(str(path))
-    connection.execute(f"SET allowed_directories = [{place}]")
+    places = {str(path), _without_magic(str(path))}  # patterns are compared with these as they are written
+    connection.execute(f"SET allowed_directories = [{', '.join(map(_quoted, places))}]")
     connection.execute("SET enable_external_access = false")
     for name, schema in (("files", files_schema()), ("events", events_schema())):
         pattern = _quoted(_without_magic(str(path / name)) + "/part-*.parquet")
