@@ -11,9 +11,9 @@ killed      the same, killed with SIGKILL at random moments and started again: a
 workers     the same by two processes, one of which is killed halfway
 ray         the same on Ray with two actors, one of which is killed halfway
 loop        ``model.transcribe`` file by file with the same options: processor time
-many        ``model.transcribe_many`` over the files: processor time
+many        ``transcribe_many`` over the files: processor time
 
-Processor time is that of a process and its children, so that other programs matter little; wall-clock time is not shown.
+Processor time is that of a process and its children, so that other programs matter little; there is no wall-clock time.
 """
 
 from __future__ import annotations

@@ -16,8 +16,7 @@ import torch
 from conftest import noise
 
 import whisper_at
-from whisper_at.archive import ArchiveSettings, row_result, transcribe_archive
-from whisper_at.archive import run
+from whisper_at.archive import ArchiveSettings, row_result, run, transcribe_archive
 from whisper_at.archive import worker as worker_module
 from whisper_at.archive.inputs import InputOptions
 from whisper_at.archive.schema import events_schema, files_schema
