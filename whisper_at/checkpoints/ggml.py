@@ -128,7 +128,7 @@ def open_file(path: Path, in_memory: bool = False) -> tuple[dict[str, int], dict
     if (embedding := state.get(_EMBEDDING)) is not None and len(embedding) == dims["n_vocab"]:
         state[_EMBEDDING] = cut_padding(embedding, path)
         dims["n_vocab"] = len(state[_EMBEDDING])
-    check_dims(dims, state, path)
+    check_dims(dims, path)
     message = f"{path} does not hold the parameters of a Whisper of its dimensions"
     check_shapes(state, whisper_shapes(dims), message, "is it of a Whisper, and whole?", RuntimeError)
     return dims, state

@@ -105,7 +105,7 @@ def open_folder(folder: Path, in_memory: bool = False) -> tuple[dict[str, int], 
         found[_EMBEDDING] = cut_padding(embedding, folder)
         dims["n_vocab"] = len(found[_EMBEDDING])
 
-    check_dims(dims, found, folder)
+    check_dims(dims, folder)
     shapes = whisper_shapes(dims)
     names = {name: hf_name(name) for name in shapes}
     check_shapes(

@@ -65,10 +65,10 @@ def model_dims(name: str) -> dict[str, int]:
     }
 
 
-def check_dims(dims: Mapping[str, int], state: Mapping[str, Tensor], source: object) -> None:
-    """Raise RuntimeError, which names `source`, unless dimensions are such that the tensors of a file can have them.
+def check_dims(dims: Mapping[str, int], source: object) -> None:
+    """Raise RuntimeError, which names `source`, unless a Whisper could have these dimensions.
 
-    It is asked before anything is made of the dimensions: a crafted file could name ones that no memory holds.
+    It is asked before anything is made of them: a crafted file could name ones that no memory holds.
     """
     for name, value in dims.items():
         if not 1 <= value <= (MAX_LAYERS if name.endswith("_layer") else MAX_DIMENSION):
@@ -77,11 +77,18 @@ def check_dims(dims: Mapping[str, int], state: Mapping[str, Tensor], source: obj
         width, heads = dims[f"n_{kind}_state"], dims[f"n_{kind}_head"]
         if width % heads:
             raise RuntimeError(f"{source} says that its n_{kind}_head is {heads}, which does not divide {width}")
+
+
+def check_size(dims: Mapping[str, int], state: Mapping[str, Tensor], source: object) -> None:
+    """Raise RuntimeError, which names `source`, if a model of these dimensions is much larger than what a file holds.
+
+    It is asked before memory is taken for the model; which parameters are missing is said when they are put into it.
+    """
     expected, found = whisper_parameters(dims), sum(tensor.numel() for tensor in state.values())
     if expected > 2 * found:
         named = ", ".join(f"{name} {value}" for name, value in dims.items())
         raise RuntimeError(
-            f"{source} is of {named}: that makes {expected} parameters, but it has {found}; copy it again"
+            f"{source} is of {named}: these make {expected} parameters, but it has {found}; copy it again"
         )
 
 

@@ -180,7 +180,7 @@ def open_whisper(
             f"file with 'dims' and 'model_state_dict', or one of {available_models()}"
         )
     dims = {name: dims[name] for name in names}
-    check_dims(dims, state, path)
+    check_dims(dims, path)
     return dims, state
 
 
