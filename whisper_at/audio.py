@@ -449,13 +449,13 @@ def _ffmpeg_command(
     # "file:" makes ffmpeg take the rest literally, whatever it looks like; the whitelist stops a playlist in the file
     # from opening a network connection
     formats = {} if limits is None else {"format_whitelist": ",".join(limits.formats)}
-    stream = ffmpeg.input(f"file:{path}", threads=0, protocol_whitelist="file,pipe", **formats)
+    stream = ffmpeg.input("file:", threads=0, protocol_whitelist="file,pipe", **formats)
     stream = stream.output("pipe:", **output)
     options = ["-nostdin", "-hide_banner", "-nostats", "-loglevel", loglevel, "-dts_delta_threshold", str(MAX_GAP)]
     if copyts:
         options.append("-copyts")
     command: list[str] = ffmpeg.compile(stream, cmd=[ffmpeg_binary(), *options])
-    return command
+    return [f"file:{path}" if part == "file:" else part for part in command]  # names that are no UTF-8 do not compile
 
 
 def _run_ffmpeg(

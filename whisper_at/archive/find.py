@@ -169,19 +169,25 @@ def build_sql(query: Query, limit: int | None = None) -> tuple[str, list[Any]]:
 
 
 _PLACE = "CASE WHEN member IS NULL THEN path ELSE path || ':' || member END AS path"
-_CUT = f"trim(lower({{}}), {_quoted(PUNCTUATION)})"
+
+
+def _bare(column: str) -> str:
+    """Return the SQL of a word without its punctuation, in lower case."""
+    return f"trim(lower({column}), {_quoted(PUNCTUATION)})"
+
+
 _TEXT = rf"""
 SELECT id, {_PLACE}, s.start AS start, s."end" AS stop, s.text AS text, s.text AS hit
 FROM files, UNNEST(segments) AS t(s) WHERE s.text ILIKE ? ESCAPE '\'"""
 # where words were not timed, one is as long as its segment
 _WORD = rf"""
 SELECT id, {_PLACE}, w.start AS start, w."end" AS stop, segments[w.segment + 1].text AS text, w.word AS hit
-FROM files, UNNEST(words) AS t(w) WHERE {_CUT.format("w.word")} LIKE ? ESCAPE '\'
+FROM files, UNNEST(words) AS t(w) WHERE {_bare("w.word")} LIKE ? ESCAPE '\'
 UNION ALL
 SELECT id, path, start, stop, text, word AS hit FROM (
   SELECT id, {_PLACE}, s.start AS start, s."end" AS stop, s.text AS text, UNNEST(string_split(s.text, ' ')) AS word
   FROM (SELECT * FROM files WHERE words IS NULL), UNNEST(segments) AS t(s)
-) WHERE {_CUT.format("word")} LIKE ? ESCAPE '\'"""
+) WHERE {_bare("word")} LIKE ? ESCAPE '\'"""
 _SOUND = rf"""
 SELECT id, {_PLACE}, start, "end" AS stop, name AS text, name AS hit
 FROM events WHERE CASE WHEN mid IS NULL THEN lower(name) LIKE ? ESCAPE '\' ELSE list_contains(?, name) END"""
