@@ -106,10 +106,10 @@ def test_a_shard_that_costs_every_worker_is_left_undone_and_said(monkeypatch, re
             self.theirs.send(None)
 
         def give(self, shard):
-            if shard is None or shard.index == 1:  # it is done, or dies
+            if shard is None or shard.number == 1:  # it is done, or dies
                 self.theirs.close()
             else:
-                self.theirs.send(ShardReport(shard.index, 0))
+                self.theirs.send(ShardReport(shard.number, 0))
                 self.theirs.send(None)
             if shard is not None:
                 self.shards.append(shard)
@@ -125,6 +125,6 @@ def test_a_shard_that_costs_every_worker_is_left_undone_and_said(monkeypatch, re
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(RuntimeError, match="shards 1;"):
-            done.extend(report.index for report in processes.run_in_processes(shards, None, {}, 2))
+            done.extend(report.number for report in processes.run_in_processes(shards, None, {}, 2))
     assert sorted(done) == [0, 2, 3]
     assert len(started) >= processes.MAX_ATTEMPTS

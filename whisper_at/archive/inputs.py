@@ -12,6 +12,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import IO, Any
 
 from ..data.clips import AUDIO_SUFFIXES
@@ -300,7 +301,7 @@ def _modified_ns(details: dict[str, Any]) -> int | None:
     """Return when a file at a URL was changed, in ns, where its protocol says that."""
     for key in ("mtime", "LastModified", "last_modified", "updated", "created"):
         value = details.get(key)
-        if hasattr(value, "timestamp"):
+        if isinstance(value, datetime):
             return int(value.timestamp() * 1e9)
         if isinstance(value, (int, float)):
             return int(value * 1e9)

@@ -33,7 +33,7 @@ def run_in_processes(
         `MAX_ATTEMPTS` workers.
     """
     waiting = deque(shards)
-    attempts = dict.fromkeys((shard.index for shard in shards), 0)
+    attempts = dict.fromkeys((shard.number for shard in shards), 0)
     given_up: list[Shard] = []
     running = [_Process(settings, description) for _ in range(min(workers, len(shards)))]
     try:
@@ -46,8 +46,8 @@ def run_in_processes(
                     running.remove(process)
                     process.join()
                     for shard in process.shards:
-                        attempts[shard.index] += 1
-                        if attempts[shard.index] < MAX_ATTEMPTS:
+                        attempts[shard.number] += 1
+                        if attempts[shard.number] < MAX_ATTEMPTS:
                             waiting.append(shard)
                         else:
                             given_up.append(shard)
@@ -63,13 +63,13 @@ def run_in_processes(
                     raise RuntimeError(message)
                 else:
                     if isinstance(message, ShardReport):
-                        process.shards = [s for s in process.shards if s.index != message.index]
+                        process.shards = [s for s in process.shards if s.number != message.number]
                     yield message
     finally:
         for process in running:
             process.end()
     if given_up:
-        numbers = ", ".join(str(shard.index) for shard in given_up)
+        numbers = ", ".join(str(shard.number) for shard in given_up)
         raise RuntimeError(
             f"{MAX_ATTEMPTS} workers died over each of the shards {numbers}; run it again with a smaller batch_size"
         )

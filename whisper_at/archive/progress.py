@@ -100,7 +100,7 @@ class Progress:
         summary = self.summary
         if isinstance(report, ShardReport):
             summary.shards += 1
-            self._log("part", part=report.index, rows=report.n_rows)
+            self._log("part", part=report.number, rows=report.n_rows)
         else:
             self._add_file(report)
         if time.monotonic() - self._written > METRICS_EVERY:

@@ -35,15 +35,15 @@ class Shard(NamedTuple):
 
     Attributes
     ----------
-    index : int
-        Number of the part.
+    number : int
+        Of the part.
     order : tuple of str
         Ids of all its rows, in order.
     items : tuple of Item
         Those that are to be done, or looked at again.
     """
 
-    index: int
+    number: int
     order: tuple[str, ...]
     items: tuple[Item, ...]
 

@@ -68,7 +68,7 @@ class FileReport(NamedTuple):
 class ShardReport(NamedTuple):
     """A part that has been written: its number, and how many rows it has."""
 
-    index: int
+    number: int
     n_rows: int
 
 
@@ -120,7 +120,7 @@ class Worker:
 
             def items() -> Iterator[Item]:
                 for shard in shards:
-                    rows = _ShardRows(shard, self.store.read_part(shard.index), self)
+                    rows = _ShardRows(shard, self.store.read_part(shard.number), self)
                     for item in shard.items:
                         current[item.id] = rows
                         yield item
@@ -134,7 +134,7 @@ class Worker:
                 while first is not None:
                     rows = current[first.item.id]
                     yield from self._run_shard(rows, _chain(first, islice(prepared, len(rows.shard.items) - 1)))
-                    yield ShardReport(rows.shard.index, rows.write())
+                    yield ShardReport(rows.shard.number, rows.write())
                     for item in rows.shard.items:
                         del current[item.id]
                     first = next(prepared, None)
@@ -187,7 +187,7 @@ class Worker:
             duration = prepared.recording.mel.content_frames * HOP_LENGTH / SAMPLE_RATE
             row |= result_row(result, duration, self.settings.p_threshold)
             report = report._replace(duration=duration)
-            self._write_captions(rows.shard.index, item, dict(result), prepared)
+            self._write_captions(rows.shard.number, item, dict(result), prepared)
         except Exception as failure:
             if is_machine_error(failure):
                 raise
@@ -255,7 +255,7 @@ class _ShardRows:
         place = {id: i for i, id in enumerate(self.shard.order)}
         ids = table["id"].to_pylist()
         table = table.take(pa.array(sorted(range(len(ids)), key=lambda i: place[ids[i]]), pa.int64()))
-        self.worker.store.write_part(self.shard.index, table.combine_chunks())
+        self.worker.store.write_part(self.shard.number, table.combine_chunks())
         return len(ids)
 
 
