@@ -87,7 +87,6 @@ class ArchiveSettings:
         return {
             "transcribe": to_jsonable(dict(self.transcribe)),
             "p_threshold": self.p_threshold,
-            "max_duration": self.limits.duration,
         }
 
 
