@@ -87,7 +87,7 @@ class Preparer:
     def prepare(self, item: Item, copy: Path | None) -> Prepared:
         """Return a recording ready for the model. `copy` is what the fetcher made of it."""
         began = time.perf_counter()
-        prepared = Prepared(item, copy=copy, copied_to=copy and str(copy))
+        prepared = Prepared(item, copy=copy, copied_to=None if copy is None else str(copy))
         try:
             path = os.fspath(copy or item.path)
             before = os.stat(path)

@@ -57,8 +57,7 @@ def run_in_processes(
                         running.append(_Process(settings, description))
                     continue
                 if message is None:  # it asks for work
-                    shard = waiting.popleft() if waiting else None
-                    process.give(shard)
+                    process.give(waiting.popleft() if waiting else None)
                 elif isinstance(message, str):
                     raise RuntimeError(message)
                 else:
