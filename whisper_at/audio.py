@@ -432,11 +432,14 @@ def _probe(path: str, stream: str | None = None, limits: DecodeLimits | None = N
     with tempfile.TemporaryFile() as messages:
         output = {"f": "framecrc", "acodec": "pcm_s16le", "frames:a": 1, **NO_VIDEO, **chosen}
         command = _ffmpeg_command(path, "info", limits, copyts=True, **output)
-        with (
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages) as process,
-            nullcontext() if limits is None else limits.enforce(process),
-        ):
-            printed = process.communicate()[0]
+        try:
+            with (
+                subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages) as process,
+                nullcontext() if limits is None else limits.enforce(process),
+            ):
+                printed = process.communicate()[0]
+        except TimeoutError as error:
+            raise _load_error(path, str(error)) from None
         messages.seek(0)
         container = parse_container(messages.read(MAX_MESSAGES).decode(errors="replace"))
     return container, parse_first_timestamp(printed.decode(errors="replace"))
