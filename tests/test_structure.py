@@ -12,21 +12,11 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "whisper_at"
 FLOORS = (
-    *("version", "suggest", "languages", "downmix", "timestamps", "tracks", "audio", "mel", "windows", "checkpoints"),
-    *("tagging", "engine", "timing", "tokenizer", "triton_ops", "normalizers", "decoding"),
-    *(
-        "segments",
-        "speech_gate",
-        "fallback",
-        "options",
-        "batched",
-        "transcribe",
-        "model",
-        "loading",
-        "captioning",
-        "formats",
-    ),
-    *("writers", "utils", "data", "features", "train", "adapt", "embed", "study", "_api", "serve", "cli", "__main__"),
+    *("version", "suggest", "languages", "downmix", "timestamps", "tracks", "limits", "audio", "mel", "windows"),
+    *("checkpoints", "tagging", "engine", "timing", "tokenizer", "triton_ops", "normalizers", "decoding"),
+    *("segments", "speech_gate", "fallback", "options", "batched", "transcribe", "model", "loading", "captioning"),
+    *("formats", "writers", "utils", "data", "features", "train", "adapt", "embed", "study", "_api"),
+    *("serve", "archive", "cli", "__main__"),
 )
 """Modules and rooms from the ground up: each may import itself and what stands before it."""
 

@@ -17,7 +17,7 @@ import tempfile
 import warnings
 import weakref
 from collections.abc import Generator, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from functools import partial
 from itertools import chain
 from typing import IO, Any, NamedTuple
@@ -30,6 +30,7 @@ from whisper.audio import *
 from whisper.audio import SAMPLE_RATE
 
 from .downmix import frame_length, restore_cancelled
+from .limits import DecodeLimits
 from .timestamps import Gaps, read_packets, silence
 from .tracks import MAX_GAP, AudioTrack, Container, choose_track, is_clockless, parse_container, parse_first_timestamp
 
@@ -306,10 +307,18 @@ def _local_file(source: str | os.PathLike[str]) -> tuple[str, str]:
     return path, name
 
 
-def _decode(source: str | os.PathLike[str], sr: int) -> Iterator[bytes]:
-    """Run ffmpeg on a local file; yield chunks of little-endian int16 mono at ``sr`` Hz."""
+def _decode(source: str | os.PathLike[str], sr: int) -> Generator[bytes, None, None]:
+    """Run ffmpeg on a local file, within its limits; yield chunks of little-endian int16 mono at ``sr`` Hz."""
     path, name = _local_file(source)
-    timeline = _timeline(path, name, getattr(source, "audio_track", None))
+    limits: DecodeLimits | None = getattr(source, "limits", None)
+    chunks = _decode_file(path, name, sr, getattr(source, "audio_track", None), limits)
+    yield from chunks if limits is None else limits.check_length(chunks, sr, name)
+
+
+def _decode_file(
+    path: str, name: str, sr: int, audio_track: int | str | None, limits: DecodeLimits | None
+) -> Generator[bytes, None, None]:
+    timeline = _timeline(path, name, audio_track, limits)
     gaps = Gaps(sr, timeline.length, timeline.delay)
     for block in silence(round(timeline.delay * sr)):
         yield block.tobytes()
@@ -319,11 +328,11 @@ def _decode(source: str | os.PathLike[str], sr: int) -> Iterator[bytes]:
     samples = frame * max(CHUNK_BYTES // (2 * frame), 1)
     form: dict[str, Any] = {"f": "matroska", **NO_VIDEO} if timeline.has_timestamps else {"f": "s16le"}
     options = {"map": timeline.stream} if timeline.stream else {}
-    mixed = _run_ffmpeg(path, name, 2 * samples, acodec="pcm_s16le", ac=1, ar=sr, **form, **options)
+    mixed = _run_ffmpeg(path, name, 2 * samples, limits, acodec="pcm_s16le", ac=1, ar=sr, **form, **options)
     with closing(mixed):
         chunks = _join_packets(mixed, gaps, 2 * samples) if timeline.has_timestamps else mixed
         blocks = (np.frombuffer(chunk[: len(chunk) // 2 * 2], "<i2") for chunk in chunks)
-        channels = partial(_decode_channels, path, name, samples, ar=sr, **options)
+        channels = partial(_decode_channels, path, name, samples, limits, ar=sr, **options)
         for block in gaps.fill(restore_cancelled(blocks, channels, sr, name, gaps.seconds)):
             yield block.astype("<i2", copy=False).tobytes()
 
@@ -341,14 +350,19 @@ def _join_packets(stream: Iterator[bytes], gaps: Gaps, size: int) -> Iterator[by
         yield bytes(buffer)
 
 
-def _decode_channels(path: str, name: str, samples: int, **options: Any) -> Generator[np.ndarray, None, None]:
+def _decode_channels(
+    path: str, name: str, samples: int, limits: DecodeLimits | None, **options: Any
+) -> Generator[np.ndarray, None, None]:
     """Yield all channels of a file in blocks of so many samples, int16, ``(samples, channels)``."""
-    output = _run_ffmpeg(path, name, CHUNK_BYTES, f="au", acodec="pcm_s16be", **options)  # whose header counts channels
+    options |= {"f": "au", "acodec": "pcm_s16be"}  # whose header counts channels
+    output = _run_ffmpeg(path, name, CHUNK_BYTES, limits, **options)
     with closing(output):
         buffer = bytearray(next(output, b""))
         if len(buffer) < 24:
             return
         _, header, _, _, _, channels = struct.unpack(">6I", buffer[:24])
+        if limits is not None and channels > limits.channels:
+            raise _load_error(name, f"its {channels} channels are more than the {limits.channels} that are allowed")
         del buffer[:header]
         size = 2 * channels * samples
         for chunk in chain([b""], output):
@@ -372,14 +386,14 @@ class _Timeline(NamedTuple):
     length: float = 0.0
 
 
-def _timeline(path: str, name: str, audio_track: int | str | None) -> _Timeline:
+def _timeline(path: str, name: str, audio_track: int | str | None, limits: DecodeLimits | None = None) -> _Timeline:
     """Choose a track of a file, and find out when it begins.
 
     Files without a clock, which most recordings are, need no look at them, and are decoded as openai-whisper does.
     """
     if audio_track is None and _is_clockless_file(path):
         return _Timeline()
-    container, first_sample = _probe(path)
+    container, first_sample = _probe(path, limits=limits)
     stream = None
     if audio_track is None:
         if len(container.tracks) > 1 and container.heard:
@@ -395,7 +409,7 @@ def _timeline(path: str, name: str, audio_track: int | str | None) -> _Timeline:
             raise ValueError(f"{name}: {error}") from None
         stream = f"0:{track.stream}"
         if track != container.heard:
-            _, first_sample = _probe(path, stream)
+            _, first_sample = _probe(path, stream, limits)
     delay = 0.0 if first_sample is None else container.delay(first_sample)
     return _Timeline(stream, delay, container.has_timestamps, container.length)
 
@@ -408,7 +422,7 @@ def _is_clockless_file(path: str) -> bool:
         return True
 
 
-def _probe(path: str, stream: str | None = None) -> tuple[Container, float | None]:
+def _probe(path: str, stream: str | None = None, limits: DecodeLimits | None = None) -> tuple[Container, float | None]:
     """Return what ffmpeg says of a file, and the timestamp of the first sample of a stream, if it has any.
 
     Without `stream`, it is the one that ffmpeg chooses. What ffmpeg cannot decode is a container without tracks: to
@@ -417,37 +431,52 @@ def _probe(path: str, stream: str | None = None) -> tuple[Container, float | Non
     chosen = {} if stream is None else {"map": stream}
     with tempfile.TemporaryFile() as messages:
         output = {"f": "framecrc", "acodec": "pcm_s16le", "frames:a": 1, **NO_VIDEO, **chosen}
-        command = _ffmpeg_command(path, "info", copyts=True, **output)
-        printed = subprocess.run(command, stdout=subprocess.PIPE, stderr=messages, check=False).stdout
+        command = _ffmpeg_command(path, "info", limits, copyts=True, **output)
+        try:
+            with (
+                subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages) as process,
+                nullcontext() if limits is None else limits.enforce(process),
+            ):
+                printed = process.communicate()[0]
+        except TimeoutError as error:
+            raise _load_error(path, str(error)) from None
         messages.seek(0)
         container = parse_container(messages.read(MAX_MESSAGES).decode(errors="replace"))
     return container, parse_first_timestamp(printed.decode(errors="replace"))
 
 
-def _ffmpeg_command(path: str, loglevel: str, *, copyts: bool = False, **output: Any) -> list[str]:
+def _ffmpeg_command(
+    path: str, loglevel: str, limits: DecodeLimits | None = None, *, copyts: bool = False, **output: Any
+) -> list[str]:
     """Return the command that makes something of a file with these options of its output."""
     # "file:" makes ffmpeg take the rest literally, whatever it looks like; the whitelist stops a playlist in the file
     # from opening a network connection
-    stream = ffmpeg.input(f"file:{path}", threads=0, protocol_whitelist="file,pipe")
+    formats = {} if limits is None else {"format_whitelist": ",".join(limits.formats)}
+    stream = ffmpeg.input("file:", threads=0, protocol_whitelist="file,pipe", **formats)
     stream = stream.output("pipe:", **output)
     options = ["-nostdin", "-hide_banner", "-nostats", "-loglevel", loglevel, "-dts_delta_threshold", str(MAX_GAP)]
     if copyts:
         options.append("-copyts")
     command: list[str] = ffmpeg.compile(stream, cmd=[ffmpeg_binary(), *options])
-    return command
+    return [f"file:{path}" if part == "file:" else part for part in command]  # names that are no UTF-8 do not compile
 
 
-def _run_ffmpeg(path: str, name: str, size: int, **output: Any) -> Generator[bytes, None, None]:
+def _run_ffmpeg(
+    path: str, name: str, size: int, limits: DecodeLimits | None = None, **output: Any
+) -> Generator[bytes, None, None]:
     """Yield what ffmpeg makes of a file with these options of its output, in chunks of so many bytes."""
-    command = _ffmpeg_command(path, "error", **output)
+    command = _ffmpeg_command(path, "error", limits, **output)
     # errors go to a file, not a pipe: a damaged input can produce more of them than a pipe holds
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
         assert process.stdout is not None
         try:
-            while chunk := process.stdout.read(size):
-                yield chunk
-            status = process.wait()
+            with nullcontext() if limits is None else limits.enforce(process):
+                while chunk := process.stdout.read(size):
+                    yield chunk
+                status = process.wait()
+        except TimeoutError as error:
+            raise _load_error(name, str(error)) from None
         finally:
             process.stdout.close()
             if process.poll() is None:

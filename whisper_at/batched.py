@@ -39,8 +39,26 @@ from .windows import Window, clip_frames, quiet_cuts, sound_end
 if TYPE_CHECKING:
     from .model import WhisperAT
 
-Audio = Recording | np.ndarray | Tensor
 
+@dataclass(frozen=True)
+class PreparedRecording:
+    """A recording whose spectrogram was computed ahead of its turn, in another thread say.
+
+    Attributes
+    ----------
+    source : str, path, ndarray or Tensor
+        What classifiers of waveforms read.
+    mel : LogMel
+        Its spectrogram, which is closed when the recording is done.
+    """
+
+    source: Any
+    mel: LogMel
+
+
+Audio = Recording | np.ndarray | Tensor | PreparedRecording
+
+_OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 MIN_REMAINDER = 20
 """Frames of sound that are worth to be decoded behind a segment."""
 
@@ -102,10 +120,14 @@ class _Recording:
 
     def __init__(self, model: WhisperAT, audio: Audio, options: TranscribeOptions, dtype: torch.dtype) -> None:
         self.audio = audio
-        self.source = readable(audio, options.audio_track)
-        resolve_resolutions(model, options.at_time_res, self.source)
-        self.mel = LogMel(self.source, model.dims.n_mels)
+        prepared = audio if isinstance(audio, PreparedRecording) else None
+        self.source = prepared.source if prepared else readable(audio, options.audio_track)
+        if prepared is None:
+            resolve_resolutions(model, options.at_time_res, self.source)
+        self.mel = prepared.mel if prepared else LogMel(self.source, model.dims.n_mels)
         try:
+            if prepared is not None:
+                resolve_resolutions(model, options.at_time_res, self.source)
             clips = clip_frames(options.clip_timestamps, self.mel.content_frames)
             self.gate = SpeechGate(model, options.speech_gate, options.missed_speech)
             self.tagger = Tagger(
@@ -208,7 +230,7 @@ class _Batches:
                 batch = [job for job in jobs if job.recording.language == language][:batch_size]
                 try:
                     remainders, failures = self._process_batch(batch)
-                except torch.OutOfMemoryError:
+                except _OUT_OF_MEMORY:
                     remainders = None  # the error holds on to what the batch has computed until this clause ends
                 if remainders is None:
                     batch_size = (len(batch) + 1) // 2
@@ -242,7 +264,7 @@ class _Batches:
 
         Raises
         ------
-        torch.OutOfMemoryError
+        torch.OutOfMemoryError, MemoryError
             If a batch of several windows is too much; nothing has been added then.
         """
         remainders: list[_Job] = []
@@ -269,7 +291,7 @@ class _Batches:
         """Decode windows together; where that fails, each recording's by themselves."""
         try:
             return [(batch, self._decode_batch(batch))]
-        except torch.OutOfMemoryError as error:
+        except _OUT_OF_MEMORY as error:
             if len(batch) > 1:
                 raise
             return [(batch, error.with_traceback(None))]  # whose frames hold what was computed
@@ -281,7 +303,15 @@ class _Batches:
         return [decoded for part in parts for decoded in self._decode_separately_on_error(part)]
 
     def _decode_batch(self, batch: list[_Job]) -> _DecodedBatch:
-        """Encode and decode windows of one language."""
+        """Encode and decode windows of one language; MemoryError where a CPU has none left, as Python calls that."""
+        try:
+            return self._encode_and_decode(batch)
+        except RuntimeError as error:
+            if "DefaultCPUAllocator" not in str(error):
+                raise
+        raise MemoryError("not enough memory for a batch of windows")
+
+    def _encode_and_decode(self, batch: list[_Job]) -> _DecodedBatch:
         windows = [job.window for job in batch]
         mels = [job.recording.mel.window(job.window.seek, job.window.end) for job in batch]
         mel = torch.stack([pad_or_trim(each, N_FRAMES) for each in mels]).to(self.model.device).to(self.dtype)

@@ -108,6 +108,7 @@ def load_model(
     draft_path = None if draft is None else checkpoints.find_whisper(draft, download_root)
     path = checkpoints.find_whisper(name, download_root)
     dims, state = checkpoints.open_whisper(path, in_memory, download_root)
+    checkpoints.check_size(dims, state, path)
     with _NoInitialValues():
         model = WhisperAT(ModelDimensions(**dims), compute_type=compute_type)
     halves = _half_precision_names(model) if on_cpu or compute_type == "float16" else set()

@@ -11,7 +11,7 @@ from conftest import ROOT
 
 EXTRAS = (
     "matplotlib sklearn scipy pyarrow jiwer tomli transformers fastapi python_multipart uvicorn starlette peft "
-    "huggingface_hub soundfile".split()
+    "huggingface_hub soundfile duckdb ray polars pandas".split()
 )
 BLOCK = f"import sys\nfor name in {EXTRAS!r}: sys.modules[name] = None\n"
 
@@ -42,7 +42,10 @@ COMMANDS_THAT_NEED_NONE = [
     ["adapt", "count", "--set", "backbone=nano.en", "--set", "classes=31", "--set", "frames=400"],
     ["count", "nano.en"],
     ["models"],
-    *([command, "--help"] for command in "train features evaluate count study adapt embed search lineareval".split()),
+    *(
+        [command, "--help"]
+        for command in "train features evaluate count study adapt embed search lineareval archive find".split()
+    ),
 ]
 
 

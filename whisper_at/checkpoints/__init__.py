@@ -19,7 +19,7 @@ from .registry import (
     available_models,
     head_name,
 )
-from .shapes import check_shapes, head_shapes, model_dims, whisper_parameters, whisper_shapes
+from .shapes import check_shapes, check_size, head_shapes, model_dims, whisper_parameters, whisper_shapes
 from .whisper import (
     alignment_heads,
     check_folder,
@@ -43,6 +43,7 @@ __all__ = [
     "available_models",
     "check_folder",
     "check_shapes",
+    "check_size",
     "decode_alignment_heads",
     "encoder_sha256",
     "file_sha256",

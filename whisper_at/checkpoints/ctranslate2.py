@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .files import read_json
-from .shapes import check_shapes, cut_padding, whisper_shapes
+from .shapes import check_dims, check_shapes, cut_padding, whisper_shapes
 
 WEIGHTS = "model.bin"
 SPEC = "WhisperSpec"
@@ -84,6 +84,7 @@ def open_folder(folder: Path, in_memory: bool = False) -> tuple[dict[str, int], 
     if _EMBEDDING in state:
         state[_EMBEDDING] = cut_padding(state[_EMBEDDING], folder)
         dims["n_vocab"] = len(state[_EMBEDDING])
+    check_dims(dims, path)
     message = f"{path} does not hold the parameters of a Whisper of its dimensions"
     check_shapes(state, whisper_shapes(dims), message, "was it converted as a Whisper?", RuntimeError)
     return dims, state

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .shapes import check_shapes, cut_padding, whisper_shapes
+from .shapes import check_dims, check_shapes, cut_padding, whisper_shapes
 
 MAGIC = struct.pack("<I", 0x67676D6C)
 BLOCK = 32
@@ -128,6 +128,7 @@ def open_file(path: Path, in_memory: bool = False) -> tuple[dict[str, int], dict
     if (embedding := state.get(_EMBEDDING)) is not None and len(embedding) == dims["n_vocab"]:
         state[_EMBEDDING] = cut_padding(embedding, path)
         dims["n_vocab"] = len(state[_EMBEDDING])
+    check_dims(dims, path)
     message = f"{path} does not hold the parameters of a Whisper of its dimensions"
     check_shapes(state, whisper_shapes(dims), message, "is it of a Whisper, and whole?", RuntimeError)
     return dims, state

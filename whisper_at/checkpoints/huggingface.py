@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .files import is_state_dict, read_json, read_tensors
-from .shapes import check_shapes, cut_padding, whisper_shapes
+from .shapes import check_dims, check_shapes, cut_padding, whisper_shapes
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in order of preference, as transformers has it
@@ -105,6 +105,7 @@ def open_folder(folder: Path, in_memory: bool = False) -> tuple[dict[str, int], 
         found[_EMBEDDING] = cut_padding(embedding, folder)
         dims["n_vocab"] = len(found[_EMBEDDING])
 
+    check_dims(dims, folder)
     shapes = whisper_shapes(dims)
     names = {name: hf_name(name) for name in shapes}
     check_shapes(

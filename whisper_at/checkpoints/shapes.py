@@ -22,6 +22,9 @@ _SIZES = {
     "large-v3": (32, 1280, 32, 128, 51866),
     "turbo": (32, 1280, 4, 128, 51866),
 }
+MAX_DIMENSION = 1 << 20
+MAX_LAYERS = 1024
+"""More than any Whisper has, and few enough to be counted."""
 _ALIASES = {"large": "large-v3", "large-v1": "large-v2", "large-v3-turbo": "turbo"}
 
 
@@ -60,6 +63,33 @@ def model_dims(name: str) -> dict[str, int]:
         "n_text_head": width // 64,
         "n_text_layer": decoder_layers,
     }
+
+
+def check_dims(dims: Mapping[str, int], source: object) -> None:
+    """Raise RuntimeError, which names `source`, unless a Whisper could have these dimensions.
+
+    It is asked before anything is made of them: a crafted file could name ones that no memory holds.
+    """
+    for name, value in dims.items():
+        if not 1 <= value <= (MAX_LAYERS if name.endswith("_layer") else MAX_DIMENSION):
+            raise RuntimeError(f"{source} says that its {name} is {value}, which no Whisper has; copy it again")
+    for kind in ("audio", "text"):
+        width, heads = dims[f"n_{kind}_state"], dims[f"n_{kind}_head"]
+        if width % heads:
+            raise RuntimeError(f"{source} says that its n_{kind}_head is {heads}, which does not divide {width}")
+
+
+def check_size(dims: Mapping[str, int], state: Mapping[str, Tensor], source: object) -> None:
+    """Raise RuntimeError, which names `source`, if a model of these dimensions is much larger than what a file holds.
+
+    It is asked before memory is taken for the model; which parameters are missing is said when they are put into it.
+    """
+    expected, found = whisper_parameters(dims), sum(tensor.numel() for tensor in state.values())
+    if expected > 2 * found:
+        named = ", ".join(f"{name} {value}" for name, value in dims.items())
+        raise RuntimeError(
+            f"{source} is of {named}: these make {expected} parameters, but it has {found}; copy it again"
+        )
 
 
 def whisper_parameters(dims: Mapping[str, int]) -> int:

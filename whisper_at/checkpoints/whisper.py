@@ -24,7 +24,7 @@ from .files import describe_folder, is_state_dict, read_metadata, read_tensors
 from .hashing import encoder_sha256, file_sha256
 from .packages import PACKAGED, find_packaged
 from .registry import EMBEDDED, asset_path, available_models, download_folder, existing_file
-from .shapes import model_dims, whisper_shapes
+from .shapes import check_dims, model_dims, whisper_shapes
 
 
 def find_whisper(name: str | os.PathLike[str], download_root: str | None = None) -> Path:
@@ -179,7 +179,9 @@ def open_whisper(
             f"{path} is not a Whisper checkpoint in openai-whisper's layout: {reason}. Give a "
             f"file with 'dims' and 'model_state_dict', or one of {available_models()}"
         )
-    return {name: dims[name] for name in names}, state
+    dims = {name: dims[name] for name in names}
+    check_dims(dims, path)
+    return dims, state
 
 
 def folder_of(path: Path) -> Path:

@@ -31,6 +31,8 @@ SUBCOMMANDS = {
     "search": "adapt",
     "lineareval": "adapt",
     "serve": "serve",
+    "archive": "archive",
+    "find": "archive",
 }
 """Modules of this package, imported when called, and the extra that brings what they need."""
 

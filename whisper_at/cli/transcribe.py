@@ -89,6 +89,7 @@ other commands (each with --help):
   whisper-at embed | search | lineareval         embeddings from all layers of an encoder
   whisper-at study                               how noise hurts recognition, and what encoders know of it
   whisper-at serve                               an HTTP server with OpenAI's routes, and a page
+  whisper-at archive | find                      many recordings as a Parquet dataset, and what occurs in it
 
 A file that cannot be read is reported and the rest go on; the exit status is then 1.
 Set {TRACEBACK_VARIABLE}=1 to see where in the program an error arose."""
