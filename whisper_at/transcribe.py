@@ -7,7 +7,7 @@ token; the rules for segments are in `segments`, those for rows of tags in `tagg
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,7 +39,7 @@ from .segments import (
     text_of,
 )
 from .tagging.tagger import Tagger, encode_windows, resolve_resolutions
-from .windows import Window, clip_frames
+from .windows import Window, clip_frames, run_to_end
 
 if TYPE_CHECKING:
     from .model import WhisperAT
@@ -148,7 +148,7 @@ def transcribe(
     if not hasattr(model, "encode"):
         raise TypeError("this is a plain Whisper: load it with whisper_at.load_model, or use its own transcribe()")
     if options.batch_size is None:
-        return transcribe_in_order(model, audio, options)
+        return run_to_end(transcribe_in_order(model, audio, options))
     ((_, result),) = transcribe_in_batches(model, [audio], options)
     if isinstance(result, Exception):
         raise result
@@ -157,8 +157,12 @@ def transcribe(
 
 def transcribe_in_order(
     model: WhisperAT, audio: Recording | np.ndarray | Tensor, options: TranscribeOptions
-) -> dict[str, Any]:
-    """Transcribe a recording window by window, each with the text before it as a prompt, as `transcribe` does."""
+) -> Generator[list[dict[str, Any]], None, dict[str, Any]]:
+    """Transcribe a recording window by window, each with the text before it as a prompt, as `transcribe` does.
+
+    Yields the segments of each window as soon as they stand, before the first one an empty list, and returns the
+    result.
+    """
     source = readable(audio, options.audio_track)
     resolve_resolutions(model, options.at_time_res, source)  # what cannot be tagged is refused before anything is read
     language, task = resolve_language(model, options.decode_options.get("language"), options.task)
@@ -190,6 +194,7 @@ def transcribe_in_order(
     last_speech = 0.0
 
     with mel, tqdm.tqdm(total=content_frames, unit="frames", disable=options.verbose is not False) as progress:
+        yield []
         for seek, clip_end in clips:
             while seek < clip_end:
                 window = Window(seek, min(N_FRAMES, clip_end - seek))
@@ -205,6 +210,7 @@ def transcribe_in_order(
                 )
                 if options.thresholds.is_silent(result):
                     seek = window.end
+                    yield []
                     continue
 
                 split = split_segments(result, window, tokenizer, model.dims.n_audio_ctx)
@@ -229,6 +235,7 @@ def transcribe_in_order(
                     if (last_word_end := get_end(split.segments)) is not None:
                         last_speech = last_word_end
 
+                n_segments = len(segments)
                 for segment in filter(has_text, split.segments):
                     if options.verbose:
                         print_segment(segment)
@@ -241,6 +248,7 @@ def transcribe_in_order(
 
                 seek = split.seek
                 progress.update(min(content_frames, seek) - window.seek)
+                yield segments[n_segments:]
 
     transcript = {"text": text_of(prompt.text_tokens, tokenizer), "segments": segments, "language": language}
     return transcript | tagger.result(task, source, segments, list(range(len(segments))))
