@@ -191,7 +191,9 @@ def test_a_cut_segment_is_decoded_again(model_en, monkeypatch):
 def test_many_recordings_share_batches_and_bad_ones_are_reported(model_en, tmp_path, monkeypatch):
     sizes = []
     real = BatchDecoder._decode_batch
-    monkeypatch.setattr(BatchDecoder, "_decode_batch", lambda self, batch: sizes.append(len(batch)) or real(self, batch))
+    monkeypatch.setattr(
+        BatchDecoder, "_decode_batch", lambda self, batch: sizes.append(len(batch)) or real(self, batch)
+    )
     empty = tmp_path / "empty.wav"
     empty.write_bytes(b"")
     absent = str(tmp_path / "absent.wav")

@@ -54,7 +54,8 @@ def build_parser() -> Parser:
     decoding = parser.add_argument_group("decoding")
     help = (
         "windows transcribed at once, of several recordings where there are several, cut where it is quiet "
-        "(%(default)s). 0: every recording by itself, each window with the text before it as a prompt, as openai-whisper does"
+        "(%(default)s). 0: every recording by itself, each window with the text before it as a prompt, as "
+        "openai-whisper does"
     )
     decoding.add_argument("--batch_size", type=_batch_size, default=DEFAULT_BATCH, metavar="N", help=help)
     decoding.add_argument("--beam_size", type=positive_int, metavar="N", help="beams at temperature 0 (default: none)")
@@ -107,10 +108,14 @@ def main(argv: Sequence[str]) -> int:
 
 def _heads_for(name: str, names: Sequence[str], heads: Sequence[str] | None) -> list[str]:
     """Return the heads of one of several models: those of ``NAME=HEAD``, and those without a name, which all get."""
-    parts = [(head.partition("=")[0], head.partition("=")[2]) for head in heads or ()]
-    return [
-        of if one in names else head for head, (one, of) in zip(heads or (), parts) if one == name or one not in names
-    ]
+    found = []
+    for head in heads or ():
+        owner, _, rest = head.partition("=")
+        if owner not in names:
+            found.append(head)
+        elif owner == name:
+            found.append(rest)
+    return found
 
 
 def _load(parser: Parser, args: argparse.Namespace, model: str, heads: list[str]) -> WhisperAT:
