@@ -33,4 +33,6 @@ schema = schemathesis.pytest.from_fixture("api")
 @schema.parametrize()
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 def test_every_answer_is_one_that_the_schema_has(case):
-    case.call_and_validate(checks=[check for check in schemathesis.checks.CHECKS.get_all() if check.__name__ not in NOT_HERE])
+    case.call_and_validate(
+        checks=[check for check in schemathesis.checks.CHECKS.get_all() if check.__name__ not in NOT_HERE]
+    )

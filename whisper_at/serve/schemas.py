@@ -157,7 +157,7 @@ def tag_options(request: TranscriptionRequest) -> TagOptions:
     ValueError
         If there is no such class.
     """
-    return TagOptions(request.top_k, request.p_threshold, include_classes=_class_names(request.include_classes))
+    return TagOptions(request.top_k, request.p_threshold, include_classes=class_names(request.include_classes))
 
 
 def _resolution(request: TranscriptionRequest, model: WhisperAT) -> float | list[float] | None:
@@ -217,8 +217,9 @@ def detection_options(request: ClassificationRequest) -> TagOptions:
         If there is no such class.
     """
     threshold = None if request.threshold is None else float(logit(np.array(request.threshold)))
-    return TagOptions(p_threshold=threshold, include_classes=_class_names(request.include_classes))
+    return TagOptions(p_threshold=threshold, include_classes=class_names(request.include_classes))
 
 
-def _class_names(field: str) -> list[str] | None:
+def class_names(field: str) -> list[str] | None:
+    """Return the names in a field, separated by ``;``; None for all classes."""
     return [name.strip() for name in field.split(";") if name.strip()] or None
