@@ -72,7 +72,7 @@ def test_deltas_of_an_item_make_up_its_transcript():
     assert (completed["type"], completed["transcript"]) == (COMPLETED, "Hello world.")
     assert completed["item_id"] == committed["item_id"] == delta["item_id"]
     assert completed["usage"]["seconds"] == pytest.approx(3, abs=0.01)
-    started, delta, committed, completed = list(session.handle({"type": "input_audio_buffer.commit"}))
+    _, delta, committed, completed = list(session.handle({"type": "input_audio_buffer.commit"}))
     assert (delta["delta"], completed["transcript"]) == ("Bye.", "Bye.")
     assert committed["previous_item_id"] == last["item_id"] != completed["item_id"]
     append(session)

@@ -93,7 +93,7 @@ class Resampler:
 
 
 def _mu_law(codes: np.ndarray) -> np.ndarray:
-    """Samples of G.711's μ-law."""
+    """Return the samples of codes of G.711's μ-law."""
     inverted = ~codes & 0xFF
     magnitudes = (((inverted & 0x0F) << 3) + 0x84) << ((inverted >> 4) & 7)
     values = np.where(inverted & 0x80, 0x84 - magnitudes, magnitudes - 0x84)
@@ -101,7 +101,7 @@ def _mu_law(codes: np.ndarray) -> np.ndarray:
 
 
 def _a_law(codes: np.ndarray) -> np.ndarray:
-    """Samples of G.711's A-law."""
+    """Return the samples of codes of G.711's A-law."""
     inverted = codes ^ 0x55
     exponents, mantissas = (inverted >> 4) & 7, (inverted & 0x0F) << 4
     magnitudes = np.where(exponents == 0, mantissas + 8, (mantissas + 0x108) << np.maximum(exponents - 1, 0))
