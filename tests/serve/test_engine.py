@@ -226,7 +226,7 @@ def test_text_is_sent_as_soon_as_it_is_known(model_en, monkeypatch, options):
 
     app = create_app(model_en, "random", sample_len=4, no_speech_threshold=None, **DETERMINISTIC, **options)
     monkeypatch.setattr(type(model_en), "embed_audio", embed_audio)
-    sent = call(app, wav(noise(45)), on_message, stream="true", temperature="1")
+    sent = call(app, wav(noise(45)), on_message, stream="true")
     body = b"".join(message.get("body", b"") for message in sent).decode()
     events = [json.loads(line[6:]) for line in body.splitlines() if line]
     assert [event["type"] for event in events][-1] == "transcript.text.done"

@@ -38,7 +38,7 @@ class ApiKeyMiddleware:
 
 
 def _key_of(scope: Scope) -> str:
-    headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+    headers = {name: value.decode("utf-8", "replace") for name, value in scope["headers"]}
     scheme, _, key = headers.get(b"authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return key.strip()

@@ -143,7 +143,10 @@ class Engine:
     def _open(self, recording: Recording) -> None:
         try:
             recording.seconds = self._count_seconds(recording)
-            recording.open()
+            try:
+                recording.open()
+            except ValueError as error:  # as of samples that are no numbers
+                raise HTTPException(400, f"{recording.name}: {error}") from None
             self._tell(recording, Opened(recording.seconds))
             if isinstance(recording.steps, BatchedSteps) and not recording.steps.n_windows:  # it is empty
                 self._close(recording, recording.steps.finish())
