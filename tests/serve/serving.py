@@ -7,10 +7,12 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
+
+import uvicorn
 
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
 
@@ -45,6 +47,16 @@ def multipart(sound: bytes, **fields: str) -> tuple[bytes, str]:
     return head.encode() + sound + b"\r\n--b--\r\n", "multipart/form-data; boundary=b"
 
 
-def read(path: Path) -> bytes:
-    """Return a file's bytes."""
-    return path.read_bytes()
+@contextlib.contextmanager
+def in_thread(app) -> Iterator[str]:
+    """Serve an application from a thread of this process; yield its address."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)

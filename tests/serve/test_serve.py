@@ -75,38 +75,6 @@ def served():
         yield address
 
 
-def test_openais_client(served, tmp_path):
-    """The official client, in the formats it knows, against `transcribe` itself."""
-    import openai
-
-    client = openai.OpenAI(base_url=f"{served}/v1", api_key="none")
-    assert [model.id for model in client.models.list()] == ["nano.en"]
-
-    def ask(path=SAMPLE, **options):
-        with open(path, "rb") as file:
-            return client.audio.transcriptions.create(file=file, model="whisper-1", **options)
-
-    told = ask(response_format="verbose_json", timestamp_granularities=["word", "segment"])
-    assert told.language == "english"
-    assert told.duration == pytest.approx(56, abs=0.1)
-    assert "open the door" in told.text
-    assert len(told.segments) >= 5
-    assert {"rain", "door."} <= {word.word for word in told.words}
-    assert all(0 <= word.start <= word.end <= 56 for word in told.words)
-    start = tmp_path / "start.wav"
-    soundfile.write(start, whisper_at.load_audio(str(SAMPLE))[: 10 * 16000], 16000)
-    assert "open the door" in ask(start).text
-    assert "open the door" in ask(start, response_format="text")
-    assert re.match(r"1\n00:00:0\d,\d{3} --> 00:00:0\d,\d{3}\nThe rain", ask(start, response_format="srt"))
-    assert ask(start, response_format="vtt").startswith("WEBVTT\n\n")
-    sounds = ask(response_format="verbose_json", extra_body={"at_time_res": "4", "include_classes": "Speech; Rain"})
-    assert {event["name"] for event in sounds.events} == {"Speech", "Rain"}
-    with pytest.raises(openai.NotFoundError, match="'large-v9' is not served here; 'nano.en' is"):
-        client.audio.transcriptions.create(file=SAMPLE, model="large-v9")
-    with pytest.raises(openai.BadRequestError, match="English only"):
-        client.audio.translations.create(file=SAMPLE, model="whisper-1")
-
-
 def test_the_text_is_that_of_transcribe(post, clip):
     """At temperature 1 a text is drawn: the same seed draws the same."""
     torch.manual_seed(0)
