@@ -92,7 +92,7 @@ def create_app(
     app.add_middleware(MethodsMiddleware, routes=app)
     if cors:
         exposed = [IGNORED_FIELDS, "Retry-After"]
-        anything = {"allow_methods": ["*"], "allow_headers": ["*"], "expose_headers": exposed}
+        anything: dict[str, Any] = {"allow_methods": ["*"], "allow_headers": ["*"], "expose_headers": exposed}
         app.add_middleware(CORSMiddleware, allow_origins=list(cors), **anything)
     add_error_handlers(app)
     _add_audio_routes(app, engine, models, options)

@@ -19,7 +19,7 @@ from ..audio import SAMPLE_RATE, stream_audio
 from .fair_queue import FairQueue
 from .limits import Limits
 from .metrics import Metrics
-from .recordings import BatchedSteps, Finished, InOrderSteps, Message, Opened, Recording, transcribe_batch
+from .recordings import BatchedSteps, Finished, InOrderSteps, Message, Opened, Outcome, Recording, transcribe_batch
 
 logger = logging.getLogger("uvicorn.error")
 T = TypeVar("T")
@@ -236,6 +236,7 @@ class Engine:
     def _advance(self, batch: list[Recording]) -> None:
         """Transcribe windows, and tell what came of them."""
         first = batch[0]
+        outcomes: list[Outcome]
         if isinstance(first.steps, InOrderSteps):
             outcomes = [(first, first.steps.advance())]
         else:

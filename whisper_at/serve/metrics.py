@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,7 +20,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)  # memory, processor time and open files
-        options = {"namespace": "whisper_at", "registry": self.registry}
+        options: dict[str, Any] = {"namespace": "whisper_at", "registry": self.registry}
         self.requests = Counter("requests", "Requests answered", ["route", "status"], **options)
         self.request_seconds = Histogram(
             "request_seconds", "From a request to the end of its answer", ["route"], buckets=REQUEST_SECONDS, **options

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from ..batched import BatchDecoder, OpenRecording, WindowJob, batch_decoder
 from ..model import WhisperAT
@@ -32,18 +32,6 @@ class Finished(NamedTuple):
 
 Message = Opened | Segments | Finished | Exception
 """What is told of a recording: that it was opened, segments in order, and at last its result or what went wrong."""
-
-
-class Steps(Protocol):
-    """An open recording.
-
-    ``batch_key`` : what recordings have in common whose windows may share a batch; None for what goes by itself.
-    """
-
-    batch_key: object
-
-    def close(self) -> None:
-        """Forget it."""
 
 
 @dataclass(eq=False)
@@ -99,10 +87,13 @@ class Recording:
         self.folder.cleanup()
 
 
+Outcome = tuple[Recording, Segments | Finished | Exception]
+"""What came of a step for a recording."""
+
+
 class InOrderSteps:
     """A recording whose windows follow one another, each with the text before it as a prompt."""
 
-    batch_key = None
     n_windows = 1
 
     def __init__(self, generator: Generator[Segments, None, dict[str, Any]]) -> None:
@@ -122,7 +113,7 @@ class InOrderSteps:
 
 
 class BatchedSteps:
-    """A recording whose windows go into batches with those of others."""
+    """A recording whose windows go into batches with those of others: of all that have the same ``batch_key``."""
 
     def __init__(self, decoder: BatchDecoder, path: str) -> None:
         self.decoder = decoder
@@ -160,7 +151,7 @@ def _shared(options: TranscribeOptions) -> dict[str, Any]:
     return {name: value for name, value in options.decode_options.items() if name != "language"}
 
 
-def transcribe_batch(recordings: Sequence[Recording]) -> list[tuple[Recording, Segments | Finished | Exception]]:
+def transcribe_batch(recordings: Sequence[Recording]) -> list[Outcome]:
     """Transcribe the next window of each of these, of which one may be there several times, in one batch.
 
     Returns for each what came of it: its next segments, its result, or what went wrong.
@@ -181,10 +172,10 @@ def transcribe_batch(recordings: Sequence[Recording]) -> list[tuple[Recording, S
     by_recording = {id(one.recording): one for one in steps}
     for job in reversed(remainders):
         by_recording[id(job.recording)].jobs.appendleft(job)
-    outcomes: list[tuple[Recording, Segments | Finished | Exception]] = []
+    outcomes: list[Outcome] = []
     for recording in dict.fromkeys(recordings):
+        assert isinstance(recording.steps, BatchedSteps)
         one = recording.steps
-        assert isinstance(one, BatchedSteps)
         if (failure := failures.get(id(one.recording))) is not None:
             outcomes.append((recording, failure[1]))
             continue
