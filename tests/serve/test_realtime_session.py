@@ -15,9 +15,12 @@ DELTA = "conversation.item.input_audio_transcription.delta"
 COMPLETED = "conversation.item.input_audio_transcription.completed"
 
 
-def told(type, text="", start=0.0, end=0.0, **values):
-    said = {"text": text, "start": start, "end": end} if type in ("final", "partial") else values
-    return SimpleNamespace(type=type, to_jsonable=lambda: {"type": type, **said})
+def message(type, **values):
+    return SimpleNamespace(type=type, to_jsonable=lambda: {"type": type, **values})
+
+
+def told(type, text, start=0.0, end=0.0):
+    return message(type, text=text, start=start, end=end)
 
 
 class Script:
@@ -72,13 +75,14 @@ def test_deltas_of_an_item_make_up_its_transcript():
     assert (completed["type"], completed["transcript"]) == (COMPLETED, "Hello world.")
     assert completed["item_id"] == committed["item_id"] == delta["item_id"]
     assert completed["usage"]["seconds"] == pytest.approx(3, abs=0.01)
+    assert append(session) == []
     _, delta, committed, completed = list(session.handle({"type": "input_audio_buffer.commit"}))
     assert (delta["delta"], completed["transcript"]) == ("Bye.", "Bye.")
     assert committed["previous_item_id"] == last["item_id"] != completed["item_id"]
     append(session)
     assert len(session.opened) == 2
     assert session.opened[1].options["model"] == ""
-    assert session.opened[1].position == pytest.approx(4, abs=0.02)  # times go on
+    assert session.opened[1].position == pytest.approx(5, abs=0.02)  # times go on
 
 
 def test_without_turns_an_item_lasts_until_it_is_committed():
@@ -95,8 +99,8 @@ def test_partial_words_and_sounds():
     session = session_of()
     list(session.handle({"type": "session.update", "session": {"include": [PARTIAL], "at_time_res": 0.4}}))
     assert session.opened[0].options["at_time_res"] == 0.4
-    ended = told("event_end", **sound_of, end=2.0)
-    session.opened[0].messages = [[told("partial", " a b"), told("event_start", **sound_of), ended]]
+    ended = message("event_end", **sound_of, end=2.0)
+    session.opened[0].messages = [[told("partial", " a b"), message("event_start", **sound_of), ended]]
     _, partial, started, ended = append(session)
     assert (partial["type"].rsplit(".")[-1], partial["text"]) == ("partial", "a b")
     assert (started["type"], started["name"]) == ("audio_event.started", "Dog")

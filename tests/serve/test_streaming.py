@@ -49,7 +49,7 @@ def test_sounds_and_times_come_too_if_asked_for(client):
     segments, deltas = by_type["transcript.text.segment"], by_type["transcript.text.delta"]
     assert [segment.id for segment in segments] == [delta.segment_id for delta in deltas]
     assert [word["word"].strip() for segment in segments for word in segment.words] == [w.word for w in told.words]
-    sounds = [{key: value for key, value in vars(sound).items() if key != "type"} for sound in by_type["audio_event"]]
+    sounds = [sound.to_dict() for sound in by_type["audio_event"]]
     assert {sound["name"] for sound in sounds} == {"Speech", "Rain"}
     assert [(sound["name"], sound["start"], sound["end"]) for sound in sounds] == [
         (event["name"], event["start"], event["end"]) for event in told.events
