@@ -10,6 +10,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_DISCARDED = 64_000_000
 """Bytes that are read of a refused request, so that its client sees why: one that still sends sees a broken pipe."""
+DISCARD_SECONDS = 2.0
+"""How long the rest of it is waited for."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class BodyMiddleware:
                 return  # it waits for the answer before it sends
             while not complete and discarded < MAX_DISCARDED:
                 try:
-                    message = await asyncio.wait_for(receive(), self.limits.upload_seconds)
+                    message = await asyncio.wait_for(receive(), DISCARD_SECONDS)
                 except asyncio.TimeoutError:
                     return
                 discarded += len(message.get("body", b""))
