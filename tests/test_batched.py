@@ -12,7 +12,7 @@ from conftest import ROOT, SAMPLE_RATE, noise
 
 import whisper_at
 from whisper_at import batched
-from whisper_at.batched import _Batches, transcribe_many
+from whisper_at.batched import BatchDecoder, transcribe_many
 from whisper_at.decoding import DecodingOptions, DecodingResult, FastDecodingTask
 from whisper_at.mel import LogMel
 from whisper_at.segments import split_segments
@@ -171,7 +171,7 @@ def test_same_keys_as_one_after_the_other(model_en):
 def test_a_cut_segment_is_decoded_again(model_en, monkeypatch):
     """What lies behind the last complete segment of a window is not lost."""
     decoded = []
-    real = _Batches._decode_batch
+    real = BatchDecoder._decode_batch
 
     def decode_batch(batches, batch):
         decoded.extend(job.window for job in batch)
@@ -181,7 +181,7 @@ def test_a_cut_segment_is_decoded_again(model_en, monkeypatch):
         found = split_segments(result, window, tokenizer, n_audio_ctx, **options)
         return found._replace(seek=window.seek + 1000) if window.size > 1500 else found
 
-    monkeypatch.setattr(_Batches, "_decode_batch", decode_batch)
+    monkeypatch.setattr(BatchDecoder, "_decode_batch", decode_batch)
     monkeypatch.setattr(batched, "split_segments", split)
     result = model_en.transcribe(noise(25), batch_size=2, **OPTIONS)
     assert decoded == [Window(0, 2500), Window(1000, 1500)]
@@ -190,8 +190,10 @@ def test_a_cut_segment_is_decoded_again(model_en, monkeypatch):
 
 def test_many_recordings_share_batches_and_bad_ones_are_reported(model_en, tmp_path, monkeypatch):
     sizes = []
-    real = _Batches._decode_batch
-    monkeypatch.setattr(_Batches, "_decode_batch", lambda self, batch: sizes.append(len(batch)) or real(self, batch))
+    real = BatchDecoder._decode_batch
+    monkeypatch.setattr(
+        BatchDecoder, "_decode_batch", lambda self, batch: sizes.append(len(batch)) or real(self, batch)
+    )
     empty = tmp_path / "empty.wav"
     empty.write_bytes(b"")
     absent = str(tmp_path / "absent.wav")
@@ -211,7 +213,7 @@ def test_many_recordings_share_batches_and_bad_ones_are_reported(model_en, tmp_p
 
 
 def test_a_result_that_cannot_be_finished_is_reported(model_en, monkeypatch):
-    real = batched._Recording.result
+    real = batched.OpenRecording.result
 
     def result(recording, options):
         if recording.audio is recordings[0]:
@@ -219,7 +221,7 @@ def test_a_result_that_cannot_be_finished_is_reported(model_en, monkeypatch):
         return real(recording, options)
 
     recordings = [noise(3, 1), noise(4, 2)]
-    monkeypatch.setattr(batched._Recording, "result", result)
+    monkeypatch.setattr(batched.OpenRecording, "result", result)
     found = [type(result) for _, result in transcribe_many(model_en, recordings, batch_size=2, **OPTIONS)]
     assert found == [FileNotFoundError, dict]
 
@@ -275,7 +277,7 @@ def test_recordings_are_opened_when_their_turn_comes(model_en):
 
 def test_less_memory_means_smaller_batches(model_en, monkeypatch):
     sizes = []
-    real = _Batches._decode_batch
+    real = BatchDecoder._decode_batch
 
     def decode_batch(batches, batch):
         sizes.append(len(batch))
@@ -283,7 +285,7 @@ def test_less_memory_means_smaller_batches(model_en, monkeypatch):
             raise torch.OutOfMemoryError("as a GPU says it")
         return real(batches, batch)
 
-    monkeypatch.setattr(_Batches, "_decode_batch", decode_batch)
+    monkeypatch.setattr(BatchDecoder, "_decode_batch", decode_batch)
     with pytest.warns(UserWarning, match="batches of 2 windows"):
         result = model_en.transcribe(noise(70), batch_size=4, **OPTIONS)
     assert sizes[:3] == [3, 2, 1]
@@ -315,7 +317,7 @@ def test_too_much_even_alone_is_reported(model_en, monkeypatch):
     def decode_batch(*_):
         raise torch.OutOfMemoryError("as a GPU says it")
 
-    monkeypatch.setattr(_Batches, "_decode_batch", decode_batch)
+    monkeypatch.setattr(BatchDecoder, "_decode_batch", decode_batch)
     with pytest.warns(UserWarning, match="batches of 1 windows"):
         results = list(transcribe_many(model_en, [noise(2, i) for i in range(3)], batch_size=2, **OPTIONS))
     assert [type(result) for _, result in results] == [torch.OutOfMemoryError] * 3
@@ -325,7 +327,7 @@ def test_too_much_even_alone_is_reported(model_en, monkeypatch):
 def test_a_recording_that_fails_does_not_take_others_of_its_batch_along(model_en, monkeypatch, stage):
     good, bad = [noise(40, i) for i in range(2)], noise(35, 9)
     expected = [model_en.transcribe(audio, batch_size=1, **OPTIONS)["text"] for audio in good]
-    real = getattr(_Batches, stage)
+    real = getattr(BatchDecoder, stage)
 
     def fail(batches, of, *rest):
         jobs = of if stage == "_decode_batch" else [of]
@@ -333,7 +335,7 @@ def test_a_recording_that_fails_does_not_take_others_of_its_batch_along(model_en
             raise ValueError("NaN")
         return real(batches, of, *rest)
 
-    monkeypatch.setattr(_Batches, stage, fail)
+    monkeypatch.setattr(BatchDecoder, stage, fail)
     found = list(transcribe_many(model_en, [good[0], bad, good[1]], batch_size=8, **OPTIONS))
     assert [result["text"] for audio, result in found if audio is not bad] == expected
     assert [type(result) for audio, result in found if audio is bad] == [ValueError]

@@ -102,6 +102,11 @@ def transcribe_in_batches(
     model: WhisperAT, recordings: Iterable[Audio], options: TranscribeOptions
 ) -> Iterator[tuple[Audio, dict[str, Any] | Exception]]:
     """Transcribe recordings as `transcribe_many` does; errors that concern all of them are raised at once."""
+    return batch_decoder(model, options).run(recordings)
+
+
+def batch_decoder(model: WhisperAT, options: TranscribeOptions) -> BatchDecoder:
+    """Return what decodes windows of recordings with these options; errors that concern all of them are raised."""
     resolve_resolutions(model, options.at_time_res)  # what cannot be tagged is refused before anything is read
     SpeechGate(model, options.speech_gate, options.missed_speech)
     language, task = resolve_language(model, options.decode_options.get("language"), options.task)
@@ -111,11 +116,12 @@ def transcribe_in_batches(
         decode_options["prompt"] = options.initial_prompt
     if options.word_timestamps and task == "translate":
         warnings.warn("Word-level timestamps on translations may not be reliable.")
-    batches = _Batches(model, replace(options, decode_options=decode_options), torch.float16 if half else torch.float32)
-    return batches.run(recordings)
+    return BatchDecoder(
+        model, replace(options, decode_options=decode_options), torch.float16 if half else torch.float32
+    )
 
 
-class _Recording:
+class OpenRecording:
     """A recording of which some windows are still to be decoded."""
 
     def __init__(self, model: WhisperAT, audio: Audio, options: TranscribeOptions, dtype: torch.dtype) -> None:
@@ -143,7 +149,7 @@ class _Recording:
             self.mel.close()
             raise
         windows = [window for clip in clips for window in quiet_cuts(self.mel, *clip)]
-        self.jobs = [_Job(self, window, window.seek) for window in windows]
+        self.jobs = [WindowJob(self, window, window.seek) for window in windows]
         self.n_pending = len(self.jobs)
         self.segments: list[dict[str, Any]] = []
         self.last_speech = 0.0
@@ -162,7 +168,7 @@ class _Recording:
         return transcript | self.gate.result() | self.tagger.result(options.task, self.source, segments, order)
 
 
-class _Job(NamedTuple):
+class WindowJob(NamedTuple):
     """A window to be decoded.
 
     ``settled_before`` : no later window of its recording starts before this frame; None for a remainder, which has
@@ -170,7 +176,7 @@ class _Job(NamedTuple):
     tags hear speech in it that the text lacks.
     """
 
-    recording: _Recording
+    recording: OpenRecording
     window: Window
     settled_before: int | None
     last_speech: float = 0.0
@@ -190,12 +196,12 @@ class _DecodedBatch(NamedTuple):
     results: list[DecodingResult]
 
 
-_Failures = dict[int, tuple[_Recording, Exception]]
+_Failures = dict[int, tuple[OpenRecording, Exception]]
 """Recordings by their ids, and what went wrong."""
 
 
 @dataclass
-class _Batches:
+class BatchDecoder:
     """Decodes windows of any number of recordings in batches."""
 
     model: WhisperAT
@@ -206,7 +212,7 @@ class _Batches:
         """Yield every recording with its result, or with what went wrong."""
         remaining, more_recordings = iter(recordings), True
         batch_size = self.options.batch_size or 1
-        jobs: deque[_Job] = deque()
+        jobs: deque[WindowJob] = deque()
         with tqdm.tqdm(total=0, unit="frames", disable=self.options.verbose is not False) as progress:
             while True:
                 while more_recordings and len(jobs) < batch_size:
@@ -216,26 +222,26 @@ class _Batches:
                         more_recordings = False
                         break
                     try:
-                        recording = _Recording(self.model, audio, self.options, self.dtype)
+                        recording = OpenRecording(self.model, audio, self.options, self.dtype)
                     except Exception as error:
                         yield audio, error
                         continue
                     progress.total += sum(job.window.size for job in recording.jobs)
                     jobs.extend(recording.jobs)
                     if not recording.jobs:
-                        yield audio, self._finish(recording)
+                        yield audio, self.finish(recording)
                 if not jobs:
                     return
                 language = jobs[0].recording.language
                 batch = [job for job in jobs if job.recording.language == language][:batch_size]
                 try:
-                    remainders, failures = self._process_batch(batch)
+                    remainders, failures = self.process_batch(batch)
                 except _OUT_OF_MEMORY:
                     remainders = None  # the error holds on to what the batch has computed until this clause ends
                 if remainders is None:
                     batch_size = (len(batch) + 1) // 2
                     warnings.warn(f"out of memory: going on with batches of {batch_size} windows")
-                    self._free_memory()
+                    self.free_memory()
                     continue
                 done = {id(job) for job in batch}
                 jobs = deque(
@@ -250,16 +256,16 @@ class _Batches:
                     progress.update(0 if job.settled_before is None else job.window.size)
                     job.recording.n_pending -= 1
                     if job.recording.n_pending == 0 and id(job.recording) not in failures:
-                        yield job.recording.audio, self._finish(job.recording)
+                        yield job.recording.audio, self.finish(job.recording)
 
-    def _finish(self, recording: _Recording) -> dict[str, Any] | Exception:
+    def finish(self, recording: OpenRecording) -> dict[str, Any] | Exception:
         """Return a recording's result, or why there is none: classifiers of waveforms read it again."""
         try:
             return recording.result(self.options)
         except Exception as error:
             return error
 
-    def _process_batch(self, batch: list[_Job]) -> tuple[list[_Job], _Failures]:
+    def process_batch(self, batch: list[WindowJob]) -> tuple[list[WindowJob], _Failures]:
         """Decode windows, add them to their recordings; return the remainders they leave, and what failed.
 
         Raises
@@ -267,7 +273,7 @@ class _Batches:
         torch.OutOfMemoryError, MemoryError
             If a batch of several windows is too much; nothing has been added then.
         """
-        remainders: list[_Job] = []
+        remainders: list[WindowJob] = []
         failures: _Failures = {}
         for part, decoded in self._decode_separately_on_error(batch):
             if isinstance(decoded, Exception):
@@ -287,7 +293,9 @@ class _Batches:
                     failures[id(job.recording)] = (job.recording, error)
         return remainders, failures
 
-    def _decode_separately_on_error(self, batch: list[_Job]) -> list[tuple[list[_Job], _DecodedBatch | Exception]]:
+    def _decode_separately_on_error(
+        self, batch: list[WindowJob]
+    ) -> list[tuple[list[WindowJob], _DecodedBatch | Exception]]:
         """Decode windows together; where that fails, each recording's by themselves."""
         try:
             return [(batch, self._decode_batch(batch))]
@@ -302,7 +310,7 @@ class _Batches:
         parts = [[job for job in batch if job.recording is recording] for recording in recordings]
         return [decoded for part in parts for decoded in self._decode_separately_on_error(part)]
 
-    def _decode_batch(self, batch: list[_Job]) -> _DecodedBatch:
+    def _decode_batch(self, batch: list[WindowJob]) -> _DecodedBatch:
         """Encode and decode windows of one language; MemoryError where a CPU has none left, as Python calls that."""
         try:
             return self._encode_and_decode(batch)
@@ -311,7 +319,7 @@ class _Batches:
                 raise
         raise MemoryError("not enough memory for a batch of windows")
 
-    def _encode_and_decode(self, batch: list[_Job]) -> _DecodedBatch:
+    def _encode_and_decode(self, batch: list[WindowJob]) -> _DecodedBatch:
         windows = [job.window for job in batch]
         mels = [job.recording.mel.window(job.window.seek, job.window.end) for job in batch]
         mel = torch.stack([pad_or_trim(each, N_FRAMES) for each in mels]).to(self.model.device).to(self.dtype)
@@ -331,7 +339,7 @@ class _Batches:
         )
         return _DecodedBatch(states, speech, spoken, inputs, results)
 
-    def _add_segments(self, job: _Job, decoded: _DecodedBatch, i: int) -> list[_Job]:
+    def _add_segments(self, job: WindowJob, decoded: _DecodedBatch, i: int) -> list[WindowJob]:
         """Add the segments of a batch's window i to its recording; return what is still to be decoded of it."""
         recording, window = job.recording, job.window
         place = decoded.decoded.index(i)
@@ -375,15 +383,15 @@ class _Batches:
             return []
         remainders = self._missed(job, split, decoded.speech[i])
         if window.seek < split.seek < window.end - MIN_REMAINDER:
-            remainders.append(_Job(recording, Window(split.seek, window.end - split.seek), None, last_speech))
+            remainders.append(WindowJob(recording, Window(split.seek, window.end - split.seek), None, last_speech))
         return remainders
 
-    def _missed(self, job: _Job, split: Split, speech: SpeechProbabilities) -> list[_Job]:
+    def _missed(self, job: WindowJob, split: Split, speech: SpeechProbabilities) -> list[WindowJob]:
         """Return what is to be decoded again of a window, because the tags hear speech there that it has no text of."""
         windows = job.recording.gate.missed_speech(job.window, split, speech)
-        return [_Job(job.recording, window, None, window.seek / FRAMES_PER_SECOND, True) for window in windows]
+        return [WindowJob(job.recording, window, None, window.seek / FRAMES_PER_SECOND, True) for window in windows]
 
-    def _free_memory(self) -> None:
+    def free_memory(self) -> None:
         """Forget what is kept for the next batch, which will have another shape."""
         gc.collect()  # decoding leaves cycles
         if self.model._decoder is not None:

@@ -7,7 +7,7 @@ token; the rules for segments are in `segments`, those for rows of tags in `tagg
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -45,7 +45,7 @@ from .segments import (
 from .speech_gate import SpeechGate, begins_next_window, mark_recovered
 from .tagging.progress import Progress, ProgressReporter
 from .tagging.tagger import Tagger, encode_windows, resolve_resolutions
-from .windows import Window, clip_frames
+from .windows import Window, clip_frames, run_to_end
 
 if TYPE_CHECKING:
     from .model import WhisperAT
@@ -179,7 +179,7 @@ def transcribe(
     if not hasattr(model, "encode"):
         raise TypeError("this is a plain Whisper: load it with whisper_at.load_model, or use its own transcribe()")
     if options.batch_size is None:
-        return transcribe_in_order(model, audio, options)
+        return run_to_end(transcribe_in_order(model, audio, options))
     ((_, result),) = transcribe_in_batches(model, [audio], options)
     if isinstance(result, Exception):
         raise result
@@ -188,8 +188,12 @@ def transcribe(
 
 def transcribe_in_order(
     model: WhisperAT, audio: Recording | np.ndarray | Tensor, options: TranscribeOptions
-) -> dict[str, Any]:
-    """Transcribe a recording window by window, each with the text before it as a prompt, as `transcribe` does."""
+) -> Generator[list[dict[str, Any]], None, dict[str, Any]]:
+    """Transcribe a recording window by window, each with the text before it as a prompt, as `transcribe` does.
+
+    Yields the segments of each window as soon as they stand, before the first one an empty list, and returns the
+    result.
+    """
     source = readable(audio, options.audio_track)
     resolve_resolutions(model, options.at_time_res, source)  # what cannot be tagged is refused before anything is read
     gate = SpeechGate(model, options.speech_gate, options.missed_speech, options.verbose)
@@ -222,6 +226,7 @@ def transcribe_in_order(
     report_progress = ProgressReporter(options.on_progress, tagger, language, task)
 
     with mel, tqdm.tqdm(total=content_frames, unit="frames", disable=options.verbose is not False) as progress:
+        yield []
         for seek, clip_end in clips:
             while seek < clip_end:
                 report_progress(seek, segments, gate.withheld)
@@ -233,6 +238,7 @@ def transcribe_in_order(
                     gate.withhold_window(window, speech)
                     seek = window.end
                     progress.update(window.size)
+                    yield []
                     continue
 
                 result = decoder.decode(encoded_window, prompt.tokens())
@@ -256,6 +262,7 @@ def transcribe_in_order(
                 if missed:
                     found.sort(key=lambda item: item[2]["start"])
 
+                n_segments = len(segments)
                 for source_window, states, segment in found:
                     if not has_text(segment):
                         continue
@@ -268,6 +275,7 @@ def transcribe_in_order(
                 if has_spoken and (not options.condition_on_previous_text or result.temperature > 0.5):
                     prompt.forget()
                 progress.update(min(content_frames, seek) - window.seek)
+                yield segments[n_segments:]
 
     transcript = {"text": text_of(prompt.text_tokens, tokenizer), "segments": segments, "language": language}
     return transcript | gate.result() | tagger.result(task, source, segments, list(range(len(segments))))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 from whisper.audio import FRAMES_PER_SECOND, N_FRAMES
 
 from .mel import LogMel
+
+T = TypeVar("T")
 
 SEARCH_FRAMES = 1000
 """A window that is cut ends in the last ten of its thirty seconds."""
@@ -184,3 +186,21 @@ def sound_end(mel: Tensor) -> int:
     loudness = mel.mean(0)
     quiet, loud = loudness.quantile(torch.tensor([0.05, 0.95], device=mel.device))
     return int((loudness >= (quiet + loud) / 2).nonzero()[-1]) + 1
+
+
+def run_to_end(steps: Generator[Any, None, T]) -> T:
+    """Run a generator, whatever it yields, and return what it returns.
+
+    Examples
+    --------
+    >>> def count():
+    ...     yield 1
+    ...     return "done"
+    >>> run_to_end(count())
+    'done'
+    """
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return cast(T, end.value)

@@ -1,242 +1,204 @@
-"""The routes of the server, its limits, its queue and its errors."""
+"""The routes of the server."""
 
 from __future__ import annotations
 
-import asyncio
-import re
-import shutil
-import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from fastapi import FastAPI, Form, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..audio import SAMPLE_RATE, stream_audio
 from ..model import WhisperAT
-from ..suggest import did_you_mean
-from ..tagging.listeners import class_set
 from ..version import __version__
+from . import docs_page, metrics, streaming
+from .api_keys import ApiKeyMiddleware
+from .engine import Engine
+from .errors import ERRORS, add_error_handlers, error_response, failure_message
+from .limits import BodyMiddleware, Limits
 from .protocol import FormRoute, MethodsMiddleware
-from .responses import to_response
-from .schemas import TranscriptionRequest, tag_options, transcribe_options
+from .responses import TEXT_FORMATS, detections, to_response
+from .schemas import (
+    ClassificationRequest,
+    TranscriptionRequest,
+    classification_options,
+    detection_options,
+    ignored_fields,
+    tag_options,
+    transcribe_options,
+)
+from .served_models import ServedModels
+from .submission import Submission, client_of
 
-OPENAI_NAMES = re.compile(r"whisper-1|gpt-4o(-mini)?-transcribe(-\d{4}-\d\d-\d\d)?")
-"""OpenAI's names for what transcribes: they mean whichever model is served, so that programs need not be changed."""
-CLIENT_CLOSED_REQUEST = 499
-"""Status of a request whose client has gone, which sees it no more."""
 PAGE_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'"
 PAGE_POLICY += "; media-src blob:; img-src data:"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a server accepts.
-
-    Attributes
-    ----------
-    megabytes : float
-        Largest request.
-    minutes : float
-        Longest recording, however few bytes it has.
-    waiting : int
-        Recordings that may wait while one is transcribed.
-    """
-
-    megabytes: float = 1000.0
-    minutes: float = 240.0
-    waiting: int = 16
+IGNORED_FIELDS = "X-Ignored-Fields"
+"""Header of a response that names the fields of its request that mean nothing here."""
 
 
 def create_app(
-    model: WhisperAT, name: str, limits: Limits | None = None, *, cors: Sequence[str] = (), **options: Any
+    model: WhisperAT,
+    name: str,
+    limits: Limits | None = None,
+    *,
+    more_models: Mapping[str, WhisperAT] | None = None,
+    strict_models: bool = False,
+    cors: Sequence[str] = (),
+    api_keys: Sequence[str] = (),
+    **options: Any,
 ) -> FastAPI:
     """Return the application, for any ASGI server.
 
-    Routes: ``POST /v1/audio/transcriptions`` and ``/v1/audio/translations``, ``GET /v1/models``, ``/v1/models/{id}``
-    and ``/health``, and a page at ``/``. Requests and responses are those of OpenAI's API; see `TranscriptionRequest`.
+    Requests and responses are those of OpenAI's API; see `TranscriptionRequest`. ``/docs`` lists the routes.
 
     Parameters
     ----------
     model : WhisperAT
-        With its heads. It transcribes one recording after the other, in the order in which they came.
+        With its heads.
     name : str
         Its name in requests.
     limits : Limits, optional
         What the server accepts.
+    more_models : mapping of str to WhisperAT, optional
+        Others, by their names in requests.
+    strict_models : bool
+        Whether OpenAI's names of models mean nothing here; by default they mean the first one.
     cors : sequence of str
         Origins (``https://example.org``, or ``*``) whose pages may use the server from a browser.
+    api_keys : sequence of str
+        Keys of which a request has to show one; none for a server that is open to all who reach it.
     **options
-        Options of `transcribe` for every request, as ``batch_size`` or ``beam_size``.
+        Options of `transcribe` for every request, as ``beam_size``. With ``batch_size``, so many windows are
+        transcribed at once, of several recordings where there are several; without, each recording goes by itself,
+        window after window, as `transcribe` does it.
     """
     # the pages that FastAPI has of its own fetch their scripts from elsewhere
     app = FastAPI(title="whisper_at", version=__version__, docs_url=None, redoc_url=None)
     app.router.route_class = FormRoute
     limits = limits or Limits()
-    queue = TranscriptionQueue(model, limits, options)
-    page = resources.files(__package__).joinpath("page.html").read_text("utf-8")
-    started = int(time.time())
-    app.add_middleware(MaxBodyMiddleware, max_bytes=int(limits.megabytes * 1e6))
+    models = ServedModels({name: model, **(more_models or {})}, strict_models)
+    counts = metrics.Metrics()
+    engine = Engine(limits, options.get("batch_size") or 1, counts)
+    app.state.check_room = lambda request: engine.check_room(client_of(request))
+    # the last one is the outermost
+    app.add_middleware(BodyMiddleware, limits=limits)
+    if api_keys:
+        app.add_middleware(ApiKeyMiddleware, keys=api_keys)
+    app.add_middleware(metrics.MetricsMiddleware, metrics=counts)
     app.add_middleware(MethodsMiddleware, routes=app)
     if cors:
-        app.add_middleware(CORSMiddleware, allow_origins=list(cors), allow_methods=["*"], allow_headers=["*"])
-    app.add_exception_handler(RequestValidationError, _invalid_fields_response)  # type: ignore[arg-type]
-    app.add_exception_handler(HTTPException, _http_error_response)  # type: ignore[arg-type]
-    app.add_exception_handler(Exception, _server_error_response)
+        exposed = [IGNORED_FIELDS, "Retry-After"]
+        anything: dict[str, Any] = {"allow_methods": ["*"], "allow_headers": ["*"], "expose_headers": exposed}
+        app.add_middleware(CORSMiddleware, allow_origins=list(cors), **anything)
+    add_error_handlers(app)
+    _add_audio_routes(app, engine, models, options)
+    _add_other_routes(app, engine, models, counts)
+    return app
+
+
+def _add_audio_routes(app: FastAPI, engine: Engine, models: ServedModels, options: dict[str, Any]) -> None:
+    """Add what is asked with a recording."""
+
+    async def respond(http: Request, request: TranscriptionRequest, task: str) -> Response:
+        served = models.find(request.model)
+        try:
+            ignored = ignored_fields(request)
+            wanted = {**options, **transcribe_options(request, served.model, task)}
+            tag_options(request)
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from None
+        submission = Submission(engine, http)
+        await submission.send(request.file, served.model, wanted)
+        try:
+            await submission.opened()
+            if request.stream:
+                events = streaming.events(submission.messages(), request)
+                headers = streaming.HEADERS | _ignored(ignored)
+                return StreamingResponse(events, media_type=streaming.MEDIA_TYPE, headers=headers)
+            result = await submission.result()
+        except HTTPException:
+            raise
+        except Exception as error:  # the engine has written it into the log
+            return error_response(500, failure_message(error))
+        response = await run_in_threadpool(to_response, result, request, task, submission.seconds)
+        response.headers.update(_ignored(ignored))
+        return response
+
+    @app.post("/v1/audio/transcriptions", responses=ERRORS | TEXT_FORMATS, response_model=None)
+    async def transcriptions(http: Request, request: Annotated[TranscriptionRequest, Form()]) -> Response:
+        """Transcribe in the language spoken, and tell what sounds where that is asked for."""
+        return await respond(http, request, "transcribe")
+
+    @app.post("/v1/audio/translations", responses=ERRORS | TEXT_FORMATS, response_model=None)
+    async def translations(http: Request, request: Annotated[TranscriptionRequest, Form()]) -> Response:
+        """Translate into English."""
+        return await respond(http, request, "translate")
+
+    @app.post("/v1/audio/classification", responses=ERRORS, response_model=None)
+    async def classification(http: Request, request: Annotated[ClassificationRequest, Form()]) -> Response:
+        """Tell what sounds, how likely, and from when to when, without text, at the encoder's speed."""
+        served = models.find(request.model)
+        try:
+            ignored = ignored_fields(request)
+            wanted = classification_options(request, served.model)
+            shown = detection_options(request)
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from None
+        submission = Submission(engine, http)
+        await submission.send(request.file, served.model, wanted, tag_only=True)
+        try:
+            result = await submission.result()
+        except HTTPException:
+            raise
+        except Exception as error:  # the engine has written it into the log
+            return error_response(500, failure_message(error))
+        found = await run_in_threadpool(detections, result, shown, request.top_k)
+        body = {"model": request.model or served.name, "duration": submission.seconds, "detections": found}
+        return JSONResponse(body, headers=_ignored(ignored))
+
+
+def _add_other_routes(app: FastAPI, engine: Engine, models: ServedModels, counts: metrics.Metrics) -> None:
+    """Add what tells of the server."""
+    page = resources.files(__package__).joinpath("page.html").read_text("utf-8")
 
     @app.get("/", include_in_schema=False)
     def show_page() -> HTMLResponse:
         return HTMLResponse(page, headers={"Content-Security-Policy": PAGE_POLICY})
 
+    @app.get("/docs", include_in_schema=False)
+    def show_docs() -> HTMLResponse:
+        return HTMLResponse(docs_page.docs_page(app.openapi()), headers={"Content-Security-Policy": docs_page.POLICY})
+
     @app.get("/health")
     def health() -> dict[str, Any]:
-        return {"status": "ok", "recordings": queue.recordings}
+        """Tell that the server runs, and how many recordings it has."""
+        return {"status": "ok", "recordings": engine.n_recordings}
 
-    def describe(id: str) -> dict[str, Any]:
-        made = {"object": "model", "created": started, "owned_by": "whisper_at"}
-        return {"id": id, **made, "heads": _class_names(model)}
+    @app.get("/ready", responses=ERRORS, response_model=None)
+    def ready(http: Request) -> dict[str, Any] | Response:
+        """Tell whether it takes a further recording; status 503 or 429 if not."""
+        engine.check_room(client_of(http))
+        return {"status": "ready"}
 
-    @app.get("/v1/models")
-    def models() -> dict[str, Any]:
-        return {"object": "list", "data": [describe(name)]}
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    def show_metrics() -> Response:
+        """Show figures for Prometheus."""
+        return Response(counts.text(), media_type=metrics.CONTENT_TYPE)
 
-    @app.get("/v1/models/{id:path}")
+    @app.get("/v1/models", responses=ERRORS)
+    def all_models() -> dict[str, Any]:
+        """List the models that are served, and the classes of their heads."""
+        return models.describe_all()
+
+    @app.get("/v1/models/{id:path}", responses=ERRORS)
     def one_model(id: str) -> dict[str, Any]:
-        _check_model_name(id, name)
-        return describe(id)
-
-    @app.post("/v1/audio/transcriptions")
-    async def transcriptions(http: Request, request: Annotated[TranscriptionRequest, Form()]) -> Response:
-        _check_model_name(request.model, name)
-        return await queue.transcribe(http, request, "transcribe")
-
-    @app.post("/v1/audio/translations")
-    async def translations(http: Request, request: Annotated[TranscriptionRequest, Form()]) -> Response:
-        _check_model_name(request.model, name)
-        return await queue.transcribe(http, request, "translate")
-
-    return app
+        """Describe one of them."""
+        return models.describe(id)
 
 
-class TranscriptionQueue:
-    """Transcribes recordings one after the other with the one model."""
-
-    def __init__(self, model: WhisperAT, limits: Limits, options: dict[str, Any]) -> None:
-        self.model, self.limits, self.options = model, limits, options
-        self.recordings = 0  # that wait or are being transcribed
-        self.turn = asyncio.Lock()
-        self.thread = ThreadPoolExecutor(1, "whisper_at")  # PyTorch keeps a pool for each thread that computes
-        self.reader = ThreadPoolExecutor(1, "whisper_at-reader")  # ffmpeg runs once at a time
-
-    async def transcribe(self, http: Request, request: TranscriptionRequest, task: str) -> Response:
-        """Return the response to a request, when it is its turn."""
-        try:
-            options = {**self.options, **transcribe_options(request, self.model, task)}
-            tag_options(request)
-        except ValueError as error:
-            raise HTTPException(400, str(error)) from None
-        if self.recordings > self.limits.waiting:
-            raise HTTPException(503, "too many recordings are waiting; try again later", {"Retry-After": "30"})
-        self.recordings += 1
-        run = asyncio.get_running_loop().run_in_executor
-        try:
-            with tempfile.TemporaryDirectory(prefix="whisper-at-") as folder:
-                path = Path(folder, "recording")
-                seconds = await run(self.reader, self._save_upload, request, path)
-                async with self.turn:
-                    if await http.is_disconnected():
-                        return Response(status_code=CLIENT_CLOSED_REQUEST)
-                    return await run(self.thread, self._respond, path, options, request, task, seconds)
-        finally:
-            self.recordings -= 1
-
-    def _respond(
-        self, path: Path, options: dict[str, Any], request: TranscriptionRequest, task: str, seconds: float
-    ) -> Response:
-        return to_response(self.model.transcribe(str(path), **options), request, task, seconds)
-
-    def _save_upload(self, request: TranscriptionRequest, path: Path) -> float:
-        """Write an upload to `path`; return its seconds, which are counted while other recordings are transcribed."""
-        with path.open("wb") as target:
-            shutil.copyfileobj(request.file.file, target)
-        name, samples = request.file.filename or "the file", 0
-        try:
-            for block in stream_audio(path, audio_track=request.audio_track or None):
-                samples += len(block)
-                if samples > self.limits.minutes * 60 * SAMPLE_RATE:
-                    raise HTTPException(413, f"{name} is longer than {self.limits.minutes:g} minutes")
-        except (RuntimeError, ValueError) as error:
-            raise HTTPException(400, str(error).replace(str(path), name)) from None
-        return samples / SAMPLE_RATE
-
-
-class MaxBodyMiddleware:
-    """Refuses requests of too many bytes, before they are on disk."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self.app, self.max_bytes = app, max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and count the bytes of its body."""
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        header = dict(scope["headers"]).get(b"content-length", b"0")
-        announced, received = int(header) if header.isdigit() else 0, 0
-
-        async def receive_and_count() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if max(announced, received) > self.max_bytes:
-                raise HTTPException(413, f"requests are of {self.max_bytes / 1e6:g} MB at most")
-            return message
-
-        await self.app(scope, receive_and_count, send)
-
-
-def _class_names(model: WhisperAT) -> dict[str, list[str]]:
-    """Return the classes of each head, by the name of the head in responses."""
-    return {name: list(class_set(head).names) for name, head in model.heads.items()}
-
-
-def _check_model_name(name: str, served: str) -> None:
-    if name not in ("", served) and not OPENAI_NAMES.fullmatch(name):
-        raise HTTPException(404, f"model: {name!r} is not served here; {served!r} is")
-
-
-def _error_response(status: int, message: str) -> JSONResponse:
-    kind = "server_error" if status >= 500 else "invalid_request_error"
-    return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": None}}, status)
-
-
-async def _http_error_response(_: Request, error: HTTPException) -> Response:
-    response = _error_response(error.status_code, error.detail)
-    response.headers.update(error.headers or {})
-    return response
-
-
-async def _invalid_fields_response(_: Request, error: RequestValidationError) -> Response:
-    reasons = {_reason(one, ".".join(str(part) for part in one["loc"][1:])) for one in error.errors()}
-    return _error_response(400, "; ".join(sorted(reasons)))
-
-
-def _reason(error: Mapping[str, Any], field: str) -> str:
-    if error["type"] == "extra_forbidden":
-        fields = [option.alias or name for name, option in TranscriptionRequest.model_fields.items()]
-        return f"{field}: there is no such field; {did_you_mean(field, fields)}"
-    if field == "file" and error["type"] == "value_error":
-        return "file: it came as text; send it as a file that has a name (curl: -F file=@NAME)"
-    return f"{field}: {error['msg']}"
-
-
-async def _server_error_response(_: Request, error: Exception) -> Response:
-    return _error_response(500, f"the server failed ({type(error).__name__}); its log says where")
+def _ignored(fields: Sequence[str]) -> dict[str, str]:
+    return {IGNORED_FIELDS: ", ".join(quote(name, safe="[]") for name in fields)} if fields else {}

@@ -50,13 +50,18 @@ class MethodsMiddleware:
 
 
 class FormRoute(APIRoute):
-    """A route whose forms may have files that are named by ``filename*`` only, as some clients name them."""
+    """A route whose forms may have files that are named by ``filename*`` only, as some clients name them.
+
+    ``app.state.check_room`` may refuse a request by an HTTPException before its form is read.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return what answers a request."""
         respond = super().get_route_handler()
 
         async def respond_to_form(request: Request) -> Response:
+            if self.body_field is not None:
+                request.app.state.check_room(request)
             return await respond(_FormRequest(request.scope, request.receive))
 
         return respond_to_form

@@ -9,8 +9,15 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from whisper.tokenizer import LANGUAGES
 
 from ..checkpoints.files import to_jsonable
+from ..tagging.named_rows import result_events
+from ..tagging.rows import AUDIOSET, TagOptions
 from ..writers import CAPTION_FORMATS, UPSTREAM_KEYS, get_writer, result_to_json
 from .schemas import TranscriptionRequest, tag_options
+
+TEXT_FORMATS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/plain": {}, "text/vtt": {}, "text/event-stream": {}}}
+}
+"""What a transcription may be beside JSON, for OpenAPI."""
 
 
 def to_response(result: dict[str, Any], request: TranscriptionRequest, task: str, seconds: float) -> Response:
@@ -44,3 +51,24 @@ def _verbose(result: dict[str, Any], request: TranscriptionRequest, task: str, s
         out["words"] = [{**word, "word": word["word"].strip()} for word in words]
     sounds = result_to_json(result, tag_options(request))
     return to_jsonable(out | {key: sounds[key] for key in sounds if key not in {*UPSTREAM_KEYS, *out}})
+
+
+def detections(result: dict[str, Any], options: TagOptions, top_k: int) -> list[dict[str, Any]]:
+    """Return what sounds, the likeliest first: LocalAI's keys, and from when to when in seconds.
+
+    What sounds several times is there several times. ``index`` is that of the class in its head; heads of one's own are
+    named.
+    """
+    events = sorted(result_events(result, options), key=lambda event: -event["probability"])
+    found = [
+        {
+            "index": event["index"],
+            "label": event["name"],
+            "score": event["probability"],
+            "onset": event["start"],
+            "offset": event["end"],
+            **({} if event["head"] == AUDIOSET else {"head": event["head"]}),
+        }
+        for event in events
+    ]
+    return to_jsonable(found[:top_k] if top_k else found)

@@ -16,12 +16,21 @@ from ..languages import language_code
 from ..model import WhisperAT
 from ..options import TranscribeOptions
 from ..speech_gate import SpeechGate
+from ..suggest import did_you_mean, nearest
+from ..tagging.classes import logit
 from ..tagging.rows import TagOptions
 from ..tagging.tagger import AUTO_RESOLUTION
 from ..tagging.timeline import resolutions, steps_to_seconds
 from ..writers import CAPTION_FORMATS
 
 TEMPERATURE_STEP = 0.2
+SAFE_DISTANCE = 0.6
+"""Likeness from which on an unknown field is taken for a known one that is misspelt."""
+OPENAI_FIELDS = {"chunking_strategy", "include", "keywords", "languages", "logprobs", "user"} | {
+    "known_speaker_names",
+    "known_speaker_references",
+}
+"""Fields of OpenAI's API that change nothing here."""
 
 
 def _read_list(values: Any) -> Any:
@@ -42,7 +51,7 @@ Granularities = Annotated[list[Literal["word", "segment"]], BeforeValidator(_rea
 class TranscriptionRequest(BaseModel):
     """The fields of a request: OpenAI's, and ours by the names and meanings that they have on the command line."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="allow")
 
     file: Annotated[UploadFile, Field(description="audio or video of any format that ffmpeg reads")]
     model: Annotated[str, Field(description="the model that is served, or OpenAI's name of one")] = ""
@@ -56,8 +65,7 @@ class TranscriptionRequest(BaseModel):
     granularities: Annotated[
         Granularities, Field(alias="timestamp_granularities", description="the same, as some clients name it")
     ] = []
-    chunking_strategy: Annotated[str, Field(description="of OpenAI's API; changes nothing here")] = ""
-    stream: Annotated[bool, Field(description="must be false: texts come whole")] = False
+    stream: Annotated[bool, Field(description="send text as it is transcribed, as server-sent events")] = False
     audio_track: Annotated[str, Field(description="of a video with several: number, from 1, or language")] = ""
     at_time_res: Annotated[str, Field(description="seconds per row of tags, multiples of 0.4: 2, or 0.4,10")] = ""
     top_k: Annotated[int, Field(ge=1, description="at most so many tags a row")] = 5
@@ -77,16 +85,49 @@ class TranscriptionRequest(BaseModel):
         return [*self.granularities_in_brackets, *self.granularities] or ["segment"]
 
 
+class ClassificationRequest(BaseModel):
+    """The fields of a request for sounds alone: LocalAI's, and ours."""
+
+    model_config = ConfigDict(extra="allow")
+
+    file: Annotated[UploadFile, Field(description="audio or video of any format that ffmpeg reads")]
+    model: Annotated[str, Field(description="the model that is served, or OpenAI's name of one")] = ""
+    top_k: Annotated[int, Field(ge=0, description="at most so many detections; 0 is all")] = 0
+    threshold: Annotated[
+        float | None, Field(ge=0, le=1, description="only what is so probable; by default the head's own thresholds")
+    ] = None
+    at_time_res: Annotated[float, Field(gt=0, description="seconds by which times are told, a multiple of 0.4")] = 2.0
+    include_classes: Annotated[str, Field(description="of AudioSet: indices, MIDs or names, separated by ;")] = ""
+    audio_track: Annotated[str, Field(description="of a video with several: number, from 1, or language")] = ""
+
+
+def ignored_fields(request: BaseModel) -> list[str]:
+    """Return the fields of a request that mean nothing here.
+
+    Raises
+    ------
+    ValueError
+        If one is so near to a known one that it is misspelt.
+    """
+    known = [option.alias or name for name, option in type(request).model_fields.items()]
+    ignored = list(request.model_extra or ())
+    for name in ignored:
+        near = nearest(name, known, n=1, cutoff=SAFE_DISTANCE)
+        if near and name.split("[")[0] not in OPENAI_FIELDS:
+            raise ValueError(f"{name}: there is no such field; {did_you_mean(name, known)}")
+    return ignored
+
+
 def transcribe_options(request: TranscriptionRequest, model: WhisperAT, task: str) -> dict[str, Any]:
     """Return the keyword arguments of `transcribe`.
 
     Raises
     ------
     ValueError
-        If the model cannot do what is request.
+        If the model cannot do what is asked.
     """
-    if request.stream:
-        raise ValueError("stream: texts come whole; leave it out")
+    if request.stream and request.response_format in CAPTION_FORMATS:
+        raise ValueError(f"stream: events are JSON, not response_format={request.response_format}")
     try:
         language = language_code(request.language)
     except ValueError as error:
@@ -98,7 +139,7 @@ def transcribe_options(request: TranscriptionRequest, model: WhisperAT, task: st
             raise ValueError(f"language: this model knows English only, not {LANGUAGES[language]}")
         language = "en"
     words = "word" in request.timestamp_granularities
-    if words and request.response_format != "verbose_json":
+    if words and request.response_format != "verbose_json" and not request.stream:
         raise ValueError("timestamp_granularities: words are told in response_format=verbose_json")
     options = {
         "task": task,
@@ -124,8 +165,7 @@ def tag_options(request: TranscriptionRequest) -> TagOptions:
     ValueError
         If there is no such class.
     """
-    classes = [name.strip() for name in request.include_classes.split(";") if name.strip()]
-    return TagOptions(request.top_k, request.p_threshold, include_classes=classes or None)
+    return TagOptions(request.top_k, request.p_threshold, include_classes=class_names(request.include_classes))
 
 
 def _resolution(request: TranscriptionRequest, model: WhisperAT) -> float | list[float] | None:
@@ -140,13 +180,9 @@ def _resolution(request: TranscriptionRequest, model: WhisperAT) -> float | list
     wanted = request.at_time_res or with_sounds or request.p_threshold is not None or request.include_classes
     if not wanted:
         return None
-    if not captions and request.response_format != "verbose_json":
+    if not captions and request.response_format != "verbose_json" and not request.stream:
         raise ValueError(f"sounds are told in response_format=verbose_json, not {request.response_format}")
-    if not model.heads:
-        raise ValueError(
-            "cannot tag sounds: the model served has no head. Ask for text alone, or have the server started with one "
-            "(whisper-at serve --head FILE; `whisper-at train` makes such files)"
-        )
+    _check_heads(model, "Ask for text alone, or have")
     default = CAPTION_RESOLUTION if captions else AUTO_RESOLUTION
     try:
         parts = [float(part) for part in request.at_time_res.split(",")] if request.at_time_res else [default]
@@ -154,3 +190,44 @@ def _resolution(request: TranscriptionRequest, model: WhisperAT) -> float | list
     except ValueError as error:
         raise ValueError(f"at_time_res: {error}") from None
     return seconds[0] if len(seconds) == 1 else seconds
+
+
+def _check_heads(model: WhisperAT, way_out: str) -> None:
+    if not model.heads:
+        raise ValueError(
+            f"cannot tag sounds: the model served has no head. {way_out} the server started with one "
+            "(whisper-at serve --head FILE; `whisper-at train` makes such files)"
+        )
+
+
+def classification_options(request: ClassificationRequest, model: WhisperAT) -> dict[str, Any]:
+    """Return the keyword arguments of `tag`.
+
+    Raises
+    ------
+    ValueError
+        If the model cannot do what is asked.
+    """
+    _check_heads(model, "Have")
+    try:
+        resolutions(request.at_time_res)
+    except ValueError as error:
+        raise ValueError(f"at_time_res: {error}") from None
+    return {"at_time_res": request.at_time_res, "audio_track": request.audio_track or None}
+
+
+def detection_options(request: ClassificationRequest) -> TagOptions:
+    """Return which events to tell.
+
+    Raises
+    ------
+    ValueError
+        If there is no such class.
+    """
+    threshold = None if request.threshold is None else float(logit(np.array(request.threshold)))
+    return TagOptions(p_threshold=threshold, include_classes=class_names(request.include_classes))
+
+
+def class_names(field: str) -> list[str] | None:
+    """Return the names in a field, separated by ``;``; None for all classes."""
+    return [name.strip() for name in field.split(";") if name.strip()] or None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from whisper.audio import N_FRAMES, pad_or_trim
 
 from ..audio import Recording, readable
 from ..mel import LogMel
-from ..windows import Window, clip_frames, parse_clip_timestamps
+from ..windows import Window, clip_frames, parse_clip_timestamps, run_to_end
 from .progress import Progress, ProgressReporter
 from .tagger import Tagger, encode_windows, resolve_resolutions
 
@@ -72,6 +72,33 @@ def tag_recording(
         If a resolution is not a positive multiple of 0.4 s, the model has no head, `batch_size` is not
         positive, or there is no such track.
     """
+    steps = tag_in_order(
+        model,
+        audio,
+        at_time_res=at_time_res,
+        clip_timestamps=clip_timestamps,
+        batch_size=batch_size,
+        verbose=verbose,
+        audio_track=audio_track,
+    )
+    return run_to_end(steps)
+
+
+def tag_in_order(
+    model: WhisperAT,
+    audio: Recording | np.ndarray | Tensor,
+    *,
+    at_time_res: float | Iterable[float] | str = "auto",
+    clip_timestamps: Any = "0",
+    batch_size: int | None = None,
+    verbose: bool | None = None,
+    audio_track: int | str | None = None,
+) -> Generator[list[dict[str, Any]], None, dict[str, Any]]:
+    """Tag a recording as `tag_recording` does, which says what is taken and returned.
+
+    Yields, as `transcribe_in_order` does, once before the first windows and after each batch of them; as there is no
+    text, lists without segments.
+    """
     if at_time_res is None or not model.heads:
         reason = model.head_missing if not model.heads else "give at_time_res, in seconds"
         raise ValueError(f"cannot tag sounds: {reason}")
@@ -92,11 +119,13 @@ def tag_recording(
         total = sum(window.size for window in windows)
         report_progress = ProgressReporter(on_progress, tagger, None, "tag")
         with tqdm.tqdm(total=total, unit="frames", disable=verbose is not False) as progress:
+            yield []
             for first in range(0, len(windows), batch_size):
                 batch = windows[first : first + batch_size]
                 report_progress(batch[0].seek, [])
                 _tag_windows(model, mel, tagger, batch, torch.float16 if half else torch.float32)
                 progress.update(sum(window.size for window in batch))
+                yield []
     return {"text": "", "segments": [], "language": None} | tagger.result("tag", source, [], [])
 
 
