@@ -78,7 +78,7 @@ def find_events(
         names = display_names(classes, tag_language(result, language))
         seconds, logits = found.finest()
         log_odds = classes.log_odds(logits)
-        active = _with_hysteresis(log_odds, _event_thresholds(classes, p_threshold), hysteresis)
+        active = _with_hysteresis(log_odds, event_thresholds(classes, p_threshold), hysteresis)
         explained = _explained_by_child(active, classes, wanted) if specific else {}
         times = found.times(seconds)
         for index in wanted:
@@ -94,8 +94,8 @@ def find_events(
     return sorted(events, key=lambda event: (event["start"], -event["probability"]))
 
 
-def _event_thresholds(classes: ClassSet, p_threshold: float | None) -> np.ndarray:
-    """Logits ``(classes,)`` from which classes begin an event."""
+def event_thresholds(classes: ClassSet, p_threshold: float | None) -> np.ndarray:
+    """Return the logits ``(classes,)`` from which classes begin an event."""
     if p_threshold is None and classes.thresholds is not None:
         return logit(np.array(classes.thresholds))
     return np.full(len(classes), p_threshold or 0.0)

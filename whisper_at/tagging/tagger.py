@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,13 +72,7 @@ class Tagger:
         heads = model.heads if self.row_steps else {}
         self.classes = {name: class_set(head) for name, head in heads.items()}
         self.waveform_classifiers = {name: h for name, h in heads.items() if isinstance(h, WaveformClassifier)}
-        state_heads = {name: head for name, head in heads.items() if name not in self.waveform_classifiers}
-        needs = {name: getattr(head, "needs_final_norm", False) for name, head in state_heads.items()}
-        self.needs_final_norm = any(needs.values())
-        self.classifiers: dict[str, Classifier] = {
-            name: head if needs[name] == self.needs_final_norm else _without_final_norm(head)
-            for name, head in state_heads.items()
-        }
+        self.classifiers, self.needs_final_norm = state_classifiers(heads)
         self.rows = {
             name: {steps: TagRows(steps, content_frames, classify, len(self.classes[name])) for steps in self.row_steps}
             for name, classify in self.classifiers.items()
@@ -141,6 +135,19 @@ class Tagger:
             out["audio_tag_coverage"] = by_resolution(coverage)
         out |= {"duration": self.seconds, "task": task}
         return out | {name: self.classes[name].values() | parts for name, parts in found.items()}
+
+
+def state_classifiers(heads: Mapping[str, Any]) -> tuple[dict[str, Classifier], bool]:
+    """Return those of some heads that read the states of a pass, and whether these must hold those after the last norm.
+
+    Where one head needs them, the others are made to leave them out.
+    """
+    state_heads = {name: head for name, head in heads.items() if not isinstance(head, WaveformClassifier)}
+    needs = {name: getattr(head, "needs_final_norm", False) for name, head in state_heads.items()}
+    needed = any(needs.values())
+    return {
+        name: head if needs[name] == needed else _without_final_norm(head) for name, head in state_heads.items()
+    }, needed
 
 
 def _without_final_norm(head: Classifier) -> Classifier:
