@@ -4,16 +4,16 @@
     python benchmarks/live.py --model base --compute int8 --policies align_att local_agreement --data index.csv
     python benchmarks/live.py --model base --sounds ESC-50/index.csv --clips 20
 
-Utterances of ``--data`` (columns ``file`` and ``text``) are joined, with half a second between them, and fed as they would
-be said. The clock is simulated: sound arrives at its own time, each pass begins when its sound is there and the pass
-before has ended, and takes the CPU time of this process; with one thread, that is what an idle machine would need, also
-where others use this one. The delay of a final word is from its end in the sound to when it is told; a partial word is
-told before. "file" is `transcribe` on the whole recording with the same model: errors of both against the text, and the
-difference of word times where both have the same words.
+Utterances of ``--data`` (columns ``file`` and ``text``) are joined, with half a second between them, and fed as
+they would be said. The clock is simulated: sound arrives at its own time, each pass begins when its sound is there
+and the pass before has ended, and takes the CPU time of this process; with one thread, that is what an idle machine
+would need, also where others use this one. The delay of a final word is from its end in the sound to when it is
+told; a partial word is told before. "file" is `transcribe` on the whole recording with the same model: errors of
+both against the text, and the difference of word times where both have the same words.
 
-``--sounds`` is a table with ``file`` and ``audioset`` (names joined by ``|``), such as ESC-50's: clips are put into quiet
-noise at known times, and an event counts that has one of the names, or lies above or below it. Its delay is from the
-clip's first sound to when the event is told.
+``--sounds`` is a table with ``file`` and ``audioset`` (names joined by ``|``), such as ESC-50's: clips are put into
+quiet noise at known times, and an event counts that has one of the names, or lies above or below it. Its delay is from
+the clip's first sound to when the event is told.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ PAUSE_SECONDS = 5.0
 QUIET_NOISE = 1e-3
 
 
-def run_live(stream: Any, samples: np.ndarray, piece: int) -> Iterator[tuple[float, float, Any]]:
-    """Feed samples as they would come in; yield the simulated time of every message, the CPU time so far, and it."""
+def run_live(stream: Any, samples: np.ndarray, piece: int) -> Iterator[tuple[float, Any]]:
+    """Feed samples as they would come in; yield every message with its simulated time; last, None with the CPU time."""
     clock = cpu = 0.0
     for start in range(0, len(samples) + piece, piece):
         before = time.process_time()
@@ -49,22 +49,27 @@ def run_live(stream: Any, samples: np.ndarray, piece: int) -> Iterator[tuple[flo
         clock = max(clock, min(start + piece, len(samples)) / SAMPLE_RATE) + spent
         cpu += spent
         for message in messages:
-            yield clock, cpu, message
-    yield clock, cpu, None
+            yield clock, message
+    yield cpu, None
 
 
-def measure_words(model: Any, samples: np.ndarray, reference: str, file: dict[str, Any], options: Any) -> dict[str, Any]:
+def measure_words(
+    model: Any, samples: np.ndarray, reference: str, file: dict[str, Any], options: Any
+) -> dict[str, Any]:
     """Stream a recording, and compare with its text and with what `transcribe` made of it."""
     from whisper_at.live import Final, Stream
 
     stream = Stream(model, language=options.language, **options.stream)
     piece = round(stream.interval * SAMPLE_RATE)
-    words, delays, first, cpu = [], [], [], 0.0
-    for clock, cpu, message in run_live(stream, samples, piece):
+    words: list[Any] = []
+    delays: list[float] = []
+    cpu = 0.0
+    for clock, message in run_live(stream, samples, piece):
         if isinstance(message, Final):
             words += message.words
             delays += [clock - word.end for word in message.words]
-    del first
+        elif message is None:
+            cpu = clock
     text = "".join(word.word for word in words)
     counts = word_errors([reference, file["text"]], [text, text])
     starts, ends = time_differences(file["words"], [word.values() for word in words])
@@ -122,9 +127,11 @@ def measure_events(model: Any, table: Path, num_clips: int, seconds: float, inte
     stream = Stream(model, task="tag", at_time_res=seconds, interval=interval)
     told: list[tuple[float, Any]] = []
     cpu = 0.0
-    for clock, cpu, message in run_live(stream, samples, round(stream.interval * SAMPLE_RATE)):
+    for clock, message in run_live(stream, samples, round(stream.interval * SAMPLE_RATE)):
         if isinstance(message, EventStart):
             told.append((clock, message))
+        elif message is None:
+            cpu = clock
     delays, onsets = [], []
     for start, end, related in clips:
         found = [(c, e) for c, e in told if e.index in related and start - seconds <= e.start < end]
@@ -206,15 +213,18 @@ def words_of(model: Any, compute: str, args: argparse.Namespace) -> Iterator[dic
     counts = word_errors([recording["text"]], [file["text"]])
     wer = counts[0, 0] / counts[0, -1]
     seconds = len(samples) / SAMPLE_RATE
-    print(f"{compute:8} file             {seconds:.0f} s, WER {100 * wer:.2f} %, real-time factor {rtf:.3f}", flush=True)
+    print(
+        f"{compute:8} file             {seconds:.0f} s, WER {100 * wer:.2f} %, real-time factor {rtf:.3f}", flush=True
+    )
     yield {"what": "file", "compute": compute, "seconds": seconds, "wer": wer, "rtf": rtf, "text": file["text"]}
     for policy in args.policies:
         for interval in args.interval:
             args.stream = {"policy": policy, "interval": interval}
             row = measure_words(model, samples, recording["text"], file, args)
             print(
-                f"{compute:8} {policy:16} {interval or '':4} WER {100 * row['wer']:.2f} % (to file {100 * row['wer_to_file']:.2f}), "
-                f"delay {row['delay_mean']:.2f} s (90 %: {row['delay_p90']:.2f}), real-time factor {row['rtf']:.3f}, "
+                f"{compute:8} {policy:16} {interval or '':4} WER {100 * row['wer']:.2f} % "
+                f"(to file {100 * row['wer_to_file']:.2f}), delay {row['delay_mean']:.2f} s "
+                f"(90 %: {row['delay_p90']:.2f}), real-time factor {row['rtf']:.3f}, "
                 f"word times off by {row['start_difference']:.3f} and {row['end_difference']:.3f} s "
                 f"({row['common_words']} words)",
                 flush=True,

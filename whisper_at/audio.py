@@ -300,9 +300,9 @@ def _local_file(source: str | os.PathLike[str]) -> tuple[str, str]:
     if not os.path.exists(path):
         raise FileNotFoundError(f"No such audio file: {path}")
     if os.path.isdir(path):
-        raise _load_error(name, "it is a directory")
+        raise load_error(name, "it is a directory")
     if os.path.isfile(path) and os.path.getsize(path) == 0:
-        raise _load_error(name, "the file is empty")
+        raise load_error(name, "the file is empty")
     return path, name
 
 
@@ -454,11 +454,11 @@ def _run_ffmpeg(path: str, name: str, size: int, **output: Any) -> Generator[byt
                 process.kill()
                 process.wait()
         if status != 0:
-            raise _load_error(name, _last_error(errors) or f"ffmpeg ended with status {status}")
+            raise load_error(name, last_error(errors) or f"ffmpeg ended with status {status}")
 
 
-def _last_error(errors: IO[bytes]) -> str:
-    """Return the last line that ffmpeg wrote, without the address of the part that wrote it."""
+def last_error(errors: IO[bytes]) -> str:
+    """Return the last line that ffmpeg wrote to a file, without the address of the part that wrote it."""
     errors.seek(0, os.SEEK_END)
     errors.seek(max(0, errors.tell() - 4096))
     text = errors.read().decode(errors="replace")
@@ -468,5 +468,6 @@ def _last_error(errors: IO[bytes]) -> str:
     return f"it holds no audio ({last})" if "does not contain any stream" in text else last
 
 
-def _load_error(name: str, reason: str) -> RuntimeError:
+def load_error(name: str, reason: str) -> RuntimeError:
+    """Return what is raised where a recording cannot be decoded."""
     return RuntimeError(f"Failed to load audio: {name}: {reason}")

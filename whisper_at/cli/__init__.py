@@ -31,6 +31,7 @@ SUBCOMMANDS = {
     "search": "adapt",
     "lineareval": "adapt",
     "serve": "serve",
+    "live": "live",
 }
 """Modules of this package, imported when called, and the extra that brings what they need."""
 

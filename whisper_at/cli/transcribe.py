@@ -83,6 +83,7 @@ other commands (each with --help):
   whisper-at adapt                               adapters, LoRA, prompts … on any frozen audio encoder
   whisper-at embed | search | lineareval         embeddings from all layers of an encoder
   whisper-at study                               how noise hurts recognition, and what encoders know of it
+  whisper-at live                                words and sounds while they happen, from the microphone
   whisper-at serve                               an HTTP server with OpenAI's routes, and a page
 
 A file that cannot be read is reported and the rest go on; the exit status is then 1.

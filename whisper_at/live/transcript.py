@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,11 +83,18 @@ class Transcript:
         return {**out, "duration": self.stream.position, "task": self.stream.task}
 
 
-def _sentences(words: list[Word]) -> Iterable[list[Word]]:
+def starts_sentence(word: Word, words: Sequence[Word]) -> bool:
+    """Return whether a segment that has some words is over when another comes."""
+    if not words:
+        return False
+    ended = words[-1].word.rstrip("\"'”’)]")[-1:] in tuple(SENTENCE_ENDS)
+    return ended or word.start - words[-1].end > PAUSE or len(words) >= MAX_WORDS
+
+
+def _sentences(words: Iterable[Word]) -> Iterator[list[Word]]:
     sentence: list[Word] = []
     for word in words:
-        ended = sentence and sentence[-1].word.rstrip("\"'”’)]")[-1:] in tuple(SENTENCE_ENDS)
-        if sentence and (ended or word.start - sentence[-1].end > PAUSE or len(sentence) >= MAX_WORDS):
+        if starts_sentence(word, sentence):
             yield sentence
             sentence = []
         sentence.append(word)
