@@ -15,7 +15,21 @@ FLOORS = (
     *("version", "suggest", "languages", "downmix", "timestamps", "tracks", "audio", "mel", "windows", "checkpoints"),
     *("tagging", "engine", "timing", "tokenizer", "triton_ops", "normalizers", "decoding"),
     *("segments", "fallback", "options", "batched", "transcribe", "model", "loading", "captioning", "formats"),
-    *("writers", "utils", "data", "features", "train", "adapt", "embed", "study", "_api", "serve", "cli", "__main__"),
+    *(
+        "writers",
+        "utils",
+        "data",
+        "features",
+        "train",
+        "adapt",
+        "embed",
+        "study",
+        "_api",
+        "live",
+        "serve",
+        "cli",
+        "__main__",
+    ),
 )
 """Modules and rooms from the ground up: each may import itself and what stands before it."""
 

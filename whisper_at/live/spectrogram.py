@@ -11,6 +11,7 @@ from whisper.audio import HOP_LENGTH, N_FFT
 
 from ..mel import log_mel_frames, reflect_pad
 
+QUIET_FRAMES = 5
 LOUDEST_FRAMES = 6000
 """The loudest of the last 60 s decides where quiet sounds are clipped; in a file it is that of the whole."""
 
@@ -63,6 +64,14 @@ class StreamingLogMel:
         frames = self._frames[:, start - self.start : end - self.start]
         loudest = max(loudness for _, loudness in self._loudest)
         return (torch.maximum(frames, torch.tensor(loudest - 8.0)) + 4.0) / 4.0
+
+    def quietest(self, start: int, end: int) -> int:
+        """Return the frame in the middle of the quietest 50 ms between two frames; the last of several."""
+        frames = self._frames[:, max(start, self.start) - self.start : end - self.start].mean(0)
+        if len(frames) < QUIET_FRAMES:
+            return end
+        loudness = frames.unfold(0, QUIET_FRAMES, 1).mean(1)
+        return max(start, self.start) + int((loudness <= loudness.min()).nonzero()[-1]) + QUIET_FRAMES // 2
 
     def loudness(self, start: int, end: int) -> float:
         """Return the loudness of the loudest 0.1 s between two frames: the mean of log10 of mel powers."""

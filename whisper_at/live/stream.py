@@ -247,7 +247,8 @@ class Stream:
             self._text.cut_all()
             self._start = max(self._start, even(end - CONTEXT_FRAMES))
         else:
-            self._start = max(self._start, self._text.cut(self._start, end))
+            if (place := self._text.cut(self._start, end)) is not None:
+                self._start = max(self._start, even(self._mel.quietest(*place)))
         self._heard_until = end
         self._mel.drop_before(self._start)
         self.sounds.drop_before(min(self._start, end - MAX_VOICE_FRAMES))

@@ -20,6 +20,8 @@ MAX_SECONDS = 24.0
 """A pass that is longer, and in which no word is final, is cut all the same."""
 KEPT_SECONDS = 5.0
 """So much of it is left."""
+CUT_SECONDS = 0.3
+"""Times of words are no better than this: so far from them, a quiet place to cut at is looked for."""
 
 
 class TextTracker:
@@ -69,30 +71,36 @@ class TextTracker:
         """Drop partial words where there is nobody to say them."""
         return self._settle((), 0)
 
-    def cut(self, start: int, end: int) -> int:
-        """Return where the pass after the one between two frames may start; words before that go to the prompt."""
+    def cut(self, start: int, end: int) -> tuple[int, int] | None:
+        """Return between which frames the pass after the one from `start` to `end` may start; None for the same start.
+
+        Words before that go to the prompt.
+        """
         seconds = (end - start) / FRAMES_PER_SECOND
         if seconds < SHORT_SECONDS:
-            return start
+            return None
         sentences = [i for i, word in enumerate(self.finals) if word.ends_sentence]
         if sentences:
-            return self._cut_behind(sentences[-1], end)
+            return self._cut_behind(sentences[-1])
         if seconds > LONG_SECONDS and self.finals:
-            return self._cut_behind(len(self.finals) - 1, end)
+            return self._cut_behind(len(self.finals) - 1)
         if seconds > MAX_SECONDS:
-            return even(end - round(KEPT_SECONDS * FRAMES_PER_SECOND))
-        return start
+            return (end - round(KEPT_SECONDS * FRAMES_PER_SECOND),) * 2
+        return None
 
     def cut_all(self) -> None:
         """Let the pass that comes next start behind all that is final."""
         self._to_prompt(len(self.finals))
 
-    def _cut_behind(self, index: int, end: int) -> int:
-        word = self.finals[index]
-        following = [*self.finals[index + 1 :], *self.partial]
-        next_start = following[0].start if following else end / FRAMES_PER_SECOND
+    def _cut_behind(self, index: int) -> tuple[int, int]:
+        """Return where there may be quiet between a final word and the next."""
+        word, following = self.finals[index], [*self.finals[index + 1 :], *self.partial][:1]
+        first = max(word.end - CUT_SECONDS, (word.start + word.end) / 2)
+        last = word.end + CUT_SECONDS
+        for after in following:
+            last = max(word.end, min(after.start + CUT_SECONDS, (after.start + after.end) / 2))
         self._to_prompt(index + 1)
-        return even(round((word.end + next_start) / 2 * FRAMES_PER_SECOND))
+        return round(first * FRAMES_PER_SECOND), round(last * FRAMES_PER_SECOND)
 
     def _to_prompt(self, count: int) -> None:
         tokens = [token for word in self.finals[:count] for token in word.tokens]
