@@ -30,12 +30,14 @@ from typing import Any
 
 import numpy as np
 from common import SAMPLE_RATE, HelpFormatter, compile_kernels, machine_info, set_num_threads, write_results
-from real_speech import read_recordings, word_errors
+from real_speech import read_recordings, word_errors, write_layouts
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's whisper_at, installed or not
 
 PAUSE_SECONDS = 5.0
 QUIET_NOISE = 1e-3
+PEER = "faster-whisper"
+POLICIES = ["align_att", "local_agreement", PEER]
 
 
 def run_live(stream: Any, samples: np.ndarray, piece: int) -> Iterator[tuple[float, Any]]:
@@ -53,13 +55,70 @@ def run_live(stream: Any, samples: np.ndarray, piece: int) -> Iterator[tuple[flo
     yield cpu, None
 
 
-def measure_words(
-    model: Any, samples: np.ndarray, reference: str, file: dict[str, Any], options: Any
-) -> dict[str, Any]:
-    """Stream a recording, and compare with its text and with what `transcribe` made of it."""
-    from whisper_at.live import Final, Stream
+class FasterWhisperStream:
+    """faster-whisper in the loop of whisper_streaming (Macháček, Dabre and Bojar, 2023): LocalAgreement-2.
 
-    stream = Stream(model, language=options.language, **options.stream)
+    Every pass transcribes the whole buffer with word times, after the last 200 characters of the text before it; words
+    that two passes agree on are final; a buffer of more than 15 s is cut behind its last segment that is final.
+    """
+
+    def __init__(self, folder: Path, compute: str, language: str, threads: int, interval: float) -> None:
+        from faster_whisper import WhisperModel
+
+        self.model = WhisperModel(str(folder / "ct2"), "cpu", compute_type=compute, cpu_threads=threads)
+        self.language, self.interval = language, interval
+        self.buffer, self.offset = np.zeros(0, np.float32), 0.0
+        self.final: list[Any] = []
+        self.partial: list[Any] = []
+
+    def feed(self, samples: np.ndarray) -> list[Any]:
+        self.buffer = np.concatenate([self.buffer, samples])
+        words, ends = self._pass()
+        count = 0
+        while count < min(len(words), len(self.partial)) and words[count].word == self.partial[count].word:
+            count += 1
+        self.final, self.partial = self.final + words[:count], words[count:]
+        self._cut(ends)
+        return self._messages(words[:count])
+
+    def finish(self) -> list[Any]:
+        return self._messages(self.partial)
+
+    def _pass(self) -> tuple[list[Any], list[float]]:
+        """Return the words behind the final ones, and the ends of segments."""
+        from whisper_at.live import Word
+
+        before = "".join(word.word for word in self.final if word.end <= self.offset)[-200:]
+        options = {"beam_size": 1, "word_timestamps": True, "condition_on_previous_text": True}
+        segments = list(self.model.transcribe(self.buffer, self.language, initial_prompt=before, **options)[0])
+        timed = [word for segment in segments for word in segment.words]
+        words = [Word(w.word, w.start + self.offset, w.end + self.offset, w.probability) for w in timed]
+        last = self.final[-1].end if self.final else 0.0
+        words = [word for word in words if word.start > last - 0.1]
+        for n in range(min(5, len(words), len(self.final)), 0, -1):  # what a pass says again of the final words
+            if [w.word for w in words[:n]] == [w.word for w in self.final[-n:]]:
+                words = words[n:]
+                break
+        return words, [segment.end + self.offset for segment in segments]
+
+    def _cut(self, ends: Sequence[float]) -> None:
+        if len(self.buffer) / SAMPLE_RATE <= 15 or not self.final:
+            return
+        settled = [end for end in ends[:-1] if end <= self.final[-1].end]
+        if settled:
+            self.buffer = self.buffer[round((settled[-1] - self.offset) * SAMPLE_RATE) :]
+            self.offset = settled[-1]
+
+    def _messages(self, words: Sequence[Any]) -> list[Any]:
+        from whisper_at.live import Final
+
+        return [Final(tuple(words))] if words else []
+
+
+def measure_words(stream: Any, samples: np.ndarray, reference: str, file: dict[str, Any]) -> dict[str, Any]:
+    """Stream a recording, and compare with its text and with what `transcribe` made of it."""
+    from whisper_at.live import Final
+
     piece = round(stream.interval * SAMPLE_RATE)
     words: list[Any] = []
     delays: list[float] = []
@@ -156,12 +215,12 @@ def parse_arguments() -> argparse.Namespace:
     add("--model", default="base", help="an official Whisper that is on this machine")
     add("--head", default="open.base", help="its head; none for text without one")
     add("--compute", nargs="+", default=["int8", "float32"], help="precisions")
-    add("--policies", nargs="+", default=["align_att", "local_agreement"])
+    help = "faster-whisper, if it is installed, is LocalAgreement by that"
+    add("--policies", nargs="+", default=POLICIES[:2], choices=POLICIES, help=help)
     add("--interval", nargs="+", type=float, default=[None], help="seconds from pass to pass, if not the default")
     add("--data", type=Path, help="table of utterances")
     add("--language", default="en")
     add("--minutes", type=float, default=13.0, help="of speech")
-    add("--skip", type=float, default=0.0, help="minutes of the table to leave out first")
     add("--sounds", type=Path, help="table of clips")
     add("--clips", type=int, default=20)
     add("--resolutions", nargs="+", type=float, default=[0.4, 0.8, 2.0])
@@ -185,7 +244,8 @@ def main() -> None:
         head = None if args.head == "none" else args.head
         model = whisper_at.load_model(args.model, "cpu", head=head, compute_type=compute)
         if args.data:
-            results += words_of(model, compute, args)
+            with tempfile.TemporaryDirectory() as folder:
+                results += words_of(model, compute, args, Path(folder))
         if args.sounds:
             for seconds in args.resolutions:
                 row = measure_events(model, args.sounds, args.clips, seconds, args.interval[0])
@@ -200,11 +260,14 @@ def main() -> None:
         write_results(args.json, args, machine, results=results)
 
 
-def words_of(model: Any, compute: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def words_of(model: Any, compute: str, args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
     """Yield what is measured with a model: `transcribe` on the file, and every policy."""
-    with tempfile.TemporaryDirectory() as folder:
-        (recording, *_) = read_recordings(args.data, 60 * args.minutes, args.minutes, Path(folder))
-        samples = np.load(recording["samples"])
+    from whisper_at.live import Stream
+
+    if PEER in args.policies:
+        write_layouts(args.model, folder, [PEER])
+    (recording, *_) = read_recordings(args.data, 60 * args.minutes, args.minutes, folder)
+    samples = np.load(recording["samples"])
     model.transcribe(samples[: 30 * SAMPLE_RATE], language=args.language, at_time_res=None)  # warms up
     before = time.process_time()
     result = model.transcribe(samples, language=args.language, word_timestamps=True, at_time_res=None)
@@ -219,17 +282,20 @@ def words_of(model: Any, compute: str, args: argparse.Namespace) -> Iterator[dic
     yield {"what": "file", "compute": compute, "seconds": seconds, "wer": wer, "rtf": rtf, "text": file["text"]}
     for policy in args.policies:
         for interval in args.interval:
-            args.stream = {"policy": policy, "interval": interval}
-            row = measure_words(model, samples, recording["text"], file, args)
+            if policy == PEER:
+                stream: Any = FasterWhisperStream(folder, compute, args.language, args.threads, interval or 1.0)
+            else:
+                stream = Stream(model, args.language, policy=policy, interval=interval)
+            row = measure_words(stream, samples, recording["text"], file)
             print(
-                f"{compute:8} {policy:16} {interval or '':4} WER {100 * row['wer']:.2f} % "
+                f"{compute:8} {policy:16} {stream.interval:4.2f} s: WER {100 * row['wer']:.2f} % "
                 f"(to file {100 * row['wer_to_file']:.2f}), delay {row['delay_mean']:.2f} s "
                 f"(90 %: {row['delay_p90']:.2f}), real-time factor {row['rtf']:.3f}, "
                 f"word times off by {row['start_difference']:.3f} and {row['end_difference']:.3f} s "
                 f"({row['common_words']} words)",
                 flush=True,
             )
-            yield {"what": "live", "compute": compute, "interval": interval, "policy": policy, **row}
+            yield {"what": "live", "compute": compute, "interval": stream.interval, "policy": policy, **row}
 
 
 if __name__ == "__main__":
