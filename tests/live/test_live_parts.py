@@ -64,12 +64,6 @@ def test_a_pass_is_cut_behind_its_last_sentence(policy):
     assert [word.text for word in text.finals] == [" We", " go"] + ([" home"] if policy == "local_agreement" else [])
 
 
-def test_a_long_pass_without_final_words_is_cut_all_the_same():
-    text = TextTracker("align_att", 0.4, [], 0.0)
-    assert text.cut(0, 2000) is None
-    assert text.cut(0, 2500) == (2000, 2000)
-
-
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.lists(st.sampled_from([-3.0, -0.5, 0.5, 2.0]), min_size=2, max_size=2), min_size=1, max_size=12))
 def test_events_are_those_of_the_rows(logits):

@@ -23,6 +23,7 @@ from ..audio import check_finite
 from ..decoding import encode_text, resolve_language
 from ..engine.kv_cache import EncodedAudio
 from ..tagging.rows import TagOptions
+from ..tagging.timeline import steps_to_seconds
 from ..windows import Window
 from .hypothesis import WordDecoder
 from .messages import Message
@@ -53,6 +54,10 @@ MAX_VOICE_FRAMES = 400
 """… and four at most."""
 MIN_VOICE = 0.1
 """Probability of a voice below which nothing is decoded."""
+MAX_FRAMES = 2400
+"""A pass that is longer, and is cut nowhere else, is cut all the same …"""
+KEPT_FRAMES = 500
+"""… and so much of it is left."""
 MAX_BLOCK_FRAMES = 500
 
 
@@ -154,9 +159,9 @@ class Stream:
         if task == "tag" and not self.sounds.row_steps:
             raise ValueError("task='tag' needs at_time_res, and a model with a head")
         if interval is None:
-            interval = INTERVAL if self.writes_text else min(self.sounds.row_steps) * 0.4
-        if not 0.02 <= interval <= 10 or abs(round(interval * 50) - interval * 50) > 1e-6:
-            raise ValueError(f"interval must be a multiple of 0.02 s from 0.02 to 10, not {interval}")
+            interval = INTERVAL if self.writes_text else min(5.0, steps_to_seconds(min(self.sounds.row_steps)))
+        if not 0.02 <= interval <= 5 or abs(round(interval * 50) - interval * 50) > 1e-6:
+            raise ValueError(f"interval must be a multiple of 0.02 s from 0.02 to 5, not {interval}")
         self.interval = interval
         tokenizer = get_tokenizer(model.is_multilingual, num_languages=model.num_languages)
         tokens = encode_text(tokenizer, prompt) if prompt.strip() else []
@@ -246,9 +251,11 @@ class Stream:
             self._background = self._mel.loudness(max(self._start, self._heard_until - CONTEXT_FRAMES), end)
             self._text.cut_all()
             self._start = max(self._start, even(end - CONTEXT_FRAMES))
-        else:
-            if (place := self._text.cut(self._start, end)) is not None:
-                self._start = max(self._start, even(self._mel.quietest(*place)))
+        elif (place := self._text.cut(self._start, end)) is not None:
+            self._start = max(self._start, even(self._mel.quietest(*place)))
+        if end - self._start > MAX_FRAMES:
+            self._text.cut_all()
+            self._start = even(end - KEPT_FRAMES)
         self._heard_until = end
         self._mel.drop_before(self._start)
         self.sounds.drop_before(min(self._start, end - MAX_VOICE_FRAMES))

@@ -16,10 +16,6 @@ SHORT_SECONDS = 5.0
 """A pass that is shorter is not cut."""
 LONG_SECONDS = 12.0
 """A pass that is longer is cut behind its last final word, if no sentence has ended in it."""
-MAX_SECONDS = 24.0
-"""A pass that is longer, and in which no word is final, is cut all the same."""
-KEPT_SECONDS = 5.0
-"""So much of it is left."""
 CUT_SECONDS = 0.3
 """Times of words are no better than this: so far from them, a quiet place to cut at is looked for."""
 
@@ -84,8 +80,6 @@ class TextTracker:
             return self._cut_behind(sentences[-1])
         if seconds > LONG_SECONDS and self.finals:
             return self._cut_behind(len(self.finals) - 1)
-        if seconds > MAX_SECONDS:
-            return (end - round(KEPT_SECONDS * FRAMES_PER_SECOND),) * 2
         return None
 
     def cut_all(self) -> None:
