@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -30,6 +35,23 @@ def test_lines_where_there_is_no_terminal(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines
     assert all(line.startswith("[00:00:") and "\x1b" not in line for line in lines)
+
+
+def test_ctrl_c_ends_a_pipe_with_all_that_was_said():
+    """Standard input stays open: what was said before Ctrl-C is there, the last words too."""
+    command = [sys.executable, "-m", "whisper_at", "live", "-", *shlex.split("--model nano.en --head none --json")]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=False, env=env) as process:
+        process.stdin.write(Path(SPEECH).read_bytes())
+        process.stdin.flush()
+        first = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+        process.stdin.close()
+    assert process.returncode == 0
+    messages = [json.loads(line) for line in (first + rest).splitlines()]
+    assert any(message["type"] == "final" for message in messages)
+    assert messages[-1] in ({"type": "partial", "text": "", "words": []}, messages[-1] | {"type": "final"})
 
 
 @pytest.mark.parametrize(

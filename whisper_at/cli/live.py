@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from whisper.audio import SAMPLE_RATE
 
 from ..formats.registry import parse_formats
 from ..live import Message, Stream, Transcript
@@ -134,10 +137,11 @@ def main(argv: Sequence[str]) -> int:
     sound = sound_of(args.audio, device)
     try:
         for samples in sound:
-            late = args.audio is None and len(samples) > 2 * stream.interval * 16000
-            show(stream.feed(samples, catch_up=late))
+            late = args.audio is None and len(samples) > 2 * stream.interval * SAMPLE_RATE
+            with _uninterrupted():
+                show(stream.feed(samples, catch_up=late))
     except KeyboardInterrupt:
-        status = 0 if args.audio is None else INTERRUPTED  # a microphone has no other end
+        status = 0 if args.audio in (None, "-") else INTERRUPTED  # a microphone has no other end
     show(stream.finish())
     if printer is not None:
         printer.close()
@@ -173,6 +177,19 @@ def _stream(model: WhisperAT, args: argparse.Namespace, tag_options: TagOptions)
         prompt=args.prompt,
         tag_options=tag_options,
     )
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait for the end of this: what is broken off in the middle could not be finished."""
+    caught: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if caught:
+        raise KeyboardInterrupt
 
 
 def _label_language(args: argparse.Namespace) -> str:

@@ -215,7 +215,7 @@ class Stream:
         self._is_finished = True
         end = self.first_frame + self._samples // HOP_LENGTH
         self._mel.append(np.concatenate([self._pending, np.zeros(N_FFT, np.float32)]))
-        messages = self._listen(end) if end > self._start else []
+        messages = self._listen(end) if end - self._start > 1 else []
         return [*messages, *self._text.finish(), *self.sounds.finish(end)]
 
     def state(self) -> StreamState:
