@@ -56,8 +56,8 @@ def test_what_is_behind_a_word_of_the_edge_is_not_final_either():
 def test_a_pass_is_cut_behind_its_last_sentence(policy):
     text = TextTracker(policy, 0.4, [1, 2], 0.0)
     heard = words("It rains. We go home")
-    text.update(heard, 5.2)
-    text.update(heard, 5.2)
+    for _ in range(1 if policy == "align_att" else 2):
+        text.update(heard, 5.2)
     assert text.cut(0, 480) is None  # short
     assert text.cut(0, 600) == (170, 230)
     assert text.prompt == [1, 2, 0, 1]

@@ -82,7 +82,9 @@ class WordDecoder:
         self.tokenizer = get_tokenizer(
             model.is_multilingual, num_languages=model.num_languages, language=language, task=task
         )
-        self.options = {**options, "language": language, "task": task, "without_timestamps": True}
+        # openai-whisper divides by the number of new tokens, which may be none, unless it is given a penalty
+        own = {"language": language, "task": task, "without_timestamps": True}
+        self.options = {"length_penalty": 1.0, **options, **own}
 
     def __call__(
         self, audio: EncodedAudio, window: Window, prompt: Sequence[int], finals: Sequence[TimedWord], last_end: float
