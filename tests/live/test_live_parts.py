@@ -97,7 +97,7 @@ def test_the_spectrogram_is_that_of_the_file(block):
     for start in range(0, len(audio), block):
         mel.append(audio[start : start + block])
     mel.append(np.zeros(400, np.float32))
-    expected = whisper_at.log_mel_spectrogram(audio)
+    expected = whisper_at.log_mel_spectrogram(audio, padding=480_000)[:, :800]  # or it ends in a mirror image
     assert torch.allclose(mel.window(100, 900), expected, atol=1e-4)
     assert 100 <= mel.quietest(100, 900) < 900
     mel.drop_before(500)
@@ -212,7 +212,7 @@ def test_lines_are_final():
     printer.show([SPEECH, Partial(said("It brains"))])
     printer.show([Final(said("It rains.")), Partial(said("We", 2.0))])
     printer.show([Final(said("We go", 2.0)), DOG, Final(said("home", 61.0))])
-    assert output.getvalue() == "[00:00:00] It rains.\n[00:00:02] We go\n[00:00:04] [dog barking]\n"
+    assert output.getvalue() == "[00:00:00] It rains.\n[00:00:02] We go\n[00:00:04] [dog]\n"
     printer.close()
     assert output.getvalue().endswith("[00:01:01] home\n")
 

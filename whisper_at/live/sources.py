@@ -79,7 +79,7 @@ def decoded_stream(source: str | IO[bytes], label: str) -> Iterator[np.ndarray]:
     """
     path = source if isinstance(source, str) else None
     given = "pipe:0" if path is None else f"file:{path}"
-    latency = ["-fflags", "nobuffer", "-probesize", "32768", "-analyzeduration", "0"]
+    latency = ["-probesize", "32768", "-analyzeduration", "0"]  # or ffmpeg reads five seconds before it begins
     safe = ["-protocol_whitelist", "file,pipe"]
     command = [ffmpeg_binary(), "-nostdin", "-hide_banner", "-nostats", "-loglevel", "error"]
     command += [*(latency if path is None else []), *safe, "-i", given]

@@ -18,7 +18,7 @@ CLEAR_BELOW = "\r\x1b[J"
 
 
 class LinePrinter:
-    """Prints final lines, ``[00:01:05] text`` and ``[00:01:08] [dog barking]``, and nothing that might change.
+    """Prints final lines, ``[00:01:05] text`` and ``[00:01:08] [dog]``, and nothing that might change.
 
     Parameters
     ----------
