@@ -166,7 +166,7 @@ def test_who_lags_behind_makes_fewer_passes(monkeypatch):
     monkeypatch.setattr(WhisperAT, "encode", lambda *args, **kw: passes.append(1) or encode(*args, **kw))
     stream = Stream(nano(), interval=0.6)
     stream.feed(speech()[: 6 * SAMPLE_RATE], catch_up=True)
-    assert len(passes) == 3  # of 4.8 s, 0.6 and 0.6
+    assert len(passes) == 2  # over 4.8 s and over the rest
     assert stream.position == 6.0
 
 
@@ -197,9 +197,8 @@ def test_what_is_no_sound_is_refused(samples, message):
     ],
 )
 def test_what_cannot_be_is_refused(options):
-    with pytest.raises(ValueError, match=next(iter(options)) if len(options) == 1 else "tag") as refused:
+    with pytest.raises(ValueError, match=f"{next(iter(options))}|rows of a stream"):
         Stream(nano(), **options)
-    assert refused
 
 
 def test_nothing_comes_after_the_end():

@@ -28,15 +28,16 @@ def num_agreed(previous: Sequence[TimedWord], words: Sequence[TimedWord]) -> int
     return count
 
 
-def num_attended(words: Sequence[TimedWord], limit: float) -> int:
+def num_attended(words: Sequence[TimedWord], limit: float, last_limit: float) -> int:
     """Return how many words come before the first one that attends to sound later than `limit` seconds (AlignAtt).
 
-    A word whose tokens look at the last moments may be cut off there. Papi, Turchi and Negri, "AlignAtt: using
+    A word whose tokens look at the last moments may be cut off there; and the last word, which no other has followed
+    yet, may be the beginning of a longer one: it has an earlier limit. Papi, Turchi and Negri, "AlignAtt: using
     attention-based audio-translation alignments as a guide for simultaneous speech translation", Interspeech 2023.
     """
     count = 0
-    for word in words:
-        if word.attends_until > limit:
+    for i, word in enumerate(words):
+        if word.attends_until > (limit if i < len(words) - 1 else last_limit):
             break
         count += 1
     return count

@@ -39,9 +39,9 @@ INTERVAL = 0.6
 """Seconds from one pass to the next while somebody speaks."""
 EDGE = 0.4
 """With AlignAtt, words that attend to so many of the last seconds may go on."""
-PADDING_FRAMES = 100
-MIN_FRAMES = 1000
-"""A pass is encoded with a second of silence behind it, and as ten seconds at least: the encoder knows thirty."""
+PADDING_FRAMES = 300
+"""Silence behind the sound of a pass: with less than two seconds, a decoder that knows thirty goes on and on."""
+MIN_FRAMES = 800
 REST_FRAMES = 500
 """Where no voice is heard, there is a pass every five seconds …"""
 WAKE = 0.4
@@ -284,6 +284,7 @@ class Stream:
 
     def _decode(self, window: Window, features: torch.Tensor) -> list[Message]:
         audio = self.model.precompute_cross_kv(features[None])
+        self.model.fast_decoder(features.dtype).keep_layers_converted()
         if self._fixed_language is None:
             self.language = self._detect_language(audio)
         decoder = WordDecoder(self.model, self.language or "en", self.task, self._decode_options)

@@ -16,6 +16,8 @@ SHORT_SECONDS = 5.0
 """A pass that is shorter is not cut."""
 LONG_SECONDS = 12.0
 """A pass that is longer is cut behind its last final word, if no sentence has ended in it."""
+LAST_WORD_SECONDS = 0.6
+"""A word that none follows has to have ended so much longer ago."""
 CUT_SECONDS = 0.3
 """Times of words are no better than this: so far from them, a quiet place to cut at is looked for."""
 
@@ -56,7 +58,7 @@ class TextTracker:
         if self.policy == "local_agreement":
             count = num_agreed(self.partial, words)
         else:
-            count = num_attended(words, heard_until - self.edge)
+            count = num_attended(words, heard_until - self.edge, heard_until - self.edge - LAST_WORD_SECONDS)
         return self._settle(words, count)
 
     def finish(self) -> list[Message]:
