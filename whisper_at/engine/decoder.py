@@ -156,7 +156,7 @@ class Decoder:
             self._converted = [layer.to(self.dtype) for layer in self.layers], self.projection.to(self.dtype)
 
     def keep_layers_converted(self) -> None:
-        """Keep the layers' weights as PyTorch multiplies them also beside kernels, for who aligns words all the time."""
+        """Keep layers as PyTorch multiplies them beside kernels, too, for who aligns words all the time."""
         size = 4 * 14 * len(self.layers) * self.dims.n_text_state**2
         self._keeps_layers = size <= MAX_CONVERTED_BYTES
         if self._keeps_layers and self.packed is not None and self._converted is None:
