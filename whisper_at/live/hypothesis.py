@@ -28,6 +28,8 @@ SPARE_TOKENS = 16
 TOKENS_PER_SECOND = 8
 """A hypothesis has no more tokens than so many for each second without words yet, and some: a loop ends there."""
 MAX_TOKENS = 120
+REWIND_SECONDS = 0.8
+"""A word that attends to sound so much before the words before it says again what was said: it is left out."""
 
 
 class TimedWord(NamedTuple):
@@ -148,6 +150,7 @@ class WordDecoder:
         attended = self._attended(model.scores, window)
         pieces, piece_tokens = self.tokenizer.split_to_word_tokens(text_tokens)
         words: list[TimedWord] = []
+        furthest = last_end
         piece = position = 0
         for word in segment["words"]:
             text, begin = "", position
@@ -161,6 +164,9 @@ class WordDecoder:
             if not own or (begin < len(prefix) and not text.strip(PUNCTUATION + " ")):
                 continue  # a final word, or its punctuation, which came too late
             latest = offset + float(attended[first:position].max())
+            if latest < furthest - REWIND_SECONDS:
+                break
+            furthest = max(furthest, latest)
             start = max(word["start"], last_end)
             words.append(TimedWord(text, own, start, max(start, word["end"]), float(word["probability"]), latest))
         return words
