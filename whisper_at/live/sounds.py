@@ -117,7 +117,7 @@ class SoundTracker:
 
     @torch.no_grad()
     def voice_probability(self, start: int, end: int) -> float | None:
-        """Return the highest probability of a voice in any 2 s between two frames; None if no head can tell."""
+        """Return the probability of a voice in the first or last 2 s between two frames; None if no head can tell."""
         if self.voices is None:
             return None
         steps = [step for step in range(start // STEP_FRAMES, -(-end // STEP_FRAMES)) if step in self._states]
@@ -125,7 +125,9 @@ class SoundTracker:
             return 0.0
         classes = self.classes[AUDIOSET]
         states = torch.stack([self._states[step][1] for step in steps], dim=1)
-        parts = states[None] if len(steps) <= VOICE_STEPS else states.unfold(1, VOICE_STEPS, 1).permute(1, 0, 3, 2)
+        parts = states[None]
+        if len(steps) > VOICE_STEPS:
+            parts = torch.stack([states[:, :VOICE_STEPS], states[:, -VOICE_STEPS:]])
         return float(classes.probabilities(self.classifiers[AUDIOSET](parts))[:, self.voices].max())
 
     def drop_before(self, frame: int) -> None:
