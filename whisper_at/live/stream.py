@@ -35,13 +35,13 @@ from .text import TextTracker, even
 if TYPE_CHECKING:
     from ..model import WhisperAT
 
-INTERVAL = 0.6
+INTERVAL = 0.8
 """Seconds from one pass to the next while somebody speaks."""
 EDGE = 0.4
 """With AlignAtt, words that attend to so many of the last seconds may go on."""
 PADDING_FRAMES = 300
 """Silence behind the sound of a pass: with less than two seconds, a decoder that knows thirty goes on and on."""
-MIN_FRAMES = 800
+MIN_FRAMES = 600
 REST_FRAMES = 500
 """Where no voice is heard, there is a pass every five seconds …"""
 WAKE = 0.4
@@ -96,7 +96,7 @@ class Stream:
         How it is decided which words are final, see `whisper_at.live.policies`.
     interval : float, optional
         Seconds from one pass to the next, a multiple of 0.02: shorter ones cost more and tell earlier.
-        By default 0.6, and for ``tag`` the length of a row.
+        By default 0.8, and for ``tag`` the length of a row.
     position : float
         Where the stream starts, in seconds: what times count from, and the grid of rows.
     prompt : str
