@@ -21,7 +21,7 @@ import whisper_at
 from whisper_at import find_events
 from whisper_at.live import EventEnd, EventStart, Final, Partial, Row, Stream, Transcript, Word
 from whisper_at.live.events import EventTracker
-from whisper_at.live.hypothesis import TimedWord
+from whisper_at.live.hypothesis import TimedWord, num_sayable
 from whisper_at.live.policies import num_agreed, num_attended
 from whisper_at.live.sources import decoded_stream, microphone
 from whisper_at.live.spectrogram import StreamingLogMel
@@ -55,6 +55,15 @@ def test_the_last_word_may_be_the_beginning_of_a_longer_one():
 def test_what_is_behind_a_word_of_the_edge_is_not_final_either():
     first, second = words("and so")
     assert num_attended([first._replace(attends_until=9.0), second], 5.0, 5.0) == 0
+
+
+def test_words_that_nobody_says_so_fast_are_left_out():
+    said = words("and so")
+    fast = [
+        word._replace(start=2.0 + 0.05 * i, end=2.05 + 0.05 * i) for i, word in enumerate(words("and so my fellow"))
+    ]
+    assert num_sayable([*said, *fast]) == 2
+    assert num_sayable([*said, *fast[:3]]) == 5
 
 
 @pytest.mark.parametrize("policy", ["align_att", "local_agreement"])

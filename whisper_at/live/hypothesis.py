@@ -28,6 +28,9 @@ SPARE_TOKENS = 16
 TOKENS_PER_SECOND = 8
 """A hypothesis has no more tokens than so many for each second without words yet, and some: a loop ends there."""
 MAX_TOKENS = 120
+FAST_WORDS = 4
+FAST_SECONDS = 0.35
+"""So many words take so long at least."""
 REWIND_SECONDS = 0.8
 """A word that attends to sound so much before the words before it says again what was said: it is left out."""
 
@@ -63,6 +66,14 @@ class TimedWord(NamedTuple):
     def ends_sentence(self) -> bool:
         """Whether a sentence ends with it."""
         return self.text.rstrip("\"'”’)]")[-1:] in tuple(".?!。？！…")
+
+
+def num_sayable(words: Sequence[TimedWord]) -> int:
+    """Return how many words come before those that nobody says so fast: a decoder that repeats itself in a pause."""
+    for i in range(len(words) - FAST_WORDS + 1):
+        if words[i + FAST_WORDS - 1].end - words[i].start < FAST_SECONDS:
+            return i
+    return len(words)
 
 
 class WordDecoder:
@@ -169,7 +180,7 @@ class WordDecoder:
             furthest = max(furthest, latest)
             start = max(word["start"], last_end)
             words.append(TimedWord(text, own, start, max(start, word["end"]), float(word["probability"]), latest))
-        return words
+        return words[: num_sayable(words)]
 
     def _attended(self, scores: list[Tensor], window: Window) -> Tensor:
         """Return the seconds from the window's start that each text token attends to most."""
