@@ -16,7 +16,7 @@ FLOORS = (
     *("checkpoints", "tagging", "engine", "timing", "tokenizer", "triton_ops", "normalizers", "decoding"),
     *("segments", "speech_gate", "fallback", "options", "batched", "transcribe", "model", "loading", "captioning"),
     *("formats", "writers", "utils", "data", "features", "train", "adapt", "embed", "study", "_api"),
-    *("serve", "archive", "cli", "__main__"),
+    *("live", "serve", "archive", "cli", "__main__"),
 )
 """Modules and rooms from the ground up: each may import itself and what stands before it."""
 

@@ -301,9 +301,9 @@ def _local_file(source: str | os.PathLike[str]) -> tuple[str, str]:
     if not os.path.exists(path):
         raise FileNotFoundError(f"No such audio file: {path}")
     if os.path.isdir(path):
-        raise _load_error(name, "it is a directory")
+        raise load_error(name, "it is a directory")
     if os.path.isfile(path) and os.path.getsize(path) == 0:
-        raise _load_error(name, "the file is empty")
+        raise load_error(name, "the file is empty")
     return path, name
 
 
@@ -362,7 +362,7 @@ def _decode_channels(
             return
         _, header, _, _, _, channels = struct.unpack(">6I", buffer[:24])
         if limits is not None and channels > limits.channels:
-            raise _load_error(name, f"its {channels} channels are more than the {limits.channels} that are allowed")
+            raise load_error(name, f"its {channels} channels are more than the {limits.channels} that are allowed")
         del buffer[:header]
         size = 2 * channels * samples
         for chunk in chain([b""], output):
@@ -439,7 +439,7 @@ def _probe(path: str, stream: str | None = None, limits: DecodeLimits | None = N
             ):
                 printed = process.communicate()[0]
         except TimeoutError as error:
-            raise _load_error(path, str(error)) from None
+            raise load_error(path, str(error)) from None
         messages.seek(0)
         container = parse_container(messages.read(MAX_MESSAGES).decode(errors="replace"))
     return container, parse_first_timestamp(printed.decode(errors="replace"))
@@ -476,18 +476,18 @@ def _run_ffmpeg(
                     yield chunk
                 status = process.wait()
         except TimeoutError as error:
-            raise _load_error(name, str(error)) from None
+            raise load_error(name, str(error)) from None
         finally:
             process.stdout.close()
             if process.poll() is None:
                 process.kill()
                 process.wait()
         if status != 0:
-            raise _load_error(name, _last_error(errors) or f"ffmpeg ended with status {status}")
+            raise load_error(name, last_error(errors) or f"ffmpeg ended with status {status}")
 
 
-def _last_error(errors: IO[bytes]) -> str:
-    """Return the last line that ffmpeg wrote, without the address of the part that wrote it."""
+def last_error(errors: IO[bytes]) -> str:
+    """Return the last line that ffmpeg wrote to a file, without the address of the part that wrote it."""
     errors.seek(0, os.SEEK_END)
     errors.seek(max(0, errors.tell() - 4096))
     text = errors.read().decode(errors="replace")
@@ -497,5 +497,6 @@ def _last_error(errors: IO[bytes]) -> str:
     return f"it holds no audio ({last})" if "does not contain any stream" in text else last
 
 
-def _load_error(name: str, reason: str) -> RuntimeError:
+def load_error(name: str, reason: str) -> RuntimeError:
+    """Return what is raised where a recording cannot be decoded."""
     return RuntimeError(f"Failed to load audio: {name}: {reason}")

@@ -180,23 +180,23 @@ def _log_mel_blocks(samples: Iterable[Tensor], n_mels: int, size: int) -> Genera
     for block in samples:
         buffer = torch.cat([buffer.to(block), block])
         if len(buffer) >= size:
-            buffer = buffer if is_padded else _reflect_pad(buffer)
+            buffer = buffer if is_padded else reflect_pad(buffer)
             is_padded = True
-            yield _log_mel(buffer, n_mels)
+            yield log_mel_frames(buffer, n_mels)
             n_frames = (len(buffer) - N_FFT) // HOP_LENGTH + 1
             buffer = buffer[n_frames * HOP_LENGTH :].clone()
     # upstream drops the last window, which is centred on the end of the silence
     buffer = torch.cat([buffer, buffer.new_zeros(N_SAMPLES + N_FFT // 2 - HOP_LENGTH)])
-    yield _log_mel(buffer if is_padded else _reflect_pad(buffer), n_mels)
+    yield log_mel_frames(buffer if is_padded else reflect_pad(buffer), n_mels)
 
 
-def _reflect_pad(samples: Tensor) -> Tensor:
+def reflect_pad(samples: Tensor) -> Tensor:
     """Prepend the mirror image of the first half window, without the sample it is mirrored at."""
     return torch.cat([samples[1 : N_FFT // 2 + 1].flip(0), samples])
 
 
 @torch.no_grad()
-def _log_mel(samples: Tensor, n_mels: int) -> Tensor:
+def log_mel_frames(samples: Tensor, n_mels: int) -> Tensor:
     """Compute log10 of the mel power, ``(n_mels, frames)``, of all windows that lie within the samples.
 
     The steps are those of ``whisper.log_mel_spectrogram``, up to where it needs the whole recording.

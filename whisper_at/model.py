@@ -162,7 +162,9 @@ class WhisperAT(Whisper):
         return self
 
     @torch.no_grad()
-    def encode(self, mel: Tensor, windows: Sequence[Window] | None = None) -> tuple[Tensor, Tensor]:
+    def encode(
+        self, mel: Tensor, windows: Sequence[Window] | None = None, *, partial: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Encode windows in one pass: features for the decoder, and pooled states for heads.
 
         Parameters
@@ -171,6 +173,9 @@ class WhisperAT(Whisper):
             Log-mel spectrograms.
         windows : sequence of Window, optional
             Where each lies in its recording; by default each starts at 0 and is full.
+        partial : bool
+            Take spectrograms of fewer frames as they are, for as many features as they have: less to compute, but other
+            features than those of windows that are padded to 30 s, as a Whisper was trained on.
 
         Returns
         -------
@@ -182,15 +187,15 @@ class WhisperAT(Whisper):
         """
         windows = [Window(0)] * len(mel) if windows is None else windows
         if self._encodes_one_by_one(mel):
-            parts = [self._encode(mel[i : i + 1], windows[i : i + 1]) for i in range(len(mel))]
+            parts = [self._encode(mel[i : i + 1], windows[i : i + 1], partial) for i in range(len(mel))]
             by_step = [states[0].transpose(0, 1) for _, states in parts]  # a window may touch 75 or 76 of them
             padded = pad_sequence(by_step, batch_first=True, padding_value=math.nan)
             return torch.cat([features for features, _ in parts]), padded.transpose(1, 2).contiguous()
-        return self._encode(mel, windows)
+        return self._encode(mel, windows, partial)
 
-    def _encode(self, mel: Tensor, windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
+    def _encode(self, mel: Tensor, windows: Sequence[Window], partial: bool) -> tuple[Tensor, Tensor]:
         states: list[Tensor] = []
-        features = self._embed(mel, lambda output: states.append(pool_steps(output, windows)))
+        features = self._embed(mel, lambda output: states.append(pool_steps(output, windows)), partial)
         return features, torch.stack(states, dim=1)
 
     def embed_audio(self, mel: Tensor) -> Tensor:
@@ -206,18 +211,18 @@ class WhisperAT(Whisper):
     def _in_bfloat16(self) -> bool:
         return self.compute_type == "bfloat16" or (self.compute_type == "int8" and has_bfloat16())
 
-    def _embed(self, mel: Tensor, on_block: OnBlock | None = None) -> Tensor:
-        """Compute `embed_audio`; ``on_block`` is given the output of every block."""
+    def _embed(self, mel: Tensor, on_block: OnBlock | None = None, partial: bool = False) -> Tensor:
+        """Compute `embed_audio`; ``on_block`` is given the output of every block, ``partial`` is as of `encode`."""
         reduced: type[EncoderBF16 | EncoderInt8] = EncoderBF16 if self._in_bfloat16() else EncoderInt8
         if reduced is EncoderInt8 and (self.compute_type != "int8" or not EncoderInt8.fits(self.encoder)):
-            return encode_mel(self.encoder, mel, on_block)
+            return encode_mel(self.encoder, mel, on_block, partial)
         if reduced is EncoderBF16 and not EncoderBF16.fits(self.encoder):
-            return encode_mel(self.encoder, mel.bfloat16(), on_block).float()
+            return encode_mel(self.encoder, mel.bfloat16(), on_block, partial).float()
         with BUILD_LOCK:  # and not once for each thread
             encoder = self._encoder
             if not isinstance(encoder, reduced) or not encoder.is_current(self.encoder):
                 encoder = self._encoder = reduced(self.encoder)
-        return encoder(mel, on_block)
+        return encoder(mel, on_block, partial)
 
     def is_encoded(self, mel: Tensor) -> bool:
         """Return whether this is encoder output already, by its shape, as upstream's ``decode`` does."""

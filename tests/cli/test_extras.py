@@ -11,7 +11,7 @@ from conftest import ROOT
 
 EXTRAS = (
     "matplotlib sklearn scipy pyarrow jiwer tomli transformers fastapi python_multipart uvicorn starlette peft "
-    "huggingface_hub soundfile duckdb ray polars pandas".split()
+    "huggingface_hub sounddevice soundfile duckdb ray polars pandas".split()
 )
 BLOCK = f"import sys\nfor name in {EXTRAS!r}: sys.modules[name] = None\n"
 

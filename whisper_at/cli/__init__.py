@@ -33,6 +33,7 @@ SUBCOMMANDS = {
     "serve": "serve",
     "archive": "archive",
     "find": "archive",
+    "live": "live",
 }
 """Modules of this package, imported when called, and the extra that brings what they need."""
 

@@ -88,6 +88,7 @@ other commands (each with --help):
   whisper-at adapt                               adapters, LoRA, prompts … on any frozen audio encoder
   whisper-at embed | search | lineareval         embeddings from all layers of an encoder
   whisper-at study                               how noise hurts recognition, and what encoders know of it
+  whisper-at live                                words and sounds while they happen, from the microphone
   whisper-at serve                               an HTTP server with OpenAI's routes, and a page
   whisper-at archive | find                      many recordings as a Parquet dataset, and what occurs in it
 

@@ -132,8 +132,11 @@ class AlignmentModel:
     """What ``whisper.timing.find_alignment`` uses of a model, for one window that is encoded already.
 
     It is called with a mel, which is not read, and tokens ``(1, n)``; it returns logits ``(1, n, vocabulary)`` and
-    shows the scores of every layer's cross-attention to the hooks that find_alignment has put there.
+    shows the scores of every layer's cross-attention to the hooks that find_alignment has put there. They stay in
+    ``scores``, ``(1, heads, n, frames)`` each.
     """
+
+    scores: list[Tensor]
 
     def __init__(self, model: WhisperAT, audio: EncodedAudio) -> None:
         self.dims, self.device, self.alignment_heads = model.dims, model.device, model.alignment_heads
@@ -144,8 +147,8 @@ class AlignmentModel:
     def __call__(self, mel: Tensor, tokens: Tensor) -> Tensor:
         """Compute logits, and show the scores to the hooks."""
         decoder = self._model.fast_decoder(self._audio.features.dtype)
-        logits, scores = DecoderState(decoder, self._audio, use_graphs=False).prefill_with_scores(tokens)
-        for attention, layer in zip(self._attentions, scores):
+        logits, self.scores = DecoderState(decoder, self._audio, use_graphs=False).prefill_with_scores(tokens)
+        for attention, layer in zip(self._attentions, self.scores):
             attention.show(layer)
         return logits
 

@@ -84,6 +84,7 @@ class Decoder:
             self.layers = [layer.to(dtype) for layer in self.layers]
             self.projection = self.projection.to(dtype)
         self._converted: tuple[list[LayerWeights], Affine | Int8Affine] | None = None
+        self._keeps_layers = False
         self.uses_graphs = self.device.type == "cuda"
         self.cached_steps: deque[StaticStep] = deque(maxlen=MAX_CACHED)
 
@@ -110,7 +111,7 @@ class Decoder:
         product = *self.packed.embedding, rows, rows, 0.0
         calls = (cpu_kernels.decoder_forward, step), (cpu_kernels.matmul, product)
         ready = [compilation.is_ready(kernel, *arguments) for kernel, arguments in calls]  # ask for both
-        if all(ready):
+        if all(ready) and not self._keeps_layers:
             self._converted = None
         return all(ready)
 
@@ -153,6 +154,13 @@ class Decoder:
         size = 4 * (self.embedding.numel() + 14 * len(self.layers) * self.dims.n_text_state**2)
         if self.packed is not None and self._converted is None and size <= MAX_CONVERTED_BYTES:
             self._converted = [layer.to(self.dtype) for layer in self.layers], self.projection.to(self.dtype)
+
+    def keep_layers_converted(self) -> None:
+        """Keep layers as PyTorch multiplies them beside kernels, too, for who aligns words all the time."""
+        size = 4 * 14 * len(self.layers) * self.dims.n_text_state**2
+        self._keeps_layers = size <= MAX_CONVERTED_BYTES
+        if self._keeps_layers and self.packed is not None and self._converted is None:
+            self._converted = [layer.to(self.dtype) for layer in self.layers], self.projection
 
     def forward(
         self, x: Tensor, audio: EncodedAudio, attend: SelfAttention, cross_scores: list[Tensor] | None = None

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from whisper.audio import N_FRAMES, pad_or_trim
 from whisper.model import AudioEncoder, MultiHeadAttention
 
 from .isolation import isolated
@@ -22,18 +23,29 @@ def has_unfused_attention(encoder: AudioEncoder, dtype: torch.dtype) -> bool:
     return dtype == torch.float32 and is_unmodified(encoder) and encoder.ln_post.weight.device.type == "cpu"
 
 
-def encode(encoder: AudioEncoder, mel: Tensor, on_block: OnBlock | None = None) -> Tensor:
+def add_positions(encoder: AudioEncoder, x: Tensor, partial: bool = False) -> Tensor:
+    """Add the embedding of positions to the output ``(batch, n, dim)`` of the convolutions.
+
+    As upstream, n must be 1500; with ``partial``, fewer will do.
+    """
+    table = encoder.positional_embedding[: x.shape[1]] if partial else encoder.positional_embedding
+    assert x.shape[1:] == table.shape, "incorrect audio shape"  # as upstream
+    return x + table
+
+
+def encode(encoder: AudioEncoder, mel: Tensor, on_block: OnBlock | None = None, partial: bool = False) -> Tensor:
     """Encode log-mel spectrograms ``(batch, n_mels, 3000)`` → features ``(batch, 1500, dim)``.
 
     In float32 on a CPU the numbers are those of openai-whisper without fused kernels, elsewhere those of its modules.
+    With ``partial``, spectrograms may be shorter, and so are their features, which are not those of the same sound with
+    silence up to 30 s; an encoder that runs as a module is given that silence.
     An encoder with hooks or replaced parts runs as the module that it is.
     """
     if not is_unmodified(encoder):
-        return _encode_by_module(encoder, mel, on_block)
+        return _encode_by_module(encoder, pad_or_trim(mel, N_FRAMES) if partial else mel, on_block)
     attend = attention_by_head if has_unfused_attention(encoder, mel.dtype) else F.scaled_dot_product_attention
     x = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel)))).transpose(1, 2)
-    assert x.shape[1:] == encoder.positional_embedding.shape, "incorrect audio shape"  # as upstream
-    x = (x + encoder.positional_embedding).to(x.dtype)
+    x = add_positions(encoder, x, partial).to(x.dtype)
     for block in encoder.blocks:
         x = x + _self_attention(block.attn, block.attn_ln(x), attend)
         x = x + block.mlp(block.mlp_ln(x))

@@ -21,7 +21,7 @@ from whisper.model import AudioEncoder, ResidualAttentionBlock
 
 from . import compilation, onednn
 from .cpu_kernels import KERNEL_LOCK, gelu, mean_and_inverse_std, use_threads
-from .encoder import OnBlock
+from .encoder import OnBlock, add_positions
 from .forks import kernels_can_run
 from .simd import (
     FASTMATH,
@@ -209,15 +209,15 @@ class EncoderBF16:
         return self.weights_version.matches(encoder)
 
     @torch.no_grad()
-    def __call__(self, mel: Tensor, on_block: OnBlock | None = None) -> Tensor:
+    def __call__(self, mel: Tensor, on_block: OnBlock | None = None, partial: bool = False) -> Tensor:
         """Encode log-mel spectrograms ``(batch, n_mels, 3000)`` → float32 features ``(batch, 1500, dim)``.
 
-        ``on_block`` is given the output of every block in float32, which the next one writes over.
+        ``on_block`` is given the output of every block in float32, which the next one writes over; ``partial`` is as of
+        `whisper_at.engine.encoder.encode`.
         """
         encoder = self.encoder
         x = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel.bfloat16())))).transpose(1, 2)
-        assert x.shape[1:] == encoder.positional_embedding.shape, "incorrect audio shape"  # as upstream
-        x = (x + encoder.positional_embedding).contiguous()
+        x = add_positions(encoder, x, partial).contiguous()
         _, rows, width = x.shape
         padded = -(-rows // TILE_ROWS) * TILE_ROWS
         normed, qkv, wide = (np.zeros((padded, n * width), np.uint16) for n in (1, 3, 4))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from whisper.model import AudioEncoder, ResidualAttentionBlock
 
 from . import int8_products
-from .encoder import OnBlock
+from .encoder import OnBlock, add_positions
 from .int8_products import Int8Matrix
 from .int8_steps import LANES, CompiledSteps, PyTorchSteps, Rounded, Sums
 from .weights import WeightsVersion, is_unmodified
@@ -94,15 +94,15 @@ class EncoderInt8:
         return self.weights_version.matches(encoder)
 
     @torch.no_grad()
-    def __call__(self, mel: Tensor, on_block: OnBlock | None = None) -> Tensor:
+    def __call__(self, mel: Tensor, on_block: OnBlock | None = None, partial: bool = False) -> Tensor:
         """Encode log-mel spectrograms ``(batch, n_mels, 3000)`` → float32 features ``(batch, 1500, dim)``.
 
-        ``on_block`` is given the output of every block, which the next one writes over.
+        ``on_block`` is given the output of every block, which the next one writes over; ``partial`` is as of
+        `whisper_at.engine.encoder.encode`.
         """
         encoder = self.encoder
         x = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel)))).transpose(1, 2)
-        assert x.shape[1:] == encoder.positional_embedding.shape, "incorrect audio shape"  # as upstream
-        x = (x + encoder.positional_embedding).contiguous()
+        x = add_positions(encoder, x, partial).contiguous()
         _, rows, width = x.shape
         steps = CompiledSteps if CompiledSteps.are_ready() else PyTorchSteps
         narrow, wide = Rounded.empty(rows, width), Rounded.empty(rows, 4 * width)

@@ -131,7 +131,7 @@ class _ActiveRows:
         self.gap = gap
         self.log_odds = found.classes.log_odds(found.logits[self.seconds])
         self.times = found.times(self.seconds)
-        self.active = _with_hysteresis(self.log_odds, _event_thresholds(found.classes, p_threshold), hysteresis)
+        self.active = _with_hysteresis(self.log_odds, event_thresholds(found.classes, p_threshold), hysteresis)
         self.fine: np.ndarray | None = None
         if fine_seconds is not None:
             self.fine = found.classes.log_odds(found.logits[fine_seconds])
@@ -163,8 +163,8 @@ def _highest(log_odds: np.ndarray) -> np.ndarray:
     return log_odds[:, 0] if log_odds.shape[1] == 1 else np.fmax.reduce(log_odds, axis=1)
 
 
-def _event_thresholds(classes: ClassSet, p_threshold: float | None) -> np.ndarray:
-    """Logits ``(classes,)`` from which classes begin an event."""
+def event_thresholds(classes: ClassSet, p_threshold: float | None) -> np.ndarray:
+    """Return the logits ``(classes,)`` from which classes begin an event."""
     if p_threshold is None and classes.thresholds is not None:
         return logit(np.array(classes.thresholds))
     return np.full(len(classes), p_threshold or 0.0)

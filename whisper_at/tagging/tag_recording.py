@@ -80,6 +80,8 @@ def tag_recording(
         batch_size=batch_size,
         verbose=verbose,
         audio_track=audio_track,
+        on_progress=on_progress,
+        event_rows=event_rows,
     )
     return run_to_end(steps)
 
@@ -93,6 +95,8 @@ def tag_in_order(
     batch_size: int | None = None,
     verbose: bool | None = None,
     audio_track: int | str | None = None,
+    on_progress: Callable[[Progress], object] | None = None,
+    event_rows: bool = False,
 ) -> Generator[list[dict[str, Any]], None, dict[str, Any]]:
     """Tag a recording as `tag_recording` does, which says what is taken and returned.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,13 +86,7 @@ class Tagger:
         heads = model.heads if self.row_steps else {}
         self.classes = {name: class_set(head) for name, head in heads.items()}
         self.waveform_classifiers = {name: h for name, h in heads.items() if isinstance(h, WaveformClassifier)}
-        state_heads = {name: head for name, head in heads.items() if name not in self.waveform_classifiers}
-        needs = {name: getattr(head, "needs_final_norm", False) for name, head in state_heads.items()}
-        self.needs_final_norm = any(needs.values())
-        self.classifiers: dict[str, Classifier] = {
-            name: head if needs[name] == self.needs_final_norm else _without_final_norm(head)
-            for name, head in state_heads.items()
-        }
+        self.classifiers, self.needs_final_norm = state_classifiers(heads)
         self.has_event_rows = event_rows and not set(EVENT_STEPS) <= set(self.row_steps)
         all_steps = dict.fromkeys([*self.row_steps, *(EVENT_STEPS if self.has_event_rows else ())])
         self.rows = {
@@ -177,6 +171,19 @@ def head_values(name: str, classes: ClassSet, logits: Any) -> dict[str, Any]:
     if name == AUDIOSET:
         return {AUDIOSET: logits, **audioset_values(classes)}
     return {name: classes.values() | {"logits": logits}}
+
+
+def state_classifiers(heads: Mapping[str, Any]) -> tuple[dict[str, Classifier], bool]:
+    """Return those of some heads that read the states of a pass, and whether these must hold those after the last norm.
+
+    Where one head needs them, the others are made to leave them out.
+    """
+    state_heads = {name: head for name, head in heads.items() if not isinstance(head, WaveformClassifier)}
+    needs = {name: getattr(head, "needs_final_norm", False) for name, head in state_heads.items()}
+    needed = any(needs.values())
+    return {
+        name: head if needs[name] == needed else _without_final_norm(head) for name, head in state_heads.items()
+    }, needed
 
 
 def _without_final_norm(head: Classifier) -> Classifier:
