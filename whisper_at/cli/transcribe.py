@@ -221,8 +221,8 @@ def _transcribe_files(
         if timeline_options is not None:
             batched["verbose"] = False  # a bar for all recordings, which take turns
         try:
-            for path, result in model.transcribe_many(audio, **batched):
-                yield path, _shown(result, timeline_options)
+            for path, outcome in model.transcribe_many(audio, **batched):
+                yield path, _shown(outcome, timeline_options)
         except Exception as error:  # what no file could be done with
             yield from ((path, error) for path in audio)
         return
@@ -238,13 +238,12 @@ def _transcribe_files(
         number = f"{i} of {len(audio)}: " if len(audio) > 1 else ""
         with Screen(timeline, number, says_language) as screen:
             try:
-                result: dict[str, Any] | Exception = hear(
-                    path, **options, on_progress=screen.update if is_shown else None
-                )
+                result = hear(path, **options, on_progress=screen.update if is_shown else None)
                 screen.finish(result)
+                outcome = result
             except Exception as error:
-                result = error
-        yield path, result
+                outcome = error
+        yield path, outcome
 
 
 def _shown(result: dict[str, Any] | Exception, options: TagOptions | None) -> dict[str, Any] | Exception:

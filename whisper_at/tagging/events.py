@@ -139,7 +139,7 @@ class _ActiveRows:
 
     def events(self, columns: list[int], shortest: float) -> Iterator[_Event]:
         """Yield where any of some classes sounds."""
-        active: np.ndarray = self.active[:, columns].any(axis=1)
+        active = np.asarray(self.active[:, columns].any(axis=1))
         if not active.any():
             return
         log_odds = _highest(self.log_odds[:, columns])
