@@ -204,7 +204,7 @@ def test_bfloat16_autocast(name, method):
     assert error < 0.05 * full.states[-1][real].abs().mean()
 
 
-@on_one_backbone
+@cases(("wavlm-tiny",), others=("all",))
 def test_torch_compile(name, method):
     torch.compiler.reset()
     backbone = perturb(make_backbone(name, ALL_METHODS[method]))

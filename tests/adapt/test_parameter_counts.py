@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+
 import pytest
 from torch import nn
 
@@ -16,9 +19,14 @@ LN_ATTN = {"name": "layer_norm", "sites": ["attn", "final"]}
 LN_ALL = {"name": "layer_norm"}
 
 
+@functools.cache
+def plain_backbone(name: str, frames: int | None):
+    return random_backbone(name, frames=frames, device="meta")
+
+
 def count(name: str, methods, classes: int, frames: int | None = None) -> dict[str, int]:
     """The counts of a method with a linear head."""
-    backbone = random_backbone(name, frames=frames, device="meta")
+    backbone = copy.deepcopy(plain_backbone(name, frames))
     adapt(backbone, methods)
     return count_parameters(backbone, nn.Linear(backbone.width, classes, device="meta"))
 

@@ -198,6 +198,7 @@ def test_fit_evaluate_and_predict(settings, sounds, tmp_path, capsys):
 
 
 def test_finished_runs_are_not_run_again(settings, monkeypatch):
+    settings |= {"windows": False}
     config = make_config(settings)
     first = run_experiment(config)
     monkeypatch.setattr(AudioClassifier, "fit", None)
@@ -252,7 +253,7 @@ def test_several_labels_are_decided_by_the_whole_data(settings, tmp_path, sounds
 
 
 def test_random_weights_are_the_same_again(settings, sounds, capsys):
-    settings |= {"random": True, "backbone": "whisper-nano", "recipe": {"epochs": 1}}
+    settings |= {"random": True, "backbone": "whisper-nano", "windows": False, "recipe": {"epochs": 1}}
     run_experiment(make_config(settings))
     model = Path(settings["out"]) / "splits-seed0" / "classifier.safetensors"
     file = str(sounds / "test" / "low" / "0.wav")
@@ -321,6 +322,7 @@ seeds = [0, 1]
 [base]
 cache = {json.dumps(settings["cache"])}
 device = "cpu"
+windows = false
 [base.recipe]
 epochs = 2
 batch_size = 4

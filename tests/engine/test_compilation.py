@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +17,27 @@ from conftest import ROOT
 
 from whisper_at.engine import compilation, compile_kernels, kernel_cache, simd
 from whisper_at.engine.compilation import is_ready, wait_for_kernels
+
+TYPES = ("float64", "float32", "int64")
+
+
+@pytest.fixture(scope="module")
+def compiled_before(tmp_path_factory) -> Path:
+    """A cache that another process has filled, with a kernel for each of `TYPES`."""
+    folder = tmp_path_factory.mktemp("compiled") / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WHISPER_AT_CACHE", str(folder))
+        patch.setattr(compilation, "_COMPILER", compilation._Compiler())
+        kernel = new(small_kernels.double)
+        assert not any(is_ready(kernel, np.arange(4, dtype=dtype)) for dtype in TYPES)
+        assert wait_for_kernels()
+    return folder
+
+
+@pytest.fixture
+def filled_cache(compiled_before, tmp_path) -> Path:
+    """The cache of a process that has asked for nothing yet, with kernels of an earlier one."""
+    return Path(shutil.copytree(compiled_before, tmp_path / "cache"))
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +55,8 @@ def new(kernel):
     return simd.compiled()(kernel.py_func)
 
 
-def numbers():
-    return np.arange(4.0)
+def numbers(dtype="float64"):
+    return np.arange(4, dtype=dtype)
 
 
 def kernel_files(folder: Path) -> list[str]:
@@ -53,8 +75,8 @@ def compile_double():
     return kernel
 
 
-def assert_it_was_not_compiled_here(kernel):
-    x = numbers()
+def assert_it_was_not_compiled_here(kernel, dtype="float64"):
+    x = numbers(dtype)
     kernel(x)
     assert x.tolist() == [0, 2, 4, 6]
     assert not kernel._cache_misses
@@ -72,10 +94,9 @@ def test_another_process_compiles(tmp_path, compiler):
     assert len(kernel_files(tmp_path)) == 2
 
 
+@pytest.mark.usefixtures("filled_cache")
 def test_a_later_process_finds_it(compiler):
-    compile_double()
-    compiler.reset()
-    kernel = new(small_kernels.double)
+    kernel = small_kernels.double
     assert is_ready(kernel, numbers())
     assert_it_was_not_compiled_here(kernel)
     assert compiler._worker is None
@@ -126,6 +147,7 @@ def test_a_compiler_that_fails_is_told_of_once(monkeypatch, kernel, program, rea
 
 def test_one_process_at_a_time_compiles_for_a_folder(tmp_path, compiler, monkeypatch):
     monkeypatch.setattr(compilation, "SECONDS_BETWEEN_ATTEMPTS", 0.0)
+    monkeypatch.setattr(compilation, "MAX_ATTEMPTS", 1)
     folder = tmp_path / "cache"
     folder.mkdir()
     kernel = new(small_kernels.double)
@@ -213,10 +235,8 @@ def test_where_nothing_can_be_written(monkeypatch):
     assert_it_was_not_compiled_here(compile_double())
 
 
-def test_a_cache_that_was_filled_and_is_read_only_now(tmp_path, monkeypatch, compiler):
-    compile_double()
-    files = sorted(tmp_path.rglob("*"))
-    compiler.reset()
+def test_a_cache_that_was_filled_and_is_read_only_now(filled_cache, monkeypatch):
+    files = sorted(filled_cache.rglob("*"))
 
     def refuse(*_, **__):
         raise OSError("read-only file system")
@@ -224,22 +244,20 @@ def test_a_cache_that_was_filled_and_is_read_only_now(tmp_path, monkeypatch, com
     kernel_cache.writable_folder.cache_clear()
     for name in ("TemporaryFile", "mkstemp"):
         monkeypatch.setattr(f"tempfile.{name}", refuse)
-    kernel = new(small_kernels.double)
+    kernel = small_kernels.double
     assert is_ready(kernel, numbers())
     assert_it_was_not_compiled_here(kernel)
-    assert sorted(tmp_path.rglob("*")) == files
+    assert sorted(filled_cache.rglob("*")) == files
 
 
 @pytest.mark.parametrize(
     ("folder", "message"),
     [("haswell-01234567", "for another processor (haswell)"), ("OWN-01234567", "with other instruction sets")],
 )
-def test_a_cache_of_another_processor(tmp_path, compiler, folder, message):
-    compile_double()
-    (own,) = (path.parent for path in tmp_path.rglob("*.kernel"))
+def test_a_cache_of_another_processor(filled_cache, folder, message):
+    (own,) = {path.parent for path in filled_cache.rglob("*.kernel")}
     own.rename(own.with_name(folder.replace("OWN", compilation.target_processor())))
-    compiler.reset()
-    kernel = new(small_kernels.double)
+    kernel = small_kernels.double
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert not is_ready(kernel, numbers())
@@ -250,18 +268,19 @@ def test_a_cache_of_another_processor(tmp_path, compiler, folder, message):
     assert is_ready(kernel, numbers())
 
 
-@pytest.mark.parametrize("damage", [b"", b"\\x80\\x04.", "cut"])
-def test_a_damaged_file_is_made_again(tmp_path, compiler, damage):
-    compile_double()
-    (path,) = tmp_path.rglob("*.kernel")
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else damage)
-    compiler.reset()
-    kernel = new(small_kernels.double)
-    assert not is_ready(kernel, numbers())
+def test_a_damaged_file_is_made_again(filled_cache):
+    """Empty, something else, and cut off in the middle."""
+    paths = list(filled_cache.rglob("*.kernel"))
+    half = paths[2].read_bytes()[: paths[2].stat().st_size // 2]
+    for path, content in zip(paths, (b"", b"\\x80\\x04.", half), strict=True):
+        path.write_bytes(content)
+    kernel = small_kernels.double
+    for dtype in TYPES:
+        assert not is_ready(kernel, numbers(dtype))
     assert wait_for_kernels()
-    assert is_ready(kernel, numbers())
-    assert_it_was_not_compiled_here(kernel)
+    for dtype in TYPES:
+        assert is_ready(kernel, numbers(dtype))
+        assert_it_was_not_compiled_here(kernel, dtype)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")

@@ -194,6 +194,8 @@ def test_the_package_has_background_to_lie_under_others():
     assert background.dtype == np.float32
     assert 120 < len(background) / SAMPLE_RATE < 600
     assert 0.01 < background.std() < 0.3
+    assert read_background() is background  # decoded once, and the same for all
+    assert not background.flags.writeable
 
 
 def test_the_order_of_clips_does_not_depend_on_their_class(tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 
 import numpy as np
 from torch import Tensor
@@ -86,10 +87,16 @@ def group_into_recordings(clips: Iterable[tuple[Clip, np.ndarray]]) -> Iterator[
         yield members
 
 
+@cache
 def read_background() -> np.ndarray:
-    """Return speech and music of the package, one recording behind the other, float32 of shape (samples,)."""
+    """Return speech and music of the package, one recording behind the other, float32 of shape (samples,).
+
+    They are decoded once: a fit needs them for its training part and again for its validation part.
+    """
     clips = [clip for clip in packaged_background() if background_kind(clip) in ("speech", "music")]
-    return np.concatenate([load_audio(clip.path) for clip in clips[::BACKGROUND_STRIDE]])
+    background = np.concatenate([load_audio(clip.path) for clip in clips[::BACKGROUND_STRIDE]])
+    background.flags.writeable = False
+    return background
 
 
 def mix_with_background(sounds: Sequence[np.ndarray], background: np.ndarray, seed: int) -> list[np.ndarray]:
