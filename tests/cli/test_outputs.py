@@ -58,13 +58,12 @@ def test_names_differ_where_stems_do_not(paths, names, folder):
     assert output_names(paths) == expected
 
 
-@pytest.mark.parametrize("batch", [[], ["--batch_size", "2"]])
 @pytest.mark.parametrize(
-    ("paths", "written"),
+    ("paths", "written", "batch"),
     [
-        (["a/x.wav", "b/x.flac"], ["x.flac.txt", "x.wav.txt"]),
-        (["a/x.wav", "b/x.wav", "b/y.wav"], ["a-x.txt", "b-x.txt", "y.txt"]),
-        (["a/x.wav", "b/y.wav"], ["x.txt", "y.txt"]),
+        (["a/x.wav", "b/x.flac"], ["x.flac.txt", "x.wav.txt"], []),
+        (["a/x.wav", "b/x.wav", "b/y.wav"], ["a-x.txt", "b-x.txt", "y.txt"], ["--batch_size", "2"]),
+        (["a/x.wav", "b/y.wav"], ["x.txt", "y.txt"], []),
     ],
 )
 def test_no_result_overwrites_another(folder, checkpoint, capsys, paths, written, batch):
@@ -133,8 +132,7 @@ def _heed_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize("buffered", [True, False])
-@pytest.mark.parametrize("tags", [[], ["--at_time_res", "4"]])
+@pytest.mark.parametrize(("tags", "buffered"), [([], True), (["--at_time_res", "4"], False)])
 def test_a_reader_that_goes_away_loses_the_rest_of_the_screen_only(tmp_path, tags, buffered, monkeypatch):
     """As ``| head -1`` does: a traceback, and no files."""
     if not buffered:
