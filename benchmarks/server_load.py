@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -187,6 +188,7 @@ def main() -> None:
     arguments = ["--model", args.model, "--batch_size", str(args.batch_size), "--compute_type", args.compute_type]
     arguments += ["--threads", str(args.threads)] if args.threads else []
     results: dict[str, Any] = {"model": args.model, "batch_size": args.batch_size, "machine": machine_info()}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which stops the server, too
     server = Server(arguments, max(args.clients, args.crowd))
     try:
         results["at_once"] = at_once(server, files, args.clients)

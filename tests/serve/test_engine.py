@@ -73,15 +73,15 @@ def test_clients_share_batches_and_have_the_text_that_they_have_alone(nano, batc
     sounds = [wav(audio[i * 16000 * 5 : (i * 5 + 4 + 9 * i) * 16000]) for i in range(6)]  # of 4 to 49 s
     fields = {"response_format": "verbose_json", "timestamp_granularities": "word,segment"}
     tagged = [fields | ({"at_time_res": "2"} if i % 2 else {}) for i in range(6)]
-    with TestClient(create_app(nano, "nano.en", batch_size=8, **DETERMINISTIC)) as client:
+    app = create_app(nano, "nano.en", batch_size=8, **DETERMINISTIC)
+    with TestClient(app) as client:
         batches.go.set()
         alone = [ask(client, sound, **wanted).json() for sound, wanted in zip(sounds, tagged)]
         batches.clear()
         batches.go.clear()
         with ThreadPoolExecutor(6) as pool:
             answers = [pool.submit(ask, client, sound, **wanted) for sound, wanted in zip(sounds, tagged)]
-            wait_for(lambda: client.get("/health").json()["recordings"] == 6)
-            time.sleep(0.5)
+            wait_for(lambda: len(app.state.engine.open) == 6)
             batches.go.set()
             together = [answer.result().json() for answer in answers]
     assert max(batches) >= 4
@@ -96,15 +96,15 @@ def test_clients_share_batches_and_have_the_text_that_they_have_alone(nano, batc
 
 
 def test_requests_that_decode_otherwise_have_batches_of_their_own(model_en, batches):
-    with TestClient(create_app(model_en, "random", batch_size=8, sample_len=4, **DETERMINISTIC)) as client:
+    app = create_app(model_en, "random", batch_size=8, sample_len=4, **DETERMINISTIC)
+    with TestClient(app) as client:
         wanted = [{}, {"prompt": "One two."}, {"prompt": "One two."}, {"temperature": 1.0}, {"language": "en"}]
         with ThreadPoolExecutor(6) as pool:
             blocker = pool.submit(ask, client, wav(noise(3)), prompt="first")
-            wait_for(lambda: client.get("/health").json()["recordings"] == 1)
-            time.sleep(0.3)
+            wait_for(lambda: len(app.state.engine.open) == 1)
+            time.sleep(0.2)  # and it is being transcribed
             answers = [pool.submit(ask, client, wav(noise(4, i)), **fields) for i, fields in enumerate(wanted)]
-            wait_for(lambda: client.get("/health").json()["recordings"] == 6)
-            time.sleep(0.5)
+            wait_for(lambda: len(app.state.engine.open) == 6)
             batches.go.set()
             assert [answer.result().status_code for answer in [blocker, *answers]] == [200] * 6
     # the two with one prompt, and the two that want nothing but the default; of what is left over, one at a time
@@ -262,10 +262,11 @@ def test_one_that_fails_takes_no_other_along(model_en, monkeypatch, batches):
         return real(self, job, *rest)
 
     monkeypatch.setattr(BatchDecoder, "_add_segments", add_segments)
-    with TestClient(create_app(model_en, "random", batch_size=4, sample_len=4, **DETERMINISTIC)) as client:
+    app = create_app(model_en, "random", batch_size=4, sample_len=4, **DETERMINISTIC)
+    with TestClient(app) as client:
         with ThreadPoolExecutor(3) as pool:
             answers = [pool.submit(ask, client, wav(noise(seconds))) for seconds in (2, 4, 5)]
-            wait_for(lambda: client.get("/health").json()["recordings"] == 3)
+            wait_for(lambda: len(app.state.engine.open) == 3)
             batches.go.set()
             found = [answer.result() for answer in answers]
         assert [one.status_code for one in found] == [500, 200, 200]

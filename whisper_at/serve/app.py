@@ -83,6 +83,7 @@ def create_app(
     models = ServedModels({name: model, **(more_models or {})}, strict_models)
     counts = metrics.Metrics()
     engine = Engine(limits, options.get("batch_size") or 1, counts)
+    app.state.engine = engine
     app.state.check_room = lambda request: engine.check_room(client_of(request))
     # the last one is the outermost
     app.add_middleware(BodyMiddleware, limits=limits)
