@@ -42,14 +42,10 @@ COMMANDS_THAT_NEED_NONE = [
     ["adapt", "count", "--set", "backbone=nano.en", "--set", "classes=31", "--set", "frames=400"],
     ["count", "nano.en"],
     ["models"],
-<<<<<<< HEAD
     *(
         [command, "--help"]
         for command in "train features evaluate count study adapt embed search lineareval archive find".split()
     ),
-=======
-    *([command, "--help"] for command in "train features evaluate count study adapt embed search lineareval".split()),
->>>>>>> faster-tests
 ]
 
 

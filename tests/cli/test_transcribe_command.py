@@ -148,6 +148,7 @@ def test_every_flag_of_upstream_is_here(monkeypatch):
             assert mine.choices is None if action.choices is None else list(mine.choices) == list(action.choices)
     new = {"version", "at_time_res", "top_k", "p_threshold", "label_language", "include_classes", "events"}
     new |= {"head", "at_low_compute", "compute_type", "draft", "batch_size", "captions", "audio_track"}
+    new |= {"speech_gate", "missed_speech"}
     assert set(ours) - set(theirs) == new
 
 
@@ -276,6 +277,7 @@ def test_options_reach_transcribe_as_upstreams_do(tmp_path, monkeypatch, line):
     assert actual.pop("batch_size") is None
     assert actual.pop("audio_track") is None
     assert (actual.pop("on_progress") is None) == (not expected["verbose"])
+    assert (actual.pop("speech_gate"), actual.pop("missed_speech")) == (False, False)
     language = expected["language"]
     assert actual == {**expected, "language": TO_LANGUAGE_CODE.get(str(language).lower(), language)}  # by its code
     assert load["head"] is None  # no tags asked for: no head is fetched
