@@ -60,4 +60,4 @@ def test_what_is_right_has_perfect_scores_and_noise_has_none():
     noise = np.random.default_rng(0).random((100, len(CLASSES)))
     wrong = score_events(truth, {file: detection([], noise) for file in truth}, CLASSES)
     assert wrong.f1 == wrong.overall_f1 == 0
-    assert max(wrong.psds.values()) < 0.5
+    assert wrong.psds["PSDS1"] < 0.1  # PSDS2 asks for a tenth of an event, which noise has of long ones
