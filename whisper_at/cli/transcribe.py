@@ -353,10 +353,7 @@ def build_parser() -> Parser:
     add("--logprob_threshold", type=optional_float, default=-1.0, metavar="X", help=help)
     help = "a failed window whose no-speech probability is above this is silence"
     add("--no_speech_threshold", type=optional_float, default=0.6, metavar="X", help=help)
-    help = (
-        "withhold text where the tags hear neither speech nor singing: windows are not decoded, segments and timed "
-        "words are left out; or where their probability is below P"
-    )
+    help = "withhold text where the tags hear no speech or singing: its probability is below P (0.4 if not given)"
     add("--speech_gate", nargs="?", const=True, default=False, type=gate_threshold, metavar="P", help=help)
     help = "decode speech again that the tags hear and the text lacks"
     add("--missed_speech", action="store_true", help=help)
