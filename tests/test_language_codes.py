@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 
 import pytest
-import soundfile
 from conftest import noise
 from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
 
 import whisper_at
-from whisper_at import cli
 from whisper_at.languages import _CODES, language_code
 
 NAMES = {
@@ -137,17 +134,3 @@ def test_an_english_model_says_what_it_cannot_do(model_en, options, says, batch_
         words = options.get("word_timestamps", False)
         assert model_en.transcribe(audio, word_timestamps=words, **common)["text"] == result["text"]
         model_en.transcribe(audio, language="en-GB", **common)
-
-
-@pytest.mark.parametrize("arguments", [["--language", "de-DE"], ["--task", "translate"]])
-def test_the_command_says_so_once_of_a_file_too(arguments, checkpoint, tmp_path, monkeypatch):
-    """The name of a file says nothing of what it knows: only those that end in .en were told."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("a", "b"):
-        soundfile.write(f"{name}.wav", noise(2), 16000)
-    command = ["a.wav", "b.wav", "--model", str(checkpoint), "--device", "cpu", "-f", "json", "--verbose", "False"]
-    command += ["--temperature_increment_on_fallback", "None"]
-    with pytest.warns(UserWarning, match="knows English only") as told:
-        assert cli.main([*command, *arguments, "--beam_size", "None"]) == 0
-    assert len([w for w in told if "English only" in str(w.message)]) == 1
-    assert json.loads((tmp_path / "a.json").read_text())["language"] == "en"
