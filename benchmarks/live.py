@@ -211,7 +211,7 @@ def measure_events(model: Any, table: Path, num_clips: int, seconds: float, inte
 
 def insist_on_int8() -> None:
     """Ask again whether int8 products are faster: once, on a busy machine, may give the wrong answer."""
-    from whisper_at.engine.encoder_int8 import is_faster_than_float32
+    from whisper_at.engine.int8_products import is_faster_than_float32
 
     for _ in range(30):
         if is_faster_than_float32():

@@ -166,7 +166,7 @@ def test_a_window_is_decoded_by_the_same_means_throughout(ready_from, model_en, 
 
 def test_which_encoder_is_used_does_not_depend_on_the_moment(ready_from, model_en, monkeypatch):
     monkeypatch.setattr(whisper_at.model, "has_bfloat16", lambda: False)
-    monkeypatch.setattr(encoder_int8, "is_faster_than_float32", lambda: True)
+    monkeypatch.setattr(encoder_int8.int8_products, "is_faster_than_float32", lambda: True)
     model_en.compute_type = "int8"
     mel = whisper_at.log_mel_spectrogram(noise(30))[None]
     features = []
