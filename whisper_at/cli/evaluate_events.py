@@ -134,9 +134,9 @@ def report_lines(scores: EventScores, details: Mapping[str, str], collar: float)
     yield f"\n{summary(scores, collar)}\n"
     yield (
         f"A found event is right if it begins within {collar:g} s of a true one and ends within {collar:g} s, or half "
-        "of the event's length, of its end; each true event is found once. Means are over classes. PSDS is the area "
-        "under the curve of right events over false alarms an hour, at all thresholds: PSDS1 asks for times, PSDS2 for "
-        "classes.\n"
+        "of the event's length, of its end; each true event is found once. Means are over classes; one of which "
+        "nothing is found has a precision of 1. PSDS is the area under the curve of right events over false alarms an "
+        "hour, at all thresholds: PSDS1 asks for times, PSDS2 for classes.\n"
     )
     yield "| class | events | found | F1 | precision | recall |\n|---|--:|--:|--:|--:|--:|"
     for name, row in sorted(scores.per_class.items(), key=lambda item: -item[1]["F1"]):
