@@ -119,6 +119,7 @@ def test_partial_words_and_sounds():
         ({"type": "input_audio_buffer.append", "audio": "AAAA"}, "audio: samples are of two bytes"),
         ({"type": "input_audio_buffer.commit"}, "no sound has come"),
         ({"type": "session.update", "session": 1}, "session: an object"),
+        ({"type": "session.update", "session": {"at_time_res": "2"}}, "at_time_res: seconds"),
         ({"type": "session.update", "session": {"audio": {"input": {"format": {"type": "mp3"}}}}}, "format: audio/pcm"),
         ({"type": "session.update", "session": {"audio": {"input": {"format": {"rate": 44100}}}}}, "format: a rate of"),
         (

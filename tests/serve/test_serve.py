@@ -461,8 +461,8 @@ def test_arguments_reach_model_and_server(monkeypatch, tmp_path):
         "--device cpu --compute_type int8 --head auto --head b.safetensors --batch_size 4 --beam_size 5 --port 9"
     )
     limits = (
-        "--max_megabytes 5 --max_minutes 1 --max_waiting 0 --max_per_client 3 --max_live 2 --host 0.0.0.0 --cors https://a.org "
-        "--cors https://b.org --api_key one --api_key two --strict_models"
+        "--max_megabytes 5 --max_minutes 1 --max_waiting 0 --max_per_client 3 --max_live 2 --host 0.0.0.0 "
+        "--cors https://a.org --cors https://b.org --api_key one --api_key two --strict_models"
     )
     assert cli.main(["serve", "--model", model, *arguments.split(), *limits.split()]) == 0
     assert asked["model"] == model

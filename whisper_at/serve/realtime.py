@@ -128,7 +128,8 @@ class RealtimeSession:
                 if not isinstance(value, str):
                     raise SessionError(f"{name}: text, not {value!r:.60}")
                 settings[name] = value
-        settings |= {name: session[name] for name in ("at_time_res", "include_classes") if name in session}
+        settings["at_time_res"] = _seconds(session.get("at_time_res", settings["at_time_res"]))
+        settings["include_classes"] = str(session.get("include_classes", settings["include_classes"]))
         sound = listening.get("format", session.get("input_audio_format"))
         older = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}
         if isinstance(sound, str):
@@ -225,6 +226,12 @@ def _mapping(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise SessionError(f"{name}: an object, not {value!r:.60}")
     return value
+
+
+def _seconds(value: Any) -> float | None:
+    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+        return value
+    raise SessionError(f"at_time_res: seconds, a multiple of 0.4, not {value!r:.60}")
 
 
 def _silence(detection: dict[str, Any]) -> float:
