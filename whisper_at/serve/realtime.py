@@ -26,10 +26,8 @@ Event = dict[str, Any]
 class StreamMessage(Protocol):
     """What a stream tells, as `whisper_at.live.messages` has them."""
 
-    type: str
-
     def to_jsonable(self) -> dict[str, Any]:
-        """Return what it says."""
+        """Return what it says, and its ``type``."""
 
 
 class LiveStream(Protocol):

@@ -89,7 +89,7 @@ def _parse(message: Message) -> Event | None:
     if message["type"] == "websocket.disconnect":
         raise WebSocketDisconnect(message.get("code", 1000))
     try:
-        return json.loads(message.get("text") or message.get("bytes") or "")  # type: ignore[no-any-return]
+        return json.loads(message.get("text") or message.get("bytes") or "")
     except ValueError:
         return None
 
