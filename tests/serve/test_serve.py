@@ -461,8 +461,8 @@ def test_arguments_reach_model_and_server(monkeypatch, tmp_path):
         "--device cpu --compute_type int8 --head auto --head b.safetensors --batch_size 4 --beam_size 5 --port 9"
     )
     limits = (
-        "--max_megabytes 5 --max_minutes 1 --max_waiting 0 --max_per_client 3 --host 0.0.0.0 --cors https://a.org "
-        "--cors https://b.org --api_key one --api_key two --strict_models"
+        "--max_megabytes 5 --max_minutes 1 --max_waiting 0 --max_per_client 3 --max_live 2 --host 0.0.0.0 "
+        "--cors https://a.org --cors https://b.org --api_key one --api_key two --strict_models"
     )
     assert cli.main(["serve", "--model", model, *arguments.split(), *limits.split()]) == 0
     assert asked["model"] == model
@@ -470,7 +470,7 @@ def test_arguments_reach_model_and_server(monkeypatch, tmp_path):
     assert asked["compute_type"] == "int8"
     options = {"batch_size": 4, "beam_size": 5, "cors": ["https://a.org", "https://b.org"], "more_models": {}}
     options |= {"api_keys": ["one", "two", "third", "fourth"], "strict_models": True}
-    assert asked["app"] == ("mine.pt", Limits(5, 1, 0, 3), options)
+    assert asked["app"] == ("mine.pt", Limits(5, 1, 0, 3, 2), options)
     assert (asked["host"], asked["port"]) == ("0.0.0.0", 9)
     assert cli.main(["serve", "--model", model]) == 0
     assert asked["head"] == "auto"

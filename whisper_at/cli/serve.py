@@ -71,6 +71,8 @@ def build_parser() -> Parser:
     server.add_argument("--max_waiting", type=int, default=limits.waiting, metavar="N", help=help)
     help = "as many of one client (%(default)s)"
     server.add_argument("--max_per_client", type=int, default=limits.waiting_per_client, metavar="N", help=help)
+    help = "realtime sessions at once (%(default)s)"
+    server.add_argument("--max_live", type=int, default=limits.live, metavar="N", help=help)
     help = f"key that requests have to show as Authorization: Bearer KEY; may be repeated, or stand in {KEYS_VARIABLE}"
     server.add_argument("--api_key", action="append", metavar="KEY", help=help)
     help = "origin whose pages may use the server from a browser, https://example.org; * is any; may be repeated"
@@ -95,7 +97,7 @@ def main(argv: Sequence[str]) -> int:
     app = create_app(
         models[first],
         first,
-        Limits(args.max_megabytes, args.max_minutes, args.max_waiting, args.max_per_client),
+        Limits(args.max_megabytes, args.max_minutes, args.max_waiting, args.max_per_client, args.max_live),
         more_models={name: models[name] for name in others},
         strict_models=args.strict_models,
         cors=args.cors or (),

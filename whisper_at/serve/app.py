@@ -21,6 +21,7 @@ from .engine import Engine
 from .errors import ERRORS, add_error_handlers, error_response, failure_message
 from .limits import BodyMiddleware, Limits
 from .protocol import FormRoute, MethodsMiddleware
+from .realtime_socket import add_realtime_route
 from .responses import TEXT_FORMATS, detections, to_response
 from .schemas import (
     ClassificationRequest,
@@ -98,6 +99,7 @@ def create_app(
     add_error_handlers(app)
     _add_audio_routes(app, engine, models, options)
     _add_other_routes(app, engine, models, counts)
+    add_realtime_route(app, engine, models, cors, limits.live)
     return app
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 from starlette.exceptions import HTTPException
@@ -18,6 +22,8 @@ from .metrics import Metrics
 from .recordings import BatchedSteps, Finished, InOrderSteps, Message, Opened, Outcome, Recording, transcribe_batch
 
 logger = logging.getLogger("uvicorn.error")
+T = TypeVar("T")
+
 RETRY_SECONDS = 15
 MIN_OPEN = 4
 """Recordings that may be open even where each goes by itself: a short one need not wait for the end of a long one."""
@@ -47,6 +53,7 @@ class Engine:
         self.open: FairQueue[Recording] = FairQueue()
         self._lock = threading.RLock()
         self._running = False
+        self._urgent: deque[Callable[[], None]] = deque()
         self._worker = ThreadPoolExecutor(1, "whisper_at")
         self._readers = ThreadPoolExecutor(2, "whisper_at-reader")
         metrics.watch_recordings("waiting", lambda: len(self.waiting))
@@ -88,6 +95,22 @@ class Engine:
         if waits:
             recording.close()
         self._wake()
+
+    async def run_soon(self, work: Callable[[], T]) -> T:
+        """Return what `work` returns, which the models' thread does before the next batch."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work())
+                except BaseException as error:
+                    future.set_exception(error)
+
+        with self._lock:
+            self._urgent.append(run)
+        self._wake()
+        return await asyncio.wrap_future(future)
 
     # --- opening ---------------------------------------------------------------------------------------------
 
@@ -155,15 +178,19 @@ class Engine:
     def _wake(self) -> None:
         """Have the worker look for work, if it does not already."""
         with self._lock:
-            if not self._running and len(self.open):
+            if not self._running and (len(self.open) or self._urgent):
                 self._running = True
                 self._worker.submit(self._work)
 
     def _work(self) -> None:
         while True:
+            while self._urgent:
+                self._urgent.popleft()()
             self._drop_cancelled()
             with self._lock:
                 batch = self._next_batch()
+                if not batch and self._urgent:
+                    continue
                 if not batch:
                     self._running = False
                     return

@@ -28,6 +28,8 @@ class Limits:
         Recordings that may wait while others are transcribed.
     waiting_per_client : int
         As many of one client.
+    live : int
+        Realtime sessions at once.
     upload_seconds : float
         A client that sends nothing for so long in the middle of a request is given up.
     """
@@ -36,6 +38,7 @@ class Limits:
     minutes: float = 240.0
     waiting: int = 16
     waiting_per_client: int = 8
+    live: int = 4
     upload_seconds: float = 60.0
 
 
