@@ -103,8 +103,9 @@ class Worker:
         """Compile what transcription uses, so that all rows are computed by the same kernels."""
         if self.model.device.type == "cpu":
             silence = np.zeros(SAMPLE_RATE, np.float32)
-            for _ in transcribe_in_batches(self.model, [silence], self.options):
-                compilation.wait_for_kernels()
+            with torch.random.fork_rng([]):
+                for _ in transcribe_in_batches(self.model, [silence], self.options):
+                    compilation.wait_for_kernels()
 
     def run(self, shards: Iterable[Shard]) -> Iterator[Report]:
         """Do shards one after the other; recordings of the next are decoded before one is done.
