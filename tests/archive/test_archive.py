@@ -126,6 +126,17 @@ def test_the_same_run_makes_the_same_bytes(recordings, unbroken, nano, tmp_path)
     assert content(tmp_path) == content(unbroken)
 
 
+def test_texts_that_are_sampled_are_the_same_in_every_run(recordings, nano, tmp_path):
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        make(recordings, tmp_path / str(seed), nano, temperature=0.9)
+        assert torch.equal(torch.get_rng_state(), before)
+        found.append(content(tmp_path / str(seed)))
+    assert found[0] == found[1]
+
+
 def test_what_is_new_or_has_changed_is_done_and_the_rest_stays(recordings, nano, tmp_path):
     folder, output = tmp_path / "in", tmp_path / "out"
     folder.mkdir()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 from whisper.audio import HOP_LENGTH, SAMPLE_RATE
 
 from ..batched import PreparedRecording, transcribe_in_batches
@@ -102,8 +103,9 @@ class Worker:
         """Compile what transcription uses, so that all rows are computed by the same kernels."""
         if self.model.device.type == "cpu":
             silence = np.zeros(SAMPLE_RATE, np.float32)
-            for _ in transcribe_in_batches(self.model, [silence], self.options):
-                compilation.wait_for_kernels()
+            with torch.random.fork_rng([]):
+                for _ in transcribe_in_batches(self.model, [silence], self.options):
+                    compilation.wait_for_kernels()
 
     def run(self, shards: Iterable[Shard]) -> Iterator[Report]:
         """Do shards one after the other; recordings of the next are decoded before one is done.
@@ -158,13 +160,17 @@ class Worker:
                     yield each.recording
 
         last = time.perf_counter()
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
         try:
-            for recording, result in transcribe_in_batches(self.model, recordings(), self.options):
-                each, now = waiting.pop(id(recording)), time.perf_counter()
-                yield from reports
-                reports.clear()
-                yield self._finish(rows, each, result, now - last)
-                last = time.perf_counter()
+            with torch.random.fork_rng(devices):
+                torch.manual_seed(rows.shard.number)  # texts are sampled where the likeliest one has failed
+                results = transcribe_in_batches(self.model, recordings(), self.options)
+                for recording, result in results:
+                    each, now = waiting.pop(id(recording)), time.perf_counter()
+                    yield from reports
+                    reports.clear()
+                    yield self._finish(rows, each, result, now - last)
+                    last = time.perf_counter()
             yield from reports
         finally:
             for each in waiting.values():
