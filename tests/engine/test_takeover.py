@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from itertools import count
 
 import pytest
@@ -175,6 +178,35 @@ def test_which_encoder_is_used_does_not_depend_on_the_moment(ready_from, model_e
         features.append(model_en.embed_audio(mel))
         assert isinstance(model_en._encoder, encoder_int8.EncoderInt8)
     assert torch.equal(*features)
+
+
+FIRST_RUN = """
+import sys, torch, whisper_at
+from whisper_at.engine import cpu_kernels
+from whisper_at.engine.compilation import wait_for_kernels
+from whisper_at.engine.kv_cache import DecoderState
+model = whisper_at.load_model("nano.en", "cpu", head=None, compute_type=sys.argv[1])
+def transcribe():
+    audio = whisper_at.load_audio("sample/speech.flac")
+    result = model.transcribe(audio, language="en", fp16=False, temperature=0.0, word_timestamps=True)
+    is_for_kernels = model.precompute_cross_kv(torch.zeros(1, 1500, model.dims.n_text_state)).is_for_kernels
+    return result["text"], is_for_kernels
+text, early = transcribe()
+assert wait_for_kernels()
+again, late = transcribe()
+kernels = cpu_kernels.decoder_forward, cpu_kernels.matmul
+print(text == again, early, late, sum(sum(kernel._cache_misses.values()) for kernel in kernels))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compute_type", ["float32", "int8"])
+def test_the_first_run_on_a_machine(tmp_path, compute_type):
+    """Nothing is compiled by the process that transcribes, and its text is there before anything is."""
+    env = {**os.environ, "WHISPER_AT_CACHE": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", FIRST_RUN, compute_type]
+    found = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert found.stdout == "True False True 0\n", found.stderr
 
 
 @pytest.mark.parametrize("compute_type", ["float32", "int8", "bfloat16"])
