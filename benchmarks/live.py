@@ -209,17 +209,6 @@ def measure_events(model: Any, table: Path, num_clips: int, seconds: float, inte
     }
 
 
-def insist_on_int8() -> None:
-    """Ask again whether int8 products are faster: once, on a busy machine, may give the wrong answer."""
-    from whisper_at.engine.int8_products import is_faster_than_float32
-
-    for _ in range(30):
-        if is_faster_than_float32():
-            return
-        is_faster_than_float32.cache_clear()
-    print("int8 products are no faster than float32's here: the encoder is in float32", flush=True)
-
-
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
@@ -251,8 +240,6 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     results: list[dict[str, Any]] = []
-    if "int8" in args.compute:
-        insist_on_int8()
     for compute in args.compute:
         head = None if args.head == "none" else args.head
         model = whisper_at.load_model(args.model, "cpu", head=head, compute_type=compute)
