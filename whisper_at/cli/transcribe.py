@@ -313,8 +313,7 @@ def build_parser() -> Parser:
     add("--label_language", type=label_language, metavar="LANGUAGE", help=help)
     help = "only these classes: indices, MIDs or names, separated by ';'; may be repeated"
     add("--include_classes", type=class_list, action="extend", metavar="CLASSES", help=help)
-    help = "events in files: of the most specific class; of all that contain it, too; or one of each group, such as "
-    help += "Animal, Music, Human voice (default: specific)"
+    help = "events of the most specific class (default), of all, or of groups such as Animal"
     add("--events", choices=("specific", "all", "groups"), help=help)
 
     group = parser.add_argument_group("speech")
@@ -353,9 +352,9 @@ def build_parser() -> Parser:
     add("--logprob_threshold", type=optional_float, default=-1.0, metavar="X", help=help)
     help = "a failed window whose no-speech probability is above this is silence"
     add("--no_speech_threshold", type=optional_float, default=0.6, metavar="X", help=help)
-    help = "withhold text where the tags hear no speech or singing: its probability is below P (0.4 if not given)"
+    help = "no text where speech and singing are less likely than P (0.4)"
     add("--speech_gate", nargs="?", const=True, default=False, type=gate_threshold, metavar="P", help=help)
-    help = "decode speech again that the tags hear and the text lacks"
+    help = "decode speech again that the text lacks"
     add("--missed_speech", action="store_true", help=help)
 
     group = parser.add_argument_group(
