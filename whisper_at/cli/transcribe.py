@@ -69,7 +69,6 @@ examples:
   whisper-at talk.mp3 --model small              what `whisper` would write: txt, vtt, srt, tsv, json
   whisper-at street.wav --model small --at_time_res 10
                                                  and the sounds of every 10 seconds, on screen and in json
-  whisper-at street.wav --model medium.en --at_time_res 0.4,10 --top_k 3
   whisper-at film.mkv --model small --captions sdh -f srt
                                                  captions that people can read, with [sounds]
   whisper-at interview.wav --model small --at_time_res 2 -f srt,labels,png
