@@ -171,7 +171,7 @@ class DecoderState:
 
     def _forward_by_kernels(self, weights: cpu_kernels.DecoderWeights, x: Tensor, row_ids: Tensor) -> Tensor:
         (count, n, _), frames = x.shape, self.audio.features.shape[1]
-        rows = row_ids.numpy()
+        rows = row_ids.numpy().astype(np.int32)  # as `Decoder.kernels_are_ready` asks for it
         cpu_kernels.use_threads()
         out = np.ascontiguousarray(x.flatten(0, 1).numpy())
         positions = np.arange(self.position, self.position + n, dtype=np.int32)
