@@ -125,6 +125,7 @@ def test_rows_that_are_decoded_at_the_same_time_do_not_share(model_en):
 def test_steps_after_the_end_change_nothing(model_en, monkeypatch):
     """A GPU is asked every few steps whether all texts have ended."""
     options = DecodingOptions(fp16=False, language="en", sample_len=60)
+    assert static(model_en).packed is None  # where rows whose text has ended are computed, too
     apply, step = decoding._LogitRules.apply, DecoderState.step
     counts = []
 
