@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from .settings import ArchiveSettings
 from .store import Shard
@@ -59,7 +59,7 @@ def run_on_ray(
             [{"shard": pickle.dumps(shard)} for shard in shards], override_num_blocks=len(shards)
         )
         done = rows.map(
-            RayWorker,  # type: ignore[arg-type]  # Ray's own types know functions alone
+            cast(Any, RayWorker),  # Ray's own types know functions alone
             fn_constructor_args=(settings, description),
             compute=ActorPoolStrategy(min_size=least, max_size=most, max_tasks_in_flight_per_actor=2),
             num_cpus=num_cpus,
