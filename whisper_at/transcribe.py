@@ -88,8 +88,6 @@ def transcribe(
     ----------
     audio : str, path, bytes, bytearray, memoryview, binary file, ndarray or Tensor
         A file, or its bytes; or samples at 16 kHz.
-    language : str, optional
-        As `whisper_at.languages.language_code` reads it: ``en-US`` and ``iw`` too, and ``auto``.
     clip_timestamps : str, number, or sequence of numbers, pairs or mappings
         As `whisper_at.windows.parse_clip_timestamps` reads it: also ``[(0, 10), (25, 30)]`` and
         ``[{"start": 0, "end": 10}]``. Clips are transcribed in order of time, overlapping ones as one.
@@ -119,6 +117,9 @@ def transcribe(
     event_rows : bool
         Whatever ``at_time_res`` is, keep rows of 0.4 and 1.2 s too, from the same pass: `find_events` places events
         best by these.
+    **decode_options
+        Of ``DecodingOptions``, as upstream takes them. `whisper_at.languages.language_code` reads ``language``:
+        ``en-US`` and ``iw`` too, and ``auto``.
 
     Returns
     -------
