@@ -15,7 +15,7 @@ from safetensors import safe_open
 from tiny_backbones import FAMILIES
 from torch.nn import functional as F
 
-from whisper_at.adapt import merge, sources, trainer, waveforms
+from whisper_at.adapt import merge, sources, waveforms
 from whisper_at.adapt.backbones import load_backbone, random_backbone
 from whisper_at.adapt.classifier import AudioClassifier
 from whisper_at.adapt.config import make_config
@@ -354,10 +354,9 @@ def test_by_default_validation_ends_a_fit(tones, cache):
     assert short.history == fitted.history[:3]
 
 
-def test_how_long_a_fit_lasts_does_not_depend_on_a_number_of_epochs(tones, cache, monkeypatch):
+def test_how_long_a_fit_lasts_does_not_depend_on_a_number_of_epochs(tones, cache):
     """Comparisons gave each method the same few epochs: heads on frozen states were half fitted, at rates that fell
     to 0 with the last epoch. Now a slower rate takes longer, and comes to about the same loss."""
-    monkeypatch.setattr(trainer, "MIN_DELTA", 0.02)  # or it takes hundreds of epochs
     found = {}
     for lr in (0.02, 0.002):
         fitted = make_classifier(seed=3).fit(tones.split("train"), tones.split("train"), Recipe(lr=lr), cache=cache)
@@ -369,7 +368,7 @@ def test_how_long_a_fit_lasts_does_not_depend_on_a_number_of_epochs(tones, cache
             cache=cache,
         )
         assert not few.stopped
-        assert few.history[few.epoch - 1]["valid_loss"] > 1.25 * found[lr][1]
+        assert few.history[few.epoch - 1]["valid_loss"] > 1.5 * found[lr][1]
     assert found[0.002][0] > found[0.02][0]
 
 
