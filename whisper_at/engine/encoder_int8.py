@@ -6,8 +6,7 @@ channels are brought nearer to one another, and the weights that they meet are s
 Xiao et al., 2023), by what the layer norm's own weights say of their sizes. Attention, its output, norms and the
 residual stream are float32. What lies between the products is in `int8_steps`.
 
-It is for processors without bfloat16 products: with AVX2 alone, int8 products take half of the time of float32's, with
-VNNI a quarter.
+It is for processors without bfloat16 products: with AVX2 alone, int8 products take about half of the time of float32's.
 """
 
 from __future__ import annotations

@@ -57,8 +57,8 @@ def _is_exact(limit: int) -> bool:
 def is_faster_than_float32() -> bool:
     """Measure a product of each kind, some ten times in 0.1 s.
 
-    int8 takes half of the time or less or, where a processor lacks the instructions, ten times as long: the answer is
-    the same on a busy machine.
+    int8 takes about half of the time with AVX2 or, where a processor lacks the instructions, far longer: the answer
+    is the same on a busy machine.
     """
     if weight_limit() == 0:
         return False

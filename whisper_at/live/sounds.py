@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..speech_gate import vocal_classes
 from ..tagging.classes import ClassSet
-from ..tagging.labels import classes_under, display_names, is_audioset
+from ..tagging.labels import display_names, is_audioset
 from ..tagging.listeners import class_set
 from ..tagging.rows import AUDIOSET, TagOptions, select_tags
 from ..tagging.tagger import resolve_resolutions, state_classifiers
@@ -29,9 +30,6 @@ from .messages import Message, Row
 
 if TYPE_CHECKING:
     from ..model import WhisperAT
-
-VOICES = ("/m/09x0r", "/m/015lz1")
-"""Speech and singing, and what lies below them: where none of these sounds, there is nothing to write down."""
 
 VOICE_STEPS = 5
 
@@ -93,9 +91,7 @@ class SoundTracker:
         classes = self.classes.get(AUDIOSET)
         if classes is None or not is_audioset(classes):
             return None
-        voices = classes_under(VOICES)
-        known = sorted(voices if classes.known is None else voices & set(classes.known))
-        return known or None
+        return vocal_classes(classes) or None
 
     def add_window(self, window: Window, states: Tensor, features: Tensor) -> list[Message]:
         """Take a pass: pooled states ``(layers, steps, dim)`` and features ``(1500, dim)``; return finished rows."""
