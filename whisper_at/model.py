@@ -163,7 +163,12 @@ class WhisperAT(Whisper):
 
     @torch.no_grad()
     def encode(
-        self, mel: Tensor, windows: Sequence[Window] | None = None, *, partial: bool = False
+        self,
+        mel: Tensor,
+        windows: Sequence[Window] | None = None,
+        *,
+        partial: bool = False,
+        unfused_attention: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Encode windows in one pass: features for the decoder, and pooled states for heads.
 
@@ -176,6 +181,8 @@ class WhisperAT(Whisper):
         partial : bool
             Take spectrograms of fewer frames as they are, for as many features as they have: less to compute, but other
             features than those of windows that are padded to 30 s, as a Whisper was trained on.
+        unfused_attention : bool
+            In float32 on a CPU, attend without fused kernels: slower, and what openai-whisper times words by.
 
         Returns
         -------
@@ -187,22 +194,30 @@ class WhisperAT(Whisper):
         """
         windows = [Window(0)] * len(mel) if windows is None else windows
         if self._encodes_one_by_one(mel):
-            parts = [self._encode(mel[i : i + 1], windows[i : i + 1], partial) for i in range(len(mel))]
+            parts = [
+                self._encode(mel[i : i + 1], windows[i : i + 1], partial, unfused_attention) for i in range(len(mel))
+            ]
             by_step = [states[0].transpose(0, 1) for _, states in parts]  # a window may touch 75 or 76 of them
             padded = pad_sequence(by_step, batch_first=True, padding_value=math.nan)
             return torch.cat([features for features, _ in parts]), padded.transpose(1, 2).contiguous()
-        return self._encode(mel, windows, partial)
+        return self._encode(mel, windows, partial, unfused_attention)
 
-    def _encode(self, mel: Tensor, windows: Sequence[Window], partial: bool) -> tuple[Tensor, Tensor]:
+    def _encode(
+        self, mel: Tensor, windows: Sequence[Window], partial: bool, unfused_attention: bool
+    ) -> tuple[Tensor, Tensor]:
         states: list[Tensor] = []
-        features = self._embed(mel, lambda output: states.append(pool_steps(output, windows)), partial)
+        features = self._embed(
+            mel, lambda output: states.append(pool_steps(output, windows)), partial, unfused_attention
+        )
         return features, torch.stack(states, dim=1)
 
-    def embed_audio(self, mel: Tensor) -> Tensor:
-        """Return encoder features ``(batch, 1500, dim)`` for the decoder, in the precision that it computes in."""
-        if self._encodes_one_by_one(mel):
-            return torch.cat([self._embed(one) for one in mel.split(1)])
-        return self._embed(mel)
+    def embed_audio(self, mel: Tensor, *, unfused_attention: bool = False) -> Tensor:
+        """Return encoder features ``(batch, 1500, dim)`` for the decoder, in the precision that it computes in.
+
+        ``unfused_attention`` is as of `encode`.
+        """
+        parts = mel.split(1) if self._encodes_one_by_one(mel) else [mel]
+        return torch.cat([self._embed(part, unfused_attention=unfused_attention) for part in parts])
 
     def _encodes_one_by_one(self, mel: Tensor) -> bool:
         """Return whether a batch is faster window by window: in float32 on a CPU, whose caches one of them fills."""
@@ -211,11 +226,13 @@ class WhisperAT(Whisper):
     def _in_bfloat16(self) -> bool:
         return self.compute_type == "bfloat16" or (self.compute_type == "int8" and has_bfloat16())
 
-    def _embed(self, mel: Tensor, on_block: OnBlock | None = None, partial: bool = False) -> Tensor:
+    def _embed(
+        self, mel: Tensor, on_block: OnBlock | None = None, partial: bool = False, unfused_attention: bool = False
+    ) -> Tensor:
         """Compute `embed_audio`; ``on_block`` is given the output of every block, ``partial`` is as of `encode`."""
         reduced: type[EncoderBF16 | EncoderInt8] = EncoderBF16 if self._in_bfloat16() else EncoderInt8
         if reduced is EncoderInt8 and (self.compute_type != "int8" or not EncoderInt8.fits(self.encoder)):
-            return encode_mel(self.encoder, mel, on_block, partial)
+            return encode_mel(self.encoder, mel, on_block, partial, unfused_attention)
         if reduced is EncoderBF16 and not EncoderBF16.fits(self.encoder):
             return encode_mel(self.encoder, mel.bfloat16(), on_block, partial).float()
         with BUILD_LOCK:  # and not once for each thread

@@ -26,7 +26,7 @@ from .audio import Recording, readable
 from .batched import transcribe_in_batches
 from .decoding import encode_text, resolve_language
 from .engine.alignment import add_word_timestamps, alignment_model
-from .engine.encoder import has_unfused_attention
+from .engine.encoder import can_attend_unfused
 from .engine.kv_cache import EncodedAudio
 from .fallback import decode_with_fallback, decoder_inputs, detect_spoken_language, use_half
 from .mel import LogMel
@@ -209,7 +209,7 @@ def transcribe_in_order(
     clips = clip_frames(options.clip_timestamps, content_frames)
     tagger = Tagger(model, options.at_time_res, content_frames, options.event_rows, needs_states=gate.is_on)
 
-    encode_once = _EncodeOnce(model, mel, dtype, tagger)
+    encode_once = _EncodeOnce(model, mel, dtype, tagger, options.word_timestamps and options.strict_word_timing)
     if language is None:
         # Audio that fills the first window is what that window decodes, so one pass does for both.
         shared = clips[0][0] == 0 and clips[0][1] >= N_FRAMES
@@ -298,15 +298,18 @@ class _EncodedWindow:
 class _EncodeOnce:
     """Encodes a window the first time it is asked for; keeps the latest one only."""
 
-    def __init__(self, model: WhisperAT, mel: LogMel, dtype: torch.dtype, tagger: Tagger) -> None:
+    def __init__(
+        self, model: WhisperAT, mel: LogMel, dtype: torch.dtype, tagger: Tagger, unfused_attention: bool
+    ) -> None:
         self.model, self.mel, self.dtype, self.tagger = model, mel, dtype, tagger
+        self.unfused_attention = unfused_attention
         self.latest: tuple[Window, _EncodedWindow] | None = None
 
     def __call__(self, window: Window) -> _EncodedWindow:
         if self.latest is None or self.latest[0] != window:
             mel = pad_or_trim(self.mel.window(window.seek, window.end), N_FRAMES)
             mel = mel.to(self.model.device).to(self.dtype)
-            features, states = encode_windows(self.model, mel[None], [window], [self.tagger])
+            features, states = encode_windows(self.model, mel[None], [window], [self.tagger], self.unfused_attention)
             self.latest = window, _EncodedWindow(self.model, mel, features[0], states[0])
         return self.latest[1]
 
@@ -324,7 +327,7 @@ class _WindowDecoder:
     ) -> None:
         self.model, self.options, self.decode_options, self.tokenizer = model, options, decode_options, tokenizer
         self.reuse = not options.strict_word_timing or model.compute_type in ("bfloat16", "int8")
-        self.reuse = self.reuse or has_unfused_attention(model.encoder, dtype)
+        self.reuse = self.reuse or can_attend_unfused(model.encoder, dtype)
 
     def decode(self, encoded: _EncodedWindow, prompt: list[int]) -> DecodingResult:
         """Decode a window, with fallback."""

@@ -8,7 +8,7 @@ from conftest import noise
 from whisper.model import disable_sdpa
 
 from whisper_at.engine import encoder, onednn
-from whisper_at.engine.encoder import encode, has_unfused_attention
+from whisper_at.engine.encoder import can_attend_unfused, encode
 
 
 def mel(batch: int = 1) -> torch.Tensor:
@@ -21,11 +21,21 @@ def test_attention_is_upstreams_without_fused_kernels(model_en, upstream_en, bat
     monkeypatch.setattr(onednn, "_supported", lambda: False)
     with disable_sdpa(), torch.no_grad():
         expected = upstream_en.encoder(mel(batch))
-    found, states = model_en.encode(mel(batch))
+    found, states = model_en.encode(mel(batch), unfused_attention=True)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
     with torch.no_grad():
-        assert torch.equal(model_en.embed_audio(mel(batch)), found)
+        assert torch.equal(model_en.embed_audio(mel(batch), unfused_attention=True), found)
     assert states.shape == (batch, 2, 75, 64)
+
+
+def test_attention_is_upstreams_fused_one_where_no_words_are_timed(model_en, upstream_en, monkeypatch):
+    monkeypatch.setattr(onednn, "_supported", lambda: False)
+    monkeypatch.setattr(encoder, "attention_by_head", None)
+    with torch.no_grad():
+        torch.testing.assert_close(model_en.embed_audio(mel()), upstream_en.encoder(mel()), atol=1e-6, rtol=1e-6)
+    model_en.transcribe(noise(3), language="en", temperature=0.0, sample_len=6, fp16=False)
+    with pytest.raises(TypeError):  # which words are timed by
+        model_en.transcribe(noise(3), language="en", temperature=0.0, sample_len=6, fp16=False, word_timestamps=True)
 
 
 def test_blocks_are_shown_either_way(model_en):
@@ -51,12 +61,12 @@ def test_hooks_of_users_are_called(model_en, part):
     calls = []
     hooked = model_en.encoder if part == "encoder" else model_en.encoder.get_submodule(part)
     with hooked.register_forward_hook(lambda *_: calls.append(1)):
-        assert not has_unfused_attention(model_en.encoder, torch.float32)
+        assert not can_attend_unfused(model_en.encoder, torch.float32)
         model_en.embed_audio(mel())
         assert len(calls) == 1
         model_en.encode(mel())
         assert len(calls) == 2
-    assert has_unfused_attention(model_en.encoder, torch.float32)
+    assert can_attend_unfused(model_en.encoder, torch.float32)
 
 
 def test_backward_hooks_of_users_are_called(model_en):
@@ -76,9 +86,9 @@ def test_replaced_attention_is_kept(model_en):
     calls = []
     attention = model_en.encoder.blocks[0].attn
     real = attention.qkv_attention
-    assert has_unfused_attention(model_en.encoder, torch.float32)
+    assert can_attend_unfused(model_en.encoder, torch.float32)
     attention.qkv_attention = lambda *args: calls.append(1) or real(*args)
-    assert not has_unfused_attention(model_en.encoder, torch.float32)
+    assert not can_attend_unfused(model_en.encoder, torch.float32)
     model_en.transcribe(noise(3), language="en", temperature=0.0, sample_len=6, word_timestamps=True, fp16=False)
     assert calls
     assert "qkv_attention" in vars(attention)

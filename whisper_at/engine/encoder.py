@@ -18,8 +18,8 @@ OnBlock = Callable[[Tensor], object]
 """Given the output of every block, ``(batch, 1500, dim)``."""
 
 
-def has_unfused_attention(encoder: AudioEncoder, dtype: torch.dtype) -> bool:
-    """Return whether `encode` computes what openai-whisper does without fused kernels, as it does to time words."""
+def can_attend_unfused(encoder: AudioEncoder, dtype: torch.dtype) -> bool:
+    """Return whether `encode` can give the numbers of openai-whisper without fused kernels, as it times words."""
     return dtype == torch.float32 and is_unmodified(encoder) and encoder.ln_post.weight.device.type == "cpu"
 
 
@@ -33,17 +33,25 @@ def add_positions(encoder: AudioEncoder, x: Tensor, partial: bool = False) -> Te
     return x + table
 
 
-def encode(encoder: AudioEncoder, mel: Tensor, on_block: OnBlock | None = None, partial: bool = False) -> Tensor:
+def encode(
+    encoder: AudioEncoder,
+    mel: Tensor,
+    on_block: OnBlock | None = None,
+    partial: bool = False,
+    unfused_attention: bool = False,
+) -> Tensor:
     """Encode log-mel spectrograms ``(batch, n_mels, 3000)`` → features ``(batch, 1500, dim)``.
 
-    In float32 on a CPU the numbers are those of openai-whisper without fused kernels, elsewhere those of its modules.
+    The numbers are those of openai-whisper's modules or, with ``unfused_attention`` and in float32 on a CPU, those it
+    has without fused kernels: slower, and what it times words by.
     With ``partial``, spectrograms may be shorter, and so are their features, which are not those of the same sound with
     silence up to 30 s; an encoder that runs as a module is given that silence.
     An encoder with hooks or replaced parts runs as the module that it is.
     """
     if not is_unmodified(encoder):
         return _encode_by_module(encoder, pad_or_trim(mel, N_FRAMES) if partial else mel, on_block)
-    attend = attention_by_head if has_unfused_attention(encoder, mel.dtype) else F.scaled_dot_product_attention
+    unfused = unfused_attention and can_attend_unfused(encoder, mel.dtype)
+    attend = attention_by_head if unfused else F.scaled_dot_product_attention
     x = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel)))).transpose(1, 2)
     x = add_positions(encoder, x, partial).to(x.dtype)
     for block in encoder.blocks:

@@ -192,16 +192,20 @@ def _without_final_norm(head: Classifier) -> Classifier:
 
 
 def encode_windows(
-    model: WhisperAT, mel: Tensor, windows: Sequence[Window], taggers: Sequence[Tagger]
+    model: WhisperAT,
+    mel: Tensor,
+    windows: Sequence[Window],
+    taggers: Sequence[Tagger],
+    unfused_attention: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return features ``(batch, 1500, dim)`` of windows, and the states that the heads of their recordings read.
 
-    There are no states where nothing reads them.
+    There are no states where nothing reads them. ``unfused_attention`` is as of `WhisperAT.encode`.
     """
     if not any(tagger.needs_states for tagger in taggers):
         with torch.no_grad():
-            return model.embed_audio(mel), torch.empty(len(mel), 0)
-    features, states = model.encode(mel, windows)
+            return model.embed_audio(mel, unfused_attention=unfused_attention), torch.empty(len(mel), 0)
+    features, states = model.encode(mel, windows, unfused_attention=unfused_attention)
     if any(tagger.needs_final_norm for tagger in taggers):
         states = torch.cat([states, pool_steps(features, windows)[:, None]], dim=1)
     return features, states
