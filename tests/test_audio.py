@@ -245,7 +245,7 @@ def test_a_stream_that_is_dropped_ends_its_ffmpeg(in_tmp, monkeypatch):
         return processes[-1]
 
     soundfile.write("long.wav", tone(120), 16000)
-    monkeypatch.setattr(audio.subprocess, "Popen", record)
+    monkeypatch.setattr(subprocess, "Popen", record)
     blocks = audio.stream_audio("long.wav", seconds=0.1)
     next(blocks)
     blocks.close()
@@ -476,7 +476,7 @@ def test_channels_are_decoded_once_and_end_with_the_stream(in_tmp, monkeypatch, 
     """A second ffmpeg runs once it is quiet, and only while there are channels to compare."""
     processes = []
     popen = subprocess.Popen
-    monkeypatch.setattr(audio.subprocess, "Popen", lambda *a, **k: processes.append(popen(*a, **k)) or processes[-1])
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: processes.append(popen(*a, **k)) or processes[-1])
     x = tone(200)[:, 0]
     x[16000:20000] = 0
     soundfile.write("long.wav", np.stack([x] * channels, 1), 16000)

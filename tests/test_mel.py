@@ -253,7 +253,7 @@ def test_a_full_disk_is_one_clear_error(files, monkeypatch, tmp_path, room):
 
     soundfile.write(tmp_path / "a.wav", noise(60), 16000)
     audio.ffmpeg_binary()  # finding it may start one
-    monkeypatch.setattr(audio.subprocess, "Popen", record)
+    monkeypatch.setattr(subprocess, "Popen", record)
     monkeypatch.setattr(mel.tempfile, "SpooledTemporaryFile", lambda **_: files.append(FullDisk()) or files[-1])
     with pytest.raises(RuntimeError) as caught:
         LogMel(tmp_path / "a.wav", block_frames=BLOCK)

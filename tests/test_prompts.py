@@ -14,7 +14,7 @@ from whisper.tokenizer import get_tokenizer
 import whisper_at
 from whisper_at import cli
 from whisper_at.options import SEQUENTIAL_OPTIONS
-from whisper_at.transcribe import _Prompt
+from whisper_at.prompt import Prompt
 
 TOKENIZER = get_tokenizer(False)
 ROOM = 223
@@ -23,7 +23,7 @@ ROOM = 223
 def prompt_after(n_words: int, n_history: int, carry: bool = True) -> tuple[list[int], list[int]]:
     """The tokens of an initial prompt of so many words, and what the window after so many tokens is given."""
     text = "Glossary: Kubernetes, Istio." + " word" * n_words
-    prompt = _Prompt(TOKENIZER, text, carry, 448)
+    prompt = Prompt(TOKENIZER, text, carry, 448)
     prompt.extend(list(range(n_history)))
     return TOKENIZER.encode(" " + text), prompt.tokens()
 
@@ -47,7 +47,7 @@ def test_a_window_after_300_tokens_sees_the_prompt(n_words):
 
 
 def test_after_a_failure_the_prompt_alone_is_carried():
-    prompt = _Prompt(TOKENIZER, "Istio.", True, 448)
+    prompt = Prompt(TOKENIZER, "Istio.", True, 448)
     prompt.extend([1, 2])
     prompt.forget()
     prompt.extend([3])

@@ -12,9 +12,32 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "whisper_at"
 FLOORS = (
-    *("version", "suggest", "languages", "downmix", "timestamps", "tracks", "limits", "audio", "mel", "windows"),
-    *("checkpoints", "tagging", "engine", "timing", "tokenizer", "triton_ops", "normalizers", "decoding"),
-    *("segments", "speech_gate", "fallback", "options", "batched", "transcribe", "model", "loading", "captioning"),
+    *(
+        "version",
+        "suggest",
+        "languages",
+        "downmix",
+        "timestamps",
+        "tracks",
+        "limits",
+        "ffmpeg_process",
+        "audio",
+        "mel",
+        "windows",
+    ),
+    *("checkpoints", "tagging", "engine", "timing", "tokenizer", "triton_ops", "normalizers", "decoding", "prompt"),
+    *(
+        "segments",
+        "speech_gate",
+        "fallback",
+        "options",
+        "window_decoder",
+        "batched",
+        "transcribe",
+        "model",
+        "loading",
+        "captioning",
+    ),
     *("formats", "writers", "utils", "data", "features", "train", "adapt", "embed", "study", "_api"),
     *("live", "serve", "archive", "cli", "__main__"),
 )

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whisper_at import audio, tracks
+from whisper_at.ffmpeg_process import probe
 from whisper_at.mel import LogMel
 from whisper_at.timestamps import Gaps, read_packets
 
@@ -161,7 +162,7 @@ def test_no_sample_is_lost_where_timestamps_go_back(sources, suffix):
 def test_times_count_from_the_start_of_a_broadcast(sources):
     """A transport stream whose clock says ten hours, as that of a channel does."""
     file = make_video(sources, "ts", "-itsoffset", 2, output=("-output_ts_offset", 36000))
-    assert audio._probe(file)[0].start > 36000
+    assert probe(file)[0].start > 36000
     assert_beeps(audio.load_audio(file), [2 + beep for beep in BEEPS])
 
 
@@ -211,7 +212,7 @@ def test_files_without_a_clock_are_opened_once(monkeypatch):
         started.append(args[0])
         return popen(*args, **kwargs)
 
-    monkeypatch.setattr(audio.subprocess, "Popen", record)
+    monkeypatch.setattr(subprocess, "Popen", record)
     soundfile.write("loud.wav", np.random.default_rng(0).normal(0, 0.2, RATE), RATE)
     for suffix in ("wav", "flac", "mp3", "aac", "aiff"):
         run_ffmpeg("-i", "loud.wav", f"a.{suffix}")

@@ -30,33 +30,16 @@ from whisper.audio import *
 from whisper.audio import SAMPLE_RATE
 
 from .downmix import frame_length, restore_cancelled
+from .ffmpeg_process import NO_VIDEO, ffmpeg_binary, load_error, probe, run_ffmpeg
 from .limits import DecodeLimits
 from .timestamps import Gaps, read_packets, silence
 from .tracks import MAX_GAP, AudioTrack, Container, choose_track, is_clockless, parse_container, parse_first_timestamp
 
 CHUNK_BYTES = 1 << 20  # read at once: 33 s at 16 kHz
-NO_VIDEO = {"vn": None, "sn": None, "dn": None}  # nor subtitles and data, for formats of all of them
-MAX_MESSAGES = 1 << 22  # bytes of ffmpeg's messages that are searched for what it says of a file
 
 Bytes = bytes | bytearray | memoryview
 Recording = str | os.PathLike[str] | Bytes | IO[bytes]
 """What is decoded: a path, or the bytes of a file, also from an open one."""
-
-
-def ffmpeg_binary() -> str:
-    """Return the path of ffmpeg: the one on ``PATH``, else the one inside the ``imageio-ffmpeg`` wheel.
-
-    Raises
-    ------
-    RuntimeError
-        If neither exists.
-    """
-    found = shutil.which("ffmpeg")
-    if found:
-        return found
-    import imageio_ffmpeg
-
-    return imageio_ffmpeg.get_ffmpeg_exe()
 
 
 class BufferedRecording(os.PathLike[str]):
@@ -156,7 +139,7 @@ def audio_tracks(file: Recording) -> list[AudioTrack]:
     """
     source = readable(file)  # of bytes it is a temporary file, which lives as long as this name
     path, _ = _local_file(source)
-    return list(_probe(path)[0].tracks)
+    return list(probe(path)[0].tracks)
 
 
 def _delete(path: str) -> None:
@@ -328,7 +311,7 @@ def _decode_file(
     samples = frame * max(CHUNK_BYTES // (2 * frame), 1)
     form: dict[str, Any] = {"f": "matroska", **NO_VIDEO} if timeline.has_timestamps else {"f": "s16le"}
     options = {"map": timeline.stream} if timeline.stream else {}
-    mixed = _run_ffmpeg(path, name, 2 * samples, limits, acodec="pcm_s16le", ac=1, ar=sr, **form, **options)
+    mixed = run_ffmpeg(path, name, 2 * samples, limits, acodec="pcm_s16le", ac=1, ar=sr, **form, **options)
     with closing(mixed):
         chunks = _join_packets(mixed, gaps, 2 * samples) if timeline.has_timestamps else mixed
         blocks = (np.frombuffer(chunk[: len(chunk) // 2 * 2], "<i2") for chunk in chunks)
@@ -355,7 +338,7 @@ def _decode_channels(
 ) -> Generator[np.ndarray, None, None]:
     """Yield all channels of a file in blocks of so many samples, int16, ``(samples, channels)``."""
     options |= {"f": "au", "acodec": "pcm_s16be"}  # whose header counts channels
-    output = _run_ffmpeg(path, name, CHUNK_BYTES, limits, **options)
+    output = run_ffmpeg(path, name, CHUNK_BYTES, limits, **options)
     with closing(output):
         buffer = bytearray(next(output, b""))
         if len(buffer) < 24:
@@ -393,7 +376,7 @@ def _timeline(path: str, name: str, audio_track: int | str | None, limits: Decod
     """
     if audio_track is None and _is_clockless_file(path):
         return _Timeline()
-    container, first_sample = _probe(path, limits=limits)
+    container, first_sample = probe(path, limits=limits)
     stream = None
     if audio_track is None:
         if len(container.tracks) > 1 and container.heard:
@@ -409,7 +392,7 @@ def _timeline(path: str, name: str, audio_track: int | str | None, limits: Decod
             raise ValueError(f"{name}: {error}") from None
         stream = f"0:{track.stream}"
         if track != container.heard:
-            _, first_sample = _probe(path, stream, limits)
+            _, first_sample = probe(path, stream, limits)
     delay = 0.0 if first_sample is None else container.delay(first_sample)
     return _Timeline(stream, delay, container.has_timestamps, container.length)
 
@@ -420,83 +403,3 @@ def _is_clockless_file(path: str) -> bool:
             return is_clockless(file.read(12))
     except OSError:  # ffmpeg will say why
         return True
-
-
-def _probe(path: str, stream: str | None = None, limits: DecodeLimits | None = None) -> tuple[Container, float | None]:
-    """Return what ffmpeg says of a file, and the timestamp of the first sample of a stream, if it has any.
-
-    Without `stream`, it is the one that ffmpeg chooses. What ffmpeg cannot decode is a container without tracks: to
-    say why is left to decoding.
-    """
-    chosen = {} if stream is None else {"map": stream}
-    with tempfile.TemporaryFile() as messages:
-        output = {"f": "framecrc", "acodec": "pcm_s16le", "frames:a": 1, **NO_VIDEO, **chosen}
-        command = _ffmpeg_command(path, "info", limits, copyts=True, **output)
-        try:
-            with (
-                subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages) as process,
-                nullcontext() if limits is None else limits.enforce(process),
-            ):
-                printed = process.communicate()[0]
-        except TimeoutError as error:
-            raise load_error(path, str(error)) from None
-        messages.seek(0)
-        container = parse_container(messages.read(MAX_MESSAGES).decode(errors="replace"))
-    return container, parse_first_timestamp(printed.decode(errors="replace"))
-
-
-def _ffmpeg_command(
-    path: str, loglevel: str, limits: DecodeLimits | None = None, *, copyts: bool = False, **output: Any
-) -> list[str]:
-    """Return the command that makes something of a file with these options of its output."""
-    # "file:" makes ffmpeg take the rest literally, whatever it looks like; the whitelist stops a playlist in the file
-    # from opening a network connection
-    formats = {} if limits is None else {"format_whitelist": ",".join(limits.formats)}
-    stream = ffmpeg.input("file:", threads=0, protocol_whitelist="file,pipe", **formats)
-    stream = stream.output("pipe:", **output)
-    options = ["-nostdin", "-hide_banner", "-nostats", "-loglevel", loglevel, "-dts_delta_threshold", str(MAX_GAP)]
-    if copyts:
-        options.append("-copyts")
-    command: list[str] = ffmpeg.compile(stream, cmd=[ffmpeg_binary(), *options])
-    return [f"file:{path}" if part == "file:" else part for part in command]  # names that are no UTF-8 do not compile
-
-
-def _run_ffmpeg(
-    path: str, name: str, size: int, limits: DecodeLimits | None = None, **output: Any
-) -> Generator[bytes, None, None]:
-    """Yield what ffmpeg makes of a file with these options of its output, in chunks of so many bytes."""
-    command = _ffmpeg_command(path, "error", limits, **output)
-    # errors go to a file, not a pipe: a damaged input can produce more of them than a pipe holds
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
-        assert process.stdout is not None
-        try:
-            with nullcontext() if limits is None else limits.enforce(process):
-                while chunk := process.stdout.read(size):
-                    yield chunk
-                status = process.wait()
-        except TimeoutError as error:
-            raise load_error(name, str(error)) from None
-        finally:
-            process.stdout.close()
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-        if status != 0:
-            raise load_error(name, last_error(errors) or f"ffmpeg ended with status {status}")
-
-
-def last_error(errors: IO[bytes]) -> str:
-    """Return the last line that ffmpeg wrote to a file, without the address of the part that wrote it."""
-    errors.seek(0, os.SEEK_END)
-    errors.seek(max(0, errors.tell() - 4096))
-    text = errors.read().decode(errors="replace")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    last = re.sub(r"^(\[[^\]]*\]\s*)+", "", lines[-1]) if lines else ""
-    # of a picture, a silent film or plain text ("ANSI art" to ffmpeg), the last line alone says little
-    return f"it holds no audio ({last})" if "does not contain any stream" in text else last
-
-
-def load_error(name: str, reason: str) -> RuntimeError:
-    """Return what is raised where a recording cannot be decoded."""
-    return RuntimeError(f"Failed to load audio: {name}: {reason}")

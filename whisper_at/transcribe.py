@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -17,34 +15,22 @@ import numpy as np
 import torch
 import tqdm
 from torch import Tensor
-from whisper.audio import FRAMES_PER_SECOND, N_FRAMES, pad_or_trim
-from whisper.decoding import DecodingResult
-from whisper.tokenizer import Tokenizer, get_tokenizer
+from whisper.audio import N_FRAMES
+from whisper.tokenizer import get_tokenizer
 from whisper.utils import get_end
 
 from .audio import Recording, readable
 from .batched import transcribe_in_batches
-from .decoding import encode_text, resolve_language
-from .engine.alignment import add_word_timestamps, alignment_model
-from .engine.encoder import can_attend_unfused
-from .engine.kv_cache import EncodedAudio
-from .fallback import decode_with_fallback, decoder_inputs, detect_spoken_language, use_half
+from .decoding import resolve_language
+from .fallback import detect_spoken_language, use_half
 from .mel import LogMel
 from .options import TranscribeOptions, warns_of_unused
-from .segments import (
-    Split,
-    clear_if_empty,
-    drop_hallucinations,
-    has_text,
-    print_segment,
-    seek_past_leading_silence,
-    seek_with_words,
-    split_segments,
-    text_of,
-)
-from .speech_gate import SpeechGate, begins_next_window, mark_recovered
+from .prompt import Prompt
+from .segments import Split, clear_if_empty, has_text, print_segment, text_of
+from .speech_gate import SpeechGate, begins_next_window
 from .tagging.progress import Progress, ProgressReporter
-from .tagging.tagger import Tagger, encode_windows, resolve_resolutions
+from .tagging.tagger import Tagger, resolve_resolutions
+from .window_decoder import WindowDecoder, WindowEncoder
 from .windows import Window, clip_frames, run_to_end
 
 if TYPE_CHECKING:
@@ -209,19 +195,19 @@ def transcribe_in_order(
     clips = clip_frames(options.clip_timestamps, content_frames)
     tagger = Tagger(model, options.at_time_res, content_frames, options.event_rows, needs_states=gate.is_on)
 
-    encode_once = _EncodeOnce(model, mel, dtype, tagger, options.word_timestamps and options.strict_word_timing)
+    encode = WindowEncoder(model, mel, dtype, tagger, options.word_timestamps and options.strict_word_timing)
     if language is None:
         # Audio that fills the first window is what that window decodes, so one pass does for both.
         shared = clips[0][0] == 0 and clips[0][1] >= N_FRAMES
-        encoded = encode_once(Window(0)).decoder_inputs if shared and model.is_multilingual else None
+        encoded = encode(Window(0)).decoder_inputs if shared and model.is_multilingual else None
         language = detect_spoken_language(model, mel, encoded, dtype, options.verbose)
     decode_options["language"] = language
     tokenizer = get_tokenizer(model.is_multilingual, num_languages=model.num_languages, language=language, task=task)
     if options.word_timestamps and task == "translate":
         warnings.warn("Word-level timestamps on translations may not be reliable.")
 
-    decoder = _WindowDecoder(model, options, decode_options, tokenizer, dtype)
-    prompt = _Prompt(tokenizer, options.initial_prompt, options.carry_initial_prompt, model.dims.n_text_ctx)
+    decoder = WindowDecoder(model, options, decode_options, tokenizer, dtype)
+    prompt = Prompt(tokenizer, options.initial_prompt, options.carry_initial_prompt, model.dims.n_text_ctx)
     segments: list[dict[str, Any]] = []
     last_speech = 0.0
     report_progress = ProgressReporter(options.on_progress, tagger, language, task)
@@ -232,7 +218,7 @@ def transcribe_in_order(
             while seek < clip_end:
                 report_progress(seek, segments, gate.withheld)
                 window = Window(seek, min(N_FRAMES, clip_end - seek))
-                encoded_window = encode_once(window)
+                encoded_window = encode(window)
                 tagger.add_window(window, encoded_window.states, settled_before=seek)
                 speech = gate.listen(window, encoded_window.states)
                 if not gate.has_speech(speech):
@@ -257,7 +243,7 @@ def transcribe_in_order(
                 if missed and begins_next_window(missed[-1], window):
                     seek = missed.pop().seek
                 for again in missed:
-                    encoded_again = encode_once(again)
+                    encoded_again = encode(again)
                     recovered = decoder.recover(encoded_again, again, prompt.initial, split.segments)
                     found += [(again, encoded_again.states, segment) for segment in recovered]
                 if missed:
@@ -280,138 +266,6 @@ def transcribe_in_order(
 
     transcript = {"text": text_of(prompt.text_tokens, tokenizer), "segments": segments, "language": language}
     return transcript | gate.result() | tagger.result(task, source, segments, list(range(len(segments))))
-
-
-@dataclass
-class _EncodedWindow:
-    model: WhisperAT
-    mel: Tensor  # (n_mels, 3000)
-    features: Tensor  # (1500, dim)
-    states: Tensor  # (layers, steps, dim), or empty if nothing is to read them
-
-    @cached_property
-    def decoder_inputs(self) -> EncodedAudio | Tensor:
-        """A batch of one, shared by all temperatures; what is not decoded does not need it."""
-        return decoder_inputs(self.model, self.features[None])
-
-
-class _EncodeOnce:
-    """Encodes a window the first time it is asked for; keeps the latest one only."""
-
-    def __init__(
-        self, model: WhisperAT, mel: LogMel, dtype: torch.dtype, tagger: Tagger, unfused_attention: bool
-    ) -> None:
-        self.model, self.mel, self.dtype, self.tagger = model, mel, dtype, tagger
-        self.unfused_attention = unfused_attention
-        self.latest: tuple[Window, _EncodedWindow] | None = None
-
-    def __call__(self, window: Window) -> _EncodedWindow:
-        if self.latest is None or self.latest[0] != window:
-            mel = pad_or_trim(self.mel.window(window.seek, window.end), N_FRAMES)
-            mel = mel.to(self.model.device).to(self.dtype)
-            features, states = encode_windows(self.model, mel[None], [window], [self.tagger], self.unfused_attention)
-            self.latest = window, _EncodedWindow(self.model, mel, features[0], states[0])
-        return self.latest[1]
-
-
-class _WindowDecoder:
-    """Decodes encoded windows, and cuts them into segments with timed words, by the options of a transcription."""
-
-    def __init__(
-        self,
-        model: WhisperAT,
-        options: TranscribeOptions,
-        decode_options: dict[str, Any],
-        tokenizer: Tokenizer,
-        dtype: torch.dtype,
-    ) -> None:
-        self.model, self.options, self.decode_options, self.tokenizer = model, options, decode_options, tokenizer
-        self.reuse = not options.strict_word_timing or model.compute_type in ("bfloat16", "int8")
-        self.reuse = self.reuse or can_attend_unfused(model.encoder, dtype)
-
-    def decode(self, encoded: _EncodedWindow, prompt: list[int]) -> DecodingResult:
-        """Decode a window, with fallback."""
-        decode_options = {**self.decode_options, "prompt": prompt}
-        (result,) = decode_with_fallback(
-            self.model, encoded.decoder_inputs, decode_options, self.options.temperatures, self.options.thresholds
-        )
-        return result
-
-    def split(self, result: DecodingResult, encoded: _EncodedWindow, window: Window, last_speech: float) -> Split:
-        """Return the segments of a decoded window, and where the next one starts."""
-        split = split_segments(result, window, self.tokenizer, self.model.dims.n_audio_ctx)
-        if not self.options.word_timestamps:
-            return split
-        add_word_timestamps(
-            segments=split.segments,
-            model=alignment_model(self.model, encoded.decoder_inputs if self.reuse else None),
-            tokenizer=self.tokenizer,
-            mel=encoded.features if self.reuse else encoded.mel,
-            num_frames=window.size,
-            last_speech_timestamp=last_speech,
-            **self.options.punctuation,
-        )
-        return split._replace(seek=seek_with_words(split, window, self.options.hallucination_silence_threshold))
-
-    def drop_hallucinations(
-        self, split: Split, window: Window, last_speech: float, content_frames: int
-    ) -> tuple[Split, bool]:
-        """Return what `hallucination_silence_threshold` leaves, and False if the window starts again after silence."""
-        threshold = self.options.hallucination_silence_threshold
-        if threshold is None or not self.options.word_timestamps:
-            return split, True
-        after_silence = seek_past_leading_silence(split, window, threshold)
-        if after_silence is not None:
-            return Split([], after_silence, split.ends_in_silence), False
-        return drop_hallucinations(split, window, threshold, last_speech, content_frames), True
-
-    def recover(
-        self, encoded: _EncodedWindow, window: Window, prompt: list[int], segments: Sequence[dict[str, Any]]
-    ) -> list[dict[str, Any]]:
-        """Return the text of a window that the tags hear speech in and `segments` lack; none if it looks bad.
-
-        It does not see the text before it, which may be why the speech was missed.
-        """
-        result = self.decode(encoded, prompt)
-        if self.options.thresholds.is_doubtful(result):
-            return []
-        return mark_recovered(self.split(result, encoded, window, window.seek / FRAMES_PER_SECOND).segments, segments)
-
-
-class _Prompt:
-    """The text so far, and the part of it that the next window is given as a prompt.
-
-    An initial prompt that is carried along comes first, the last tokens of one that fills the room for prompts, and
-    the text so far has the rest of the room.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, initial: str | None, carry: bool, n_text_ctx: int) -> None:
-        self.initial = encode_text(tokenizer, initial) if initial is not None else []
-        self.room = n_text_ctx // 2 - 1  # upstream gives the prompt room that is not there, and loses it
-        self.carried = self.initial[-self.room :] if carry else []
-        self.carry = carry
-        self._tokens = list(self.initial)
-        self._start = 0
-
-    @property
-    def text_tokens(self) -> list[int]:
-        """Every token written, without the initial prompt."""
-        return self._tokens[len(self.initial) :]
-
-    def tokens(self) -> list[int]:
-        """Return the prompt of the next window."""
-        if not self.carry:
-            return self._tokens[self._start :]
-        history = self._tokens[max(len(self.initial), self._start) :]
-        return self.carried + history[max(0, len(history) - self.room + len(self.carried)) :]
-
-    def extend(self, tokens: list[int]) -> None:
-        """Add the tokens of a segment."""
-        self._tokens.extend(tokens)
-
-    def forget(self) -> None:
-        """Leave everything so far out of later prompts."""
-        self._start = len(self._tokens)
 
 
 def __getattr__(name: str) -> Any:

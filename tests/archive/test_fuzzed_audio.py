@@ -16,7 +16,7 @@ from mutations import fuzz, mutate, mutations
 from whisper_at.archive.items import Item
 from whisper_at.archive.prefetch import Preparer
 from whisper_at.archive.settings import ArchiveSettings
-from whisper_at.audio import ffmpeg_binary
+from whisper_at.ffmpeg_process import ffmpeg_binary
 from whisper_at.limits import DecodeLimits
 
 LIMITS = DecodeLimits(duration=60.0, time=20.0)

@@ -20,8 +20,8 @@ from conftest import ROOT, noise
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from whisper_at.audio import ffmpeg_binary
 from whisper_at.captioning import captions
+from whisper_at.ffmpeg_process import ffmpeg_binary
 from whisper_at.formats import FORMATS, format_bytes, parse_formats
 from whisper_at.formats.options import FormatOptions
 from whisper_at.formats.registry import WHISPER_FORMATS, extension

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from real_recordings import speech
 
-from whisper_at.audio import ffmpeg_binary
+from whisper_at.ffmpeg_process import ffmpeg_binary
 
 pytestmark = pytest.mark.real
 

@@ -18,7 +18,7 @@ from fastapi.testclient import TestClient
 
 import whisper_at
 from whisper_at import cli
-from whisper_at.audio import ffmpeg_binary
+from whisper_at.ffmpeg_process import ffmpeg_binary
 from whisper_at.serve import Limits, create_app
 from whisper_at.serve.recordings import Recording
 from whisper_at.serve.schemas import TranscriptionRequest

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from ..audio import ffmpeg_binary
 from ..checkpoints.files import size_and_mtime, write_text
 from ..data.clips import Clip, Dataset
+from ..ffmpeg_process import ffmpeg_binary
 from .files import clip_key
 
 CACHE_FILE = "heard.jsonl"

@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 
-from ..audio import ffmpeg_binary
+from ..ffmpeg_process import ffmpeg_binary
 
 
 def frame_rate(path: str | os.PathLike[str] | None) -> float | None:

@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 from whisper.audio import SAMPLE_RATE
 
-from ..audio import ffmpeg_binary, last_error, load_error
+from ..ffmpeg_process import ffmpeg_binary, last_error, load_error
 
 PIECE_SECONDS = 0.1
 
