@@ -89,7 +89,8 @@ def onsets(samples: np.ndarray, sr: int = 16000) -> list[float]:
 
 
 def assert_beeps(samples: np.ndarray, expected, sr: int = 16000) -> None:
-    assert onsets(samples, sr) == pytest.approx(list(expected), abs=0.02)
+    """To 25 ms: up to version 5, ffmpeg does not write in mkv that AAC puts 21 ms before the sound."""
+    assert onsets(samples, sr) == pytest.approx(list(expected), abs=0.025)
 
 
 # --- the clock ----------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from whisper.tokenizer import TO_LANGUAGE_CODE
 
 from whisper_at import audio, checkpoints, cli
 from whisper_at.checkpoints import registry
-from whisper_at.cli import reporting
+from whisper_at.cli import reporting, transcribe_parser
 from whisper_at.cli import transcribe as command
 from whisper_at.cli.timeline import timeline_lines
 from whisper_at.tagging.rows import TagOptions
@@ -600,7 +600,9 @@ def test_help_fits_and_names_every_flag(monkeypatch):
 
 
 def test_the_examples_in_the_help_parse():
-    lines = [line.split("   ")[0] for line in command.EXAMPLES.splitlines() if line.startswith("  whisper-at ")]
+    lines = [
+        line.split("   ")[0] for line in transcribe_parser.EXAMPLES.splitlines() if line.startswith("  whisper-at ")
+    ]
     assert len(lines) >= 4
     for line in lines:
         args = vars(command.build_parser().parse_args(shlex.split(line)[1:]))
