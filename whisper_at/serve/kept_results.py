@@ -106,6 +106,14 @@ class KeptResults:
             self._forget(id)
         return True
 
+    def ids(self) -> list[str]:
+        """Return the ids of all results, that which was not read for longest first."""
+        with self._lock:
+            return list(self._results)
+
+    def __len__(self) -> int:
+        return len(self._results)
+
     def _forget_old(self) -> None:
         oldest = time.monotonic() - 60 * self.minutes
         for id in [id for id, kept in self._results.items() if kept.read_at < oldest]:

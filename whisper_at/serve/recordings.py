@@ -32,8 +32,8 @@ class Finished(NamedTuple):
 
 
 Message = Opened | Segments | Progress | Finished | Exception
-"""What is told of a recording: that it was opened, segments in order, new rows of tags if they are asked for, and at last
-its result or what went wrong."""
+"""What is told of a recording: that it was opened, segments in order, new rows of tags if they are asked for, and at
+last its result or what went wrong."""
 
 
 @dataclass(eq=False)

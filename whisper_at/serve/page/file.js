@@ -16,7 +16,7 @@ const play = seconds => player.seek(seconds, true);
 export const timeline = new Timeline($("timeline"), $("tooltip"), seconds => player.seek(seconds));
 export const transcript = new Transcript($("text"), play);
 const sounds = new Sounds(lanes => timeline.setData({ lanes }), play);
-let running = null, kept = null;
+let running = null, kept = null, hasSounds = false;
 
 /** Hear a file, and show what is in it as it comes. */
 export async function hear(file) {
@@ -44,7 +44,8 @@ export async function hear(file) {
     for (const [name, value] of Object.entries(fields)) if (value) form.append(name, value);
     for (const [name, value] of Object.entries({ stream: true, keep: true, response_format: "verbose_json" })) form.append(name, value);
     form.append("timestamp_granularities[]", "word");
-    if (Object.keys(heads()).length) form.append("at_time_res", ROW_SECONDS);
+    hasSounds = Object.keys(heads()).length > 0;
+    if (hasSounds) form.append("at_time_res", ROW_SECONDS);
     await transcribe(`v1/audio/${task}`, form, {
       signal: control.signal,
       onUpload: share => tell(share < 1 ? `Sending ${file.name} …` : `${file.name} waits its turn …`, share < 1 ? share : null),
@@ -107,9 +108,9 @@ async function showResult({ id }, events) {
   const names = Object.entries(kept.label_languages).sort((a, b) => a[1].localeCompare(b[1]));
   const options = [new Option("the text's language", ""), ...names.map(([code, name]) => new Option(titled(name), code))];
   $("label-language").replaceChildren(...options);
-  for (const option of document.querySelectorAll(".of-sounds")) option.hidden = option.disabled = !Object.keys(heads()).length;
-  if (Object.keys(heads()).length) await sounds.load(id);
-  downloads.offer(kept, () => (Object.keys(heads()).length ? sounds.query : {}));
+  for (const option of document.querySelectorAll(".of-sounds")) option.hidden = option.disabled = !hasSounds;
+  if (hasSounds) await sounds.load(id);
+  downloads.offer(kept, () => (hasSounds ? sounds.query : {}));
 }
 
 /** Let the server forget the result that is shown. */
