@@ -26,7 +26,6 @@ export async function hear(file) {
   forget();
   showError("");
   $("result").hidden = true;
-  $("result-title").textContent = file.name;
   transcript.clear();
   sounds.clear();
   timeline.setData({ duration: 0, peaks: null, segments: [], words: [], lanes: [] });
