@@ -138,9 +138,11 @@ def _add_audio_routes(app: FastAPI, engine: Engine, models: ServedModels, option
             return error_response(500, failure_message(error))
         kept = engine.kept.find(keep_as, client_of(http)) if keep_as else None
         audio = kept.audio if kept else None
-        response = await run_in_threadpool(to_response, result, request, task, submission.seconds, audio)
-        if keep_as and not request.keep:
-            engine.kept.remove(keep_as, client_of(http))
+        try:
+            response = await run_in_threadpool(to_response, result, request, task, submission.seconds, audio)
+        finally:
+            if keep_as and not request.keep:  # its file was needed for this response alone
+                engine.kept.remove(keep_as, client_of(http))
         response.headers.update(headers)
         return response
 

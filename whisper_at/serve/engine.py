@@ -264,10 +264,11 @@ class Engine:
             self.opening.remove(recording.client, recording)
             self.open.remove(recording.client, recording)
             recording.closed = True
-        is_kept = isinstance(message, Finished) and not recording.cancelled and recording.keep_as is not None
-        recording.close(keep_file=is_kept)
-        if is_kept:
-            self.kept.add(recording, message.result)  # type: ignore[union-attr]
+        is_kept = recording.keep_as is not None and not recording.cancelled
+        result = message.result if isinstance(message, Finished) and is_kept else None
+        recording.close(keep_file=result is not None)
+        if result is not None:
+            self.kept.add(recording, result)
         if isinstance(message, Exception) and not isinstance(message, HTTPException):
             self.metrics.errors.labels(type(message).__name__).inc()
             logger.error("a recording failed", exc_info=message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,6 +17,8 @@ from ..tagging.rows import AUDIOSET, TagOptions
 from ..writers import UPSTREAM_KEYS, result_bytes, result_to_json
 from .schemas import FileQuery, TranscriptionRequest, tag_options
 
+_ONE_AT_A_TIME = threading.Lock()
+"""Matplotlib's settings are those of the whole process, so that two pictures at once would mix them."""
 MEDIA_TYPES = {
     **{"vtt": "text/vtt", "metadata.vtt": "text/vtt", "tsv": "text/tab-separated-values", "json": "application/json"},
     **{"markers": "text/csv", "rows.csv": "text/csv", "sed": "text/tab-separated-values"},
@@ -52,7 +55,8 @@ def file_response(
     """Return a result as the file that the command writes of a recording of that name."""
     name = filename.replace("\\", "/").rsplit("/", 1)[-1] or "recording"
     options = vars(tag_options(request))
-    content = result_bytes(format, result, name, audio=audio, captions=request.captions or None, **options)
+    with _ONE_AT_A_TIME:
+        content = result_bytes(format, result, name, audio=audio, captions=request.captions or None, **options)
     disposition = f"attachment; filename*=UTF-8''{quote(f'{Path(name).stem}.{extension(format)}', safe='')}"
     headers = {"Content-Disposition": disposition, "X-Content-Type-Options": "nosniff"}
     return Response(content, media_type=MEDIA_TYPES.get(format, "text/plain"), headers=headers)

@@ -110,5 +110,9 @@ export async function transcribe(path, form, { signal, onUpload, onOpened, onEve
 export function openRealtime(model) {
   const address = url(`v1/realtime?intent=transcription&model=${encodeURIComponent(model)}`);
   address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
-  return new WebSocket(address, key() ? ["realtime", BROWSER_KEY + key()] : ["realtime"]);
+  try {
+    return new WebSocket(address, key() ? ["realtime", BROWSER_KEY + key()] : ["realtime"]);
+  } catch {
+    throw new ServerError("The key has letters that a WebSocket cannot carry; the server needs another one for this.", 0);
+  }
 }

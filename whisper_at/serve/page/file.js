@@ -25,6 +25,7 @@ export async function hear(file) {
   running = control;
   forget();
   showError("");
+  $("tab-file").click();
   $("result").hidden = true;
   transcript.clear();
   sounds.clear();

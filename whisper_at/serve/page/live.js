@@ -37,6 +37,8 @@ async function start() {
     $("listen").textContent = "Stop";
     $("listen").classList.add("on");
   } catch (error) {
+    microphone?.close();
+    microphone = null;
     $("live-status").textContent = "";
     showError(error.message);
   } finally {
@@ -127,7 +129,4 @@ $("live-json").onclick = () => {
   save(new Blob([JSON.stringify({ text, words, events }, null, 2)], { type: "application/json" }), "live.json");
 };
 $("live-wav").onclick = () => save(asWav(), "microphone.wav");
-$("live-again").onclick = () => {
-  $("tab-file").click();
-  hear(asWav());
-};
+$("live-again").onclick = () => hear(asWav());

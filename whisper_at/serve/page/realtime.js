@@ -31,11 +31,7 @@ export class RealtimeSession {
   connect() {
     this.offset = this.heard / this.settings.rate;
     this.isReady = false;
-    try {
-      this.socket = openRealtime(this.settings.model);
-    } catch (error) {
-      return this.on.lost(`The key has letters that a WebSocket cannot carry: ${error.message}`);
-    }
+    this.socket = openRealtime(this.settings.model);
     this.socket.onmessage = ({ data }) => this.read(JSON.parse(data));
     this.socket.onclose = event => this.closed(event);
   }

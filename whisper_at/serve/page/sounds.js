@@ -8,8 +8,10 @@ const HUES = [150, 275, 30, 200, 330];
 const classId = (head, index) => `${head}/${index}`;
 
 export class Sounds {
-  /** @param show called with the lanes to be shown */
-  /** @param seek called with the seconds of an event that is clicked */
+  /**
+   * @param show called with the lanes to be shown
+   * @param seek called with the seconds of an event that is clicked
+   */
   constructor(show, seek) {
     Object.assign(this, { show, seek });
     this.reload = debounced(120, () => this.loadEvents().catch(() => {}));
