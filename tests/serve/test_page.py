@@ -212,6 +212,31 @@ def test_the_timeline_under_the_mouse(shared):
     assert timeline(shared, "timeline.view.start") == 0
 
 
+def test_the_timeline_under_two_fingers(browser, address):
+    page = open_page(browser, address, has_touch=True, viewport={"width": 360, "height": 740})
+    page.evaluate("document.querySelector('#result').hidden = false")
+    timeline(page, "timeline.setData({ duration: 60 })")
+    page.locator("#timeline").scroll_into_view_if_needed()
+    wait_until(page, "import('./page/file.js').then(({ timeline }) => timeline.places?.width > 0)")
+    box = page.locator("#timeline").bounding_box()
+    touch = page.context.new_cdp_session(page)
+
+    def fingers(kind, *places):
+        points = [{"x": box["x"] + x, "y": box["y"] + 20, "id": i} for i, x in enumerate(places)]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    fingers("touchStart", 140)
+    fingers("touchStart", 140, 180)
+    for x in range(10, 110, 10):
+        fingers("touchMove", 140 - x, 180 + x)
+    fingers("touchEnd")
+    start, end = timeline(page, "[timeline.view.start, timeline.view.end]")
+    assert end - start == pytest.approx(60 * 40 / 240, rel=0.2)
+    assert start < 30 * 320 / box["width"] < end
+    assert seconds(page) == 0  # it was no tap
+    page.close()
+
+
 def test_threshold_search_and_classes(shared):
     shared.fill("#threshold", "90")
     expected = find_events(shared.kept.result, math.log(9))
