@@ -18,7 +18,7 @@ from whisper_at.serve import Limits, create_app
 from whisper_at.serve.kept_results import KeptResults
 from whisper_at.serve.recordings import Recording
 
-SAMPLE = ROOT / "sample" / "sounds.ogg"
+SAMPLE = ROOT / "sample" / "street.ogg"
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
 ASKED = {"language": "en", "temperature": "0", "at_time_res": "2", "timestamp_granularities[]": "word"}
 
@@ -64,8 +64,8 @@ def test_files_are_those_of_the_command_and_nothing_is_heard_again(client, kept,
     query = {"format": name, "p_threshold": -2, "label_language": "German"}
     answer = client.get(f"/v1/results/{kept}/file", params=query)
     assert answer.status_code == 200, answer.text
-    assert f"sounds.{extension(name)}" in answer.headers["content-disposition"]
-    expected = (written / f"sounds.{extension(name)}").read_bytes()
+    assert f"street.{extension(name)}" in answer.headers["content-disposition"]
+    expected = (written / f"street.{extension(name)}").read_bytes()
     assert len(expected) > 10
     if name == "pdf":  # has the names of its fonts' subsets
         assert abs(len(answer.content) - len(expected)) < 100
@@ -76,7 +76,7 @@ def test_files_are_those_of_the_command_and_nothing_is_heard_again(client, kept,
 
 def test_what_is_known_of_a_result(client, kept, nano):
     told = client.get(f"/v1/results/{kept}").json()
-    assert (told["filename"], told["language"], told["language_name"]) == ("sounds.ogg", "en", "english")
+    assert (told["filename"], told["language"], told["language_name"]) == ("street.ogg", "en", "english")
     assert told["label_languages"]["de"] == "german"
     assert [one["name"] for one in told["formats"]] == [*WHISPER_FORMATS, *FORMATS]
     without_tags = post(client, response_format="json", keep="true").headers["x-result-id"]
@@ -129,7 +129,7 @@ def test_a_request_may_ask_for_any_format_at_once(client, name):
     answer = post(client, response_format=name, language="en")
     assert answer.status_code == 200, answer.text
     assert "x-result-id" not in answer.headers
-    assert f"sounds.{extension(name)}" in answer.headers["content-disposition"]
+    assert f"street.{extension(name)}" in answer.headers["content-disposition"]
     assert len(answer.content) > 10
 
 

@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..audio import readable
@@ -45,7 +45,7 @@ class KeptResult:
     result: dict[str, Any]
     audio: Any
     folder: tempfile.TemporaryDirectory[str]
-    read_at: float = field(default_factory=time.monotonic)
+    read_at: float
 
 
 def new_id() -> str:
@@ -82,6 +82,7 @@ class KeptResults:
             result=result,
             audio=readable(recording.path, recording.options.get("audio_track")),
             folder=recording.folder,
+            read_at=time.monotonic(),
         )
         with self._lock:
             self._results[kept.id] = kept
