@@ -49,7 +49,9 @@ def _read_list(values: Any) -> Any:
 
 
 OPENAI_FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
-RESPONSE_FORMATS = tuple(dict.fromkeys([*OPENAI_FORMATS, *WHISPER_FORMATS, *FORMATS]))
+FILE_FORMATS = (*WHISPER_FORMATS, *FORMATS)
+"""Files of a result, by the names that they have on the command line."""
+RESPONSE_FORMATS = tuple(dict.fromkeys([*OPENAI_FORMATS, *FILE_FORMATS]))
 """What an answer may be; ``json`` is OpenAI's."""
 STREAMED_FORMATS = ("json", "text", "verbose_json")
 CAPTIONED = (*CAPTION_FORMATS, *(name for name in FORMATS if FORMATS[name].is_captions))
@@ -114,7 +116,7 @@ class FileQuery(ResultQuery):
     """A file of a kept result."""
 
     format: Annotated[
-        Literal[tuple(dict.fromkeys([*WHISPER_FORMATS, *FORMATS]))],  # type: ignore[misc]
+        Literal[FILE_FORMATS],  # type: ignore[valid-type]
         Field(description="as -f of the command"),
     ]
     captions: Annotated[
@@ -180,13 +182,14 @@ def transcribe_options(request: TranscriptionRequest, model: WhisperAT, task: st
     words = "word" in request.timestamp_granularities
     if words and request.response_format in WITHOUT_SOUNDS and not request.stream:
         raise ValueError("timestamp_granularities: words are told in response_format=verbose_json")
+    is_captions = request.response_format in FORMATS and FORMATS[request.response_format].is_captions
     at_time_res = _resolution(request, model)
     options = {
         "task": task,
         "language": language,
         "initial_prompt": request.prompt or None,
         "temperature": tuple(np.arange(request.temperature, 1.0 + 1e-6, TEMPERATURE_STEP)),
-        "word_timestamps": words or bool(request.captions) or request.response_format in CAPTIONED[2:],
+        "word_timestamps": words or bool(request.captions) or is_captions,
         "at_time_res": at_time_res,
         "event_rows": at_time_res is not None,
         "audio_track": request.audio_track or None,
