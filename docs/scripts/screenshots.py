@@ -49,14 +49,14 @@ def save(picture: bytes, name: str) -> None:
 
 def take_page(browser: Browser, address: str) -> None:
     """Take a recording that plays, in light colours."""
-    page = open_page(browser, address, "light", {"width": 1180, "height": 1240})
+    page = open_page(browser, address, "light", {"width": 1180, "height": 1120})
     page.set_input_files("#file", SAMPLE)
     page.wait_for_selector(".format")
     play = "() => { const player = document.querySelector('#player'); player.currentTime = 26.3; return player.play() }"
     page.evaluate(play)
     page.wait_for_timeout(900)
     page.evaluate("document.querySelector('#player').pause()")
-    page.mouse.move(700, 560)
+    page.mouse.move(963, 605)
     page.wait_for_timeout(300)
     save(page.screenshot(), "page.png")
     page.close()
