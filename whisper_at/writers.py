@@ -97,6 +97,37 @@ def get_writer(
     return write_all
 
 
+def result_bytes(
+    output_format: str,
+    result: Result,
+    filename: str,
+    *,
+    audio: str | os.PathLike[str] | None = None,
+    captions: str | None = None,
+    **options: Any,
+) -> bytes:
+    """Return the content of the file that `get_writer` writes in one format.
+
+    Parameters
+    ----------
+    output_format : str
+        ``txt``, ``vtt``, ``srt``, ``tsv``, ``json``, or a name of `whisper_at.formats.FORMATS`.
+    result : dict
+        What `transcribe` or `tag` returned.
+    filename : str
+        Name of the recording, which some formats contain.
+    audio : str or path, optional
+        The recording itself, for a picture's waveform.
+    captions, **options
+        As of `get_writer`.
+    """
+    if output_format in FORMATS:
+        return format_bytes(output_format, result, filename, FormatOptions(TagOptions(**options), captions, audio))
+    file = io.StringIO()
+    get_writer(output_format, ".", captions=captions, **options).write_result(result, file, {})  # type: ignore[attr-defined]
+    return file.getvalue().encode("utf-8")
+
+
 def result_to_json(result: Result, options: TagOptions | None = None) -> Result:
     """Return the result as it goes into JSON: itself if it holds no tags, else a copy of plain values.
 

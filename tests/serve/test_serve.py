@@ -203,6 +203,7 @@ PATHS = {
     "/docs": "GET, HEAD, OPTIONS",
     "/health": "GET, HEAD, OPTIONS",
     "/ready": "GET, HEAD, OPTIONS",
+    "/page/app.js": "GET, HEAD, OPTIONS",
     "/v1/models": "GET, HEAD, OPTIONS",
     "/v1/models/whisper-1": "GET, HEAD, OPTIONS",
     "/openapi.json": "GET, HEAD, OPTIONS",
@@ -286,15 +287,32 @@ def test_the_documentation_has_every_route_and_field_and_fetches_nothing(post):
         assert f" {path}</code>" in page.text
     for name, field in TranscriptionRequest.model_fields.items():
         assert f"<code>{field.alias or name}</code>" in page.text
-    assert "json, text, srt, vtt, verbose_json" in page.text
+    assert "json, text, srt, vtt, verbose_json, txt, tsv, labels" in page.text
 
 
 def test_the_page(post):
-    """It brings all that it shows: nothing is fetched from elsewhere, and it may not be."""
-    answer = post.client.get("/")
-    assert answer.headers["content-type"].startswith("text/html")
-    assert "default-src 'none'" in answer.headers["content-security-policy"]
-    assert not re.findall(r"(?:src|href)=\"(?!data:)|https?://|@import|innerHTML", answer.text)
+    """It brings all that it shows: nothing is fetched from elsewhere, and it may not be; nothing in it is inline."""
+    pending, seen = ["/"], set()
+    while pending:
+        path = pending.pop()
+        seen.add(path)
+        answer = post.client.get(path)
+        assert answer.status_code == 200, path
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        text = answer.text.replace("http://www.w3.org/2000/svg", "").replace("from https:// and", "")
+        assert not re.findall(r"https?://|@import|innerHTML|<script>|<style|\sstyle=|\son\w+=\"", text), path
+        found = re.findall(
+            r'(?:src|href)="(page/[^"]+)"|"(page/[\w-]+\.js)"|from "\./([^"]+)"|import "\./([^"]+)"', text
+        )
+        names = {name.removeprefix("page/") for names in found for name in names if name}
+        pending += [path for path in (f"/page/{name}" for name in names) if path not in seen and path not in pending]
+    folder = ROOT / "whisper_at" / "serve" / "page"
+    assert seen == {"/"} | {f"/page/{file.name}" for file in folder.iterdir()} - {"/page/index.html"}
+    assert post.client.get("/").headers["content-type"].startswith("text/html")
+    assert post.client.get("/page/app.js").headers["content-type"].startswith("text/javascript")
+    assert post.client.get("/page/../app.py").status_code == post.client.get("/page/%2e%2e%2fapp.py").status_code == 404
 
 
 # --- what is refused ----------------------------------------------------------------------------------------

@@ -69,6 +69,12 @@ def extension(name: str) -> str:
     return (FORMATS[name].extension if name in FORMATS else None) or name
 
 
+def is_available(name: str) -> bool:
+    """Return whether the package that a format needs, if any, is installed."""
+    package = FORMATS[name].package if name in FORMATS else None
+    return package is None or importlib.util.find_spec(package) is not None
+
+
 def parse_formats(text: str) -> tuple[str, ...]:
     """Return the formats that a text such as ``"srt,labels"`` names, in its order, each once.
 
@@ -94,8 +100,8 @@ def parse_formats(text: str) -> tuple[str, ...]:
 
 def check_package(name: str) -> None:
     """Raise ImportError, which says what to install, if a format needs a package that is not here."""
-    package = FORMATS[name].package
-    if package is not None and importlib.util.find_spec(package) is None:
+    if not is_available(name):
+        package = FORMATS[name].package
         raise ImportError(f'-f {name} needs {package}: pip install {package}, or pip install ".[formats]"')
 
 

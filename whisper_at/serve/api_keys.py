@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .errors import error_response
+from .page_routes import PAGE_PATHS
 
 OPEN_PATHS = frozenset(("/", "/health", "/ready", "/docs", "/openapi.json"))
 """What is shown without a key: the page and the documentation, and whether the server is well."""
@@ -25,7 +26,7 @@ class ApiKeyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on if it may."""
-        if scope["type"] not in ("http", "websocket") or scope["path"] in OPEN_PATHS:
+        if scope["type"] not in ("http", "websocket") or _is_open(scope["path"]):
             return await self.app(scope, receive, send)
         digest = _digest(_key_of(scope))
         if any([hmac.compare_digest(digest, known) for known in self.digests]):  # all of them, for equal time
@@ -35,6 +36,10 @@ class ApiKeyMiddleware:
             return await send({"type": "websocket.close", "code": 1008, "reason": "no key, or an unknown one"})
         message = "no key, or an unknown one: send Authorization: Bearer KEY"
         await error_response(401, message, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith(PAGE_PATHS)
 
 
 def _key_of(scope: Scope) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -13,16 +12,20 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
+from ..formats import FORMATS
 from ..model import WhisperAT
 from ..version import __version__
 from . import docs_page, metrics, streaming
 from .api_keys import ApiKeyMiddleware
 from .engine import Engine
 from .errors import ERRORS, add_error_handlers, error_response, failure_message
+from .kept_results import new_id
 from .limits import BodyMiddleware, Limits
+from .page_routes import add_page_routes
 from .protocol import FormRoute, MethodsMiddleware
 from .realtime_socket import add_realtime_route
 from .responses import TEXT_FORMATS, detections, to_response
+from .result_routes import add_result_routes
 from .schemas import (
     ClassificationRequest,
     TranscriptionRequest,
@@ -35,10 +38,10 @@ from .schemas import (
 from .served_models import ServedModels
 from .submission import Submission, client_of
 
-PAGE_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'"
-PAGE_POLICY += "; media-src blob:; img-src data:"
 IGNORED_FIELDS = "X-Ignored-Fields"
 """Header of a response that names the fields of its request that mean nothing here."""
+RESULT_ID, DURATION = "X-Result-ID", "X-Audio-Duration"
+"""Headers of a response that name the result that is kept, and the seconds of the recording."""
 
 
 def create_app(
@@ -93,12 +96,14 @@ def create_app(
     app.add_middleware(metrics.MetricsMiddleware, metrics=counts)
     app.add_middleware(MethodsMiddleware, routes=app)
     if cors:
-        exposed = [IGNORED_FIELDS, "Retry-After"]
+        exposed = [IGNORED_FIELDS, RESULT_ID, DURATION, "Retry-After"]
         anything: dict[str, Any] = {"allow_methods": ["*"], "allow_headers": ["*"], "expose_headers": exposed}
         app.add_middleware(CORSMiddleware, allow_origins=list(cors), **anything)
     add_error_handlers(app)
     _add_audio_routes(app, engine, models, options)
+    add_result_routes(app, engine)
     _add_other_routes(app, engine, models, counts)
+    add_page_routes(app)
     add_realtime_route(app, engine, models, cors, limits.live)
     return app
 
@@ -112,23 +117,33 @@ def _add_audio_routes(app: FastAPI, engine: Engine, models: ServedModels, option
             ignored = ignored_fields(request)
             wanted = {**options, **transcribe_options(request, served.model, task)}
             tag_options(request)
-        except ValueError as error:
+        except (ValueError, ImportError) as error:
             raise HTTPException(400, str(error)) from None
         submission = Submission(engine, http)
-        await submission.send(request.file, served.model, wanted)
+        keep_as = new_id() if request.keep or request.response_format in FORMATS else None
+        tells_progress = request.stream and request.response_format == "verbose_json"
+        await submission.send(request.file, served.model, wanted, keep_as=keep_as, tells_progress=tells_progress)
+        headers = _ignored(ignored) | ({RESULT_ID: keep_as} if request.keep and keep_as else {})
         try:
             await submission.opened()
+            headers[DURATION] = f"{submission.seconds:.3f}"
             if request.stream:
                 events = streaming.events(submission.messages(), request)
-                headers = streaming.HEADERS | _ignored(ignored)
+                headers |= streaming.HEADERS
                 return StreamingResponse(events, media_type=streaming.MEDIA_TYPE, headers=headers)
             result = await submission.result()
         except HTTPException:
             raise
         except Exception as error:  # the engine has written it into the log
             return error_response(500, failure_message(error))
-        response = await run_in_threadpool(to_response, result, request, task, submission.seconds)
-        response.headers.update(_ignored(ignored))
+        kept = engine.kept.find(keep_as, client_of(http)) if keep_as else None
+        audio = kept.audio if kept else None
+        try:
+            response = await run_in_threadpool(to_response, result, request, task, submission.seconds, audio)
+        finally:
+            if keep_as and not request.keep:  # its file was needed for this response alone
+                engine.kept.remove(keep_as, client_of(http))
+        response.headers.update(headers)
         return response
 
     @app.post("/v1/audio/transcriptions", responses=ERRORS | TEXT_FORMATS, response_model=None)
@@ -166,11 +181,6 @@ def _add_audio_routes(app: FastAPI, engine: Engine, models: ServedModels, option
 
 def _add_other_routes(app: FastAPI, engine: Engine, models: ServedModels, counts: metrics.Metrics) -> None:
     """Add what tells of the server."""
-    page = resources.files(__package__).joinpath("page.html").read_text("utf-8")
-
-    @app.get("/", include_in_schema=False)
-    def show_page() -> HTMLResponse:
-        return HTMLResponse(page, headers={"Content-Security-Policy": PAGE_POLICY})
 
     @app.get("/docs", include_in_schema=False)
     def show_docs() -> HTMLResponse:

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from ..audio import SAMPLE_RATE, stream_audio
 from .fair_queue import FairQueue
+from .kept_results import KeptResults
 from .limits import Limits
 from .metrics import Metrics
 from .recordings import BatchedSteps, Finished, InOrderSteps, Message, Opened, Outcome, Recording, transcribe_batch
@@ -48,6 +49,7 @@ class Engine:
     def __init__(self, limits: Limits, batch_size: int, metrics: Metrics) -> None:
         self.limits, self.batch_size, self.metrics = limits, batch_size, metrics
         self.max_open = max(batch_size, MIN_OPEN)
+        self.kept = KeptResults(limits.kept, limits.kept_hours, limits.keep_minutes)
         self.waiting: FairQueue[Recording] = FairQueue()
         self.opening: FairQueue[Recording] = FairQueue()
         self.open: FairQueue[Recording] = FairQueue()
@@ -262,7 +264,11 @@ class Engine:
             self.opening.remove(recording.client, recording)
             self.open.remove(recording.client, recording)
             recording.closed = True
-        recording.close()
+        is_kept = recording.keep_as is not None and not recording.cancelled
+        result = message.result if isinstance(message, Finished) and is_kept else None
+        recording.close(keep_file=result is not None)
+        if result is not None:
+            self.kept.add(recording, result)
         if isinstance(message, Exception) and not isinstance(message, HTTPException):
             self.metrics.errors.labels(type(message).__name__).inc()
             logger.error("a recording failed", exc_info=message)

@@ -32,6 +32,12 @@ class Limits:
         Realtime sessions at once.
     upload_seconds : float
         A client that sends nothing for so long in the middle of a request is given up.
+    kept : int
+        Results that are kept at most for clients who ask for that; of more, the oldest go.
+    kept_hours : float
+        Hours of recordings whose results are kept.
+    keep_minutes : float
+        A result that nobody reads for so long is forgotten.
     """
 
     megabytes: float = 1000.0
@@ -40,6 +46,9 @@ class Limits:
     waiting_per_client: int = 8
     live: int = 4
     upload_seconds: float = 60.0
+    kept: int = 32
+    kept_hours: float = 12.0
+    keep_minutes: float = 60.0
 
 
 class BodyMiddleware:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ..batched import BatchDecoder, OpenRecording, WindowJob, batch_decoder
 from ..model import WhisperAT
 from ..options import TranscribeOptions
+from ..tagging.progress import Progress, ProgressReporter
 from ..tagging.tag_recording import tag_in_order
 from ..transcribe import transcribe_in_order
 
@@ -30,8 +31,9 @@ class Finished(NamedTuple):
     result: dict[str, Any]
 
 
-Message = Opened | Segments | Finished | Exception
-"""What is told of a recording: that it was opened, segments in order, and at last its result or what went wrong."""
+Message = Opened | Segments | Progress | Finished | Exception
+"""What is told of a recording: that it was opened, segments in order, new rows of tags if they are asked for, and at
+last its result or what went wrong."""
 
 
 @dataclass(eq=False)
@@ -48,6 +50,10 @@ class Recording:
         Keyword arguments of `transcribe`, or of `tag` if `tag_only`.
     notify : callable
         Called with each `Message`, by any thread.
+    tells_progress : bool
+        Whether `Progress` is among the messages.
+    keep_as : str, optional
+        The id under which its result, and its file, are kept.
     """
 
     client: str
@@ -56,6 +62,8 @@ class Recording:
     notify: Callable[[Message], None]
     tag_only: bool = False
     name: str = "the file"
+    tells_progress: bool = False
+    keep_as: str | None = None
     cancelled: bool = False
     closed: bool = False
     seconds: float = 0.0
@@ -75,16 +83,19 @@ class Recording:
             self.steps = InOrderSteps(tag_in_order(self.model, str(self.path), **self.options))
             return
         options = TranscribeOptions.from_keywords(**self.options)
+        on_progress = self.notify if self.tells_progress else None
         if options.batch_size is None:
+            options = replace(options, on_progress=on_progress)
             self.steps = InOrderSteps(transcribe_in_order(self.model, str(self.path), options))
         else:
-            self.steps = BatchedSteps(batch_decoder(self.model, options), str(self.path))
+            self.steps = BatchedSteps(batch_decoder(self.model, options), str(self.path), on_progress)
 
-    def close(self) -> None:
-        """Delete everything about it."""
+    def close(self, keep_file: bool = False) -> None:
+        """Delete everything about it, but for its file where that is kept."""
         if self.steps is not None:
             self.steps.close()
-        self.folder.cleanup()
+        if not keep_file:
+            self.folder.cleanup()
 
 
 Outcome = tuple[Recording, Segments | Finished | Exception]
@@ -115,12 +126,17 @@ class InOrderSteps:
 class BatchedSteps:
     """A recording whose windows go into batches with those of others: of all that have the same ``batch_key``."""
 
-    def __init__(self, decoder: BatchDecoder, path: str) -> None:
+    def __init__(
+        self, decoder: BatchDecoder, path: str, on_progress: Callable[[Progress], object] | None = None
+    ) -> None:
         self.decoder = decoder
         self.recording = OpenRecording(decoder.model, path, decoder.options, decoder.dtype)
         self.jobs: deque[WindowJob] = deque(self.recording.jobs)
         self.n_told = 0
-        shared = replace(decoder.options, at_time_res=None, audio_track=None, decode_options=_shared(decoder.options))
+        of_recording = on_progress, self.recording.tagger, self.recording.language, decoder.options.task
+        self.report_progress = ProgressReporter(*of_recording)
+        of_tags: dict[str, Any] = {"at_time_res": None, "event_rows": False}
+        shared = replace(decoder.options, **of_tags, audio_track=None, decode_options=_shared(decoder.options))
         self.batch_key: object = id(decoder.model), self.recording.language, repr(shared)
 
     @property
@@ -134,6 +150,8 @@ class BatchedSteps:
         segments = sorted(self.recording.segments, key=lambda segment: segment["start"])
         settled = [one for one in segments if frontier is None or one["seek"] < frontier]
         new, self.n_told = settled[self.n_told :], len(settled)
+        if frontier is not None:
+            self.report_progress(frontier, settled)
         return new
 
     def finish(self) -> Finished | Exception:

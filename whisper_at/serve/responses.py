@@ -2,37 +2,64 @@
 
 from __future__ import annotations
 
-import io
+import threading
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from whisper.tokenizer import LANGUAGES
 
 from ..checkpoints.files import to_jsonable
+from ..formats.registry import extension
 from ..tagging.named_rows import result_events
 from ..tagging.rows import AUDIOSET, TagOptions
-from ..writers import CAPTION_FORMATS, UPSTREAM_KEYS, get_writer, result_to_json
-from .schemas import TranscriptionRequest, tag_options
+from ..writers import UPSTREAM_KEYS, result_bytes, result_to_json
+from .schemas import FileQuery, TranscriptionRequest, tag_options
 
+_ONE_AT_A_TIME = threading.Lock()
+"""Matplotlib's settings are those of the whole process, so that two pictures at once would mix them."""
+MEDIA_TYPES = {
+    **{"vtt": "text/vtt", "metadata.vtt": "text/vtt", "tsv": "text/tab-separated-values", "json": "application/json"},
+    **{"markers": "text/csv", "rows.csv": "text/csv", "sed": "text/tab-separated-values"},
+    **{
+        "parquet": "application/vnd.apache.parquet",
+        "png": "image/png",
+        "svg": "image/svg+xml",
+        "pdf": "application/pdf",
+    },
+}
+"""Of the formats of files that are more than plain text."""
 TEXT_FORMATS: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/plain": {}, "text/vtt": {}, "text/event-stream": {}}}
+    200: {"content": {name: {} for name in ("text/event-stream", *sorted({"text/plain", *MEDIA_TYPES.values()}))}}
 }
 """What a transcription may be beside JSON, for OpenAPI."""
 
 
-def to_response(result: dict[str, Any], request: TranscriptionRequest, task: str, seconds: float) -> Response:
+def to_response(
+    result: dict[str, Any], request: TranscriptionRequest, task: str, seconds: float, audio: Any
+) -> Response:
     """Return the response to a request, from what `transcribe` returned for a recording of so many seconds."""
-    if request.response_format in CAPTION_FORMATS:
-        file = io.StringIO()
-        options = vars(tag_options(request))
-        writer = get_writer(request.response_format, ".", captions=request.captions or None, **options)
-        writer.write_result(result, file, {})  # type: ignore[attr-defined]
-        return PlainTextResponse(file.getvalue(), media_type="text/vtt" if request.response_format == "vtt" else None)
     if request.response_format == "text":
         return PlainTextResponse(result["text"].strip() + "\n")
     if request.response_format == "json":
         return JSONResponse({"text": result["text"].strip()})
-    return JSONResponse(_verbose(result, request, task, seconds))
+    if request.response_format == "verbose_json":
+        return JSONResponse(_verbose(result, request, task, seconds))
+    return file_response(request.response_format, result, request, request.file.filename or "", audio)
+
+
+def file_response(
+    format: str, result: dict[str, Any], request: TranscriptionRequest | FileQuery, filename: str, audio: Any
+) -> Response:
+    """Return a result as the file that the command writes of a recording of that name."""
+    name = filename.replace("\\", "/").rsplit("/", 1)[-1] or "recording"
+    options = vars(tag_options(request))
+    with _ONE_AT_A_TIME:
+        content = result_bytes(format, result, name, audio=audio, captions=request.captions or None, **options)
+    disposition = f"attachment; filename*=UTF-8''{quote(f'{Path(name).stem}.{extension(format)}', safe='')}"
+    headers = {"Content-Disposition": disposition, "X-Content-Type-Options": "nosniff"}
+    return Response(content, media_type=MEDIA_TYPES.get(format, "text/plain"), headers=headers)
 
 
 def _verbose(result: dict[str, Any], request: TranscriptionRequest, task: str, seconds: float) -> dict[str, Any]:

@@ -12,12 +12,15 @@ from whisper.tokenizer import LANGUAGES
 
 from ..captioning.sounds import CAPTION_RESOLUTION
 from ..captioning.styles import parse_style
+from ..formats import FORMATS
+from ..formats.registry import WHISPER_FORMATS, check_package
 from ..languages import language_code
 from ..model import WhisperAT
 from ..options import TranscribeOptions
 from ..speech_gate import SpeechGate
 from ..suggest import did_you_mean, nearest
 from ..tagging.classes import logit
+from ..tagging.labels import label_languages
 from ..tagging.rows import TagOptions
 from ..tagging.tagger import AUTO_RESOLUTION
 from ..tagging.timeline import resolutions, steps_to_seconds
@@ -45,6 +48,17 @@ def _read_list(values: Any) -> Any:
     return [name for name in names if name]
 
 
+OPENAI_FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
+FILE_FORMATS = (*WHISPER_FORMATS, *FORMATS)
+"""Files of a result, by the names that they have on the command line."""
+RESPONSE_FORMATS = tuple(dict.fromkeys([*OPENAI_FORMATS, *FILE_FORMATS]))
+"""What an answer may be; ``json`` is OpenAI's."""
+STREAMED_FORMATS = ("json", "text", "verbose_json")
+CAPTIONED = (*CAPTION_FORMATS, *(name for name in FORMATS if FORMATS[name].is_captions))
+"""Those whose text is captions, if they are asked for or in any case."""
+WITHOUT_SOUNDS = ("json", "text", "txt", "tsv")
+"""Those that do not tell of sounds."""
+
 Granularities = Annotated[list[Literal["word", "segment"]], BeforeValidator(_read_list)]
 
 
@@ -58,7 +72,7 @@ class TranscriptionRequest(BaseModel):
     prompt: Annotated[str, Field(description="text to set the scene")] = ""
     language: Annotated[str, Field(description="language spoken, by name or code; detected if not given")] = ""
     temperature: Annotated[float, Field(ge=0, le=1, description="raised by itself where a text fails")] = 0.0
-    response_format: Literal["json", "text", "srt", "vtt", "verbose_json"] = "json"
+    response_format: Literal[RESPONSE_FORMATS] = "json"  # type: ignore[valid-type]
     granularities_in_brackets: Annotated[
         Granularities, Field(alias="timestamp_granularities[]", description="of verbose_json; segment by default")
     ] = []
@@ -78,11 +92,36 @@ class TranscriptionRequest(BaseModel):
     captions: Annotated[
         str, Field(description="srt and vtt that people can read: plain, netflix, bbc; with sounds sdh or sdh,bbc")
     ] = ""
+    label_language: Annotated[str, Field(description="of the names of sounds, by name or code; else the text's")] = ""
+    keep: Annotated[bool, Field(description="keep the result for other formats: the header X-Result-ID names it")] = (
+        False
+    )
 
     @property
     def timestamp_granularities(self) -> list[str]:
         """What is timed: ``word``, ``segment`` or both."""
         return [*self.granularities_in_brackets, *self.granularities] or ["segment"]
+
+
+class ResultQuery(BaseModel):
+    """What of a kept result is told; as in a `TranscriptionRequest`."""
+
+    top_k: Annotated[int, Field(ge=1, description="at most so many tags a row")] = 5
+    p_threshold: Annotated[float | None, Field(description="only tags above this logit", allow_inf_nan=False)] = None
+    include_classes: Annotated[str, Field(description="of AudioSet: indices, MIDs or names, separated by ;")] = ""
+    label_language: Annotated[str, Field(description="of the names of sounds, by name or code; else the text's")] = ""
+
+
+class FileQuery(ResultQuery):
+    """A file of a kept result."""
+
+    format: Annotated[
+        Literal[FILE_FORMATS],  # type: ignore[valid-type]
+        Field(description="as -f of the command"),
+    ]
+    captions: Annotated[
+        str, Field(description="srt and vtt that people can read: plain, netflix, bbc; with sounds sdh or sdh,bbc")
+    ] = ""
 
 
 class ClassificationRequest(BaseModel):
@@ -126,7 +165,9 @@ def transcribe_options(request: TranscriptionRequest, model: WhisperAT, task: st
     ValueError
         If the model cannot do what is asked.
     """
-    if request.stream and request.response_format in CAPTION_FORMATS:
+    if request.response_format in FORMATS:
+        check_package(request.response_format)
+    if request.stream and request.response_format not in STREAMED_FORMATS:
         raise ValueError(f"stream: events are JSON, not response_format={request.response_format}")
     try:
         language = language_code(request.language)
@@ -139,15 +180,18 @@ def transcribe_options(request: TranscriptionRequest, model: WhisperAT, task: st
             raise ValueError(f"language: this model knows English only, not {LANGUAGES[language]}")
         language = "en"
     words = "word" in request.timestamp_granularities
-    if words and request.response_format != "verbose_json" and not request.stream:
+    if words and request.response_format in WITHOUT_SOUNDS and not request.stream:
         raise ValueError("timestamp_granularities: words are told in response_format=verbose_json")
+    is_captions = request.response_format in FORMATS and FORMATS[request.response_format].is_captions
+    at_time_res = _resolution(request, model)
     options = {
         "task": task,
         "language": language,
         "initial_prompt": request.prompt or None,
         "temperature": tuple(np.arange(request.temperature, 1.0 + 1e-6, TEMPERATURE_STEP)),
-        "word_timestamps": words or bool(request.captions),
-        "at_time_res": _resolution(request, model),
+        "word_timestamps": words or bool(request.captions) or is_captions,
+        "at_time_res": at_time_res,
+        "event_rows": at_time_res is not None,
         "audio_track": request.audio_track or None,
         "speech_gate": request.speech_gate,
         "missed_speech": request.missed_speech,
@@ -157,33 +201,51 @@ def transcribe_options(request: TranscriptionRequest, model: WhisperAT, task: st
     return options
 
 
-def tag_options(request: TranscriptionRequest) -> TagOptions:
+def tag_options(request: TranscriptionRequest | ResultQuery) -> TagOptions:
     """Return which tags to tell.
 
     Raises
     ------
     ValueError
-        If there is no such class.
+        If there is no such class, or the classes have no names in such a language.
     """
-    return TagOptions(request.top_k, request.p_threshold, include_classes=class_names(request.include_classes))
+    language, include = label_language(request.label_language), class_names(request.include_classes)
+    return TagOptions(request.top_k, request.p_threshold, language, include)
+
+
+def label_language(name: str) -> str:
+    """Return the code of a language that the classes have names in; ``follow_asr`` for none.
+
+    A client may not name a file on the server, as the command may.
+    """
+    if not name:
+        return "follow_asr"
+    try:
+        code = language_code(name)
+    except ValueError:
+        code = name.strip().lower()
+    if code not in label_languages():
+        raise ValueError(f"label_language: {name!r} is none of {', '.join(label_languages())}")
+    return code
 
 
 def _resolution(request: TranscriptionRequest, model: WhisperAT) -> float | list[float] | None:
     """Seconds per row of tags; none if nothing in the request asks for sounds, as on the command line."""
-    captions = request.response_format in CAPTION_FORMATS
-    if request.captions and not captions:
-        raise ValueError(f"captions: they are srt or vtt, not response_format={request.response_format}")
+    name = request.response_format
+    if request.captions and name not in CAPTIONED:
+        raise ValueError(f"captions: they are srt or vtt, not response_format={name}")
     try:
         with_sounds = bool(request.captions) and parse_style(request.captions)[1]
     except ValueError as error:
         raise ValueError(f"captions: {error}") from None
+    of_format = FORMATS[name].at_time_res if name in FORMATS else None
     wanted = request.at_time_res or with_sounds or request.p_threshold is not None or request.include_classes
-    if not wanted:
+    if not wanted and of_format is None:
         return None
-    if not captions and request.response_format != "verbose_json" and not request.stream:
-        raise ValueError(f"sounds are told in response_format=verbose_json, not {request.response_format}")
+    if name in WITHOUT_SOUNDS and not request.stream:
+        raise ValueError(f"sounds are told in response_format=verbose_json, not {name}")
     _check_heads(model, "Ask for text alone, or have")
-    default = CAPTION_RESOLUTION if captions else AUTO_RESOLUTION
+    default = CAPTION_RESOLUTION if name in CAPTIONED else of_format or AUTO_RESOLUTION
     try:
         parts = [float(part) for part in request.at_time_res.split(",")] if request.at_time_res else [default]
         seconds = [steps_to_seconds(steps) for steps in resolutions(parts)]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from starlette.exceptions import HTTPException
+from whisper.tokenizer import LANGUAGES
 
 from ..model import WhisperAT
 from ..tagging.listeners import class_set
@@ -57,9 +58,11 @@ class ServedModels:
         raise HTTPException(404, f"model: {name!r} is not served here; {names} {'is' if len(self) == 1 else 'are'}")
 
     def describe(self, name: str) -> dict[str, Any]:
-        """Return what ``/v1/models/NAME`` tells: OpenAI's keys, and the classes of the model's heads."""
+        """Return what ``/v1/models/NAME`` tells: OpenAI's keys, the classes of the model's heads, and its languages."""
         made = {"object": "model", "created": self.started, "owned_by": "whisper_at"}
-        return {"id": name, **made, "heads": _class_names(self.find(name).model)}
+        model = self.find(name).model
+        languages = LANGUAGES if model.is_multilingual else {"en": LANGUAGES["en"]}
+        return {"id": name, **made, "heads": _class_names(model), "languages": languages}
 
     def describe_all(self) -> dict[str, Any]:
         """Return what ``/v1/models`` tells."""

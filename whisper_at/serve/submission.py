@@ -44,11 +44,10 @@ class Submission:
         self._queue: asyncio.Queue[Message] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
 
-    async def send(self, file: UploadFile, model: WhisperAT, options: dict[str, Any], tag_only: bool = False) -> None:
-        """Give a file to the engine, with the options of `transcribe`, or of `tag`."""
-        recording = Recording(
-            client_of(self.http), model, options, self._notify, tag_only, name=file.filename or "the file"
-        )
+    async def send(self, file: UploadFile, model: WhisperAT, options: dict[str, Any], **how: Any) -> None:
+        """Give a file to the engine, with the options of `transcribe`, or of `tag`; `how` are fields of `Recording`."""
+        name = file.filename or "the file"
+        recording = Recording(client_of(self.http), model, options, self._notify, name=name, **how)
         try:
             await run_in_threadpool(_copy, file.file, recording)
             self.engine.submit(recording)
