@@ -120,7 +120,8 @@ class BatchedSteps:
         self.recording = OpenRecording(decoder.model, path, decoder.options, decoder.dtype)
         self.jobs: deque[WindowJob] = deque(self.recording.jobs)
         self.n_told = 0
-        shared = replace(decoder.options, at_time_res=None, audio_track=None, decode_options=_shared(decoder.options))
+        own = {"at_time_res": None, "event_rows": False, "audio_track": None}
+        shared = replace(decoder.options, **own, decode_options=_shared(decoder.options))
         self.batch_key: object = id(decoder.model), self.recording.language, repr(shared)
 
     @property

@@ -96,7 +96,9 @@ class ClassificationRequest(BaseModel):
     threshold: Annotated[
         float | None, Field(ge=0, le=1, description="only what is so probable; by default the head's own thresholds")
     ] = None
-    at_time_res: Annotated[float, Field(gt=0, description="seconds by which times are told, a multiple of 0.4")] = 2.0
+    at_time_res: Annotated[
+        float, Field(gt=0, description="of heads that read the waveform, seconds per row, a multiple of 0.4")
+    ] = 2.0
     include_classes: Annotated[str, Field(description="of AudioSet: indices, MIDs or names, separated by ;")] = ""
     audio_track: Annotated[str, Field(description="of a video with several: number, from 1, or language")] = ""
 
@@ -141,13 +143,15 @@ def transcribe_options(request: TranscriptionRequest, model: WhisperAT, task: st
     words = "word" in request.timestamp_granularities
     if words and request.response_format != "verbose_json" and not request.stream:
         raise ValueError("timestamp_granularities: words are told in response_format=verbose_json")
+    at_time_res = _resolution(request, model)
     options = {
         "task": task,
         "language": language,
         "initial_prompt": request.prompt or None,
         "temperature": tuple(np.arange(request.temperature, 1.0 + 1e-6, TEMPERATURE_STEP)),
         "word_timestamps": words or bool(request.captions),
-        "at_time_res": _resolution(request, model),
+        "at_time_res": at_time_res,
+        "event_rows": at_time_res is not None,
         "audio_track": request.audio_track or None,
         "speech_gate": request.speech_gate,
         "missed_speech": request.missed_speech,
@@ -213,7 +217,7 @@ def classification_options(request: ClassificationRequest, model: WhisperAT) -> 
         resolutions(request.at_time_res)
     except ValueError as error:
         raise ValueError(f"at_time_res: {error}") from None
-    return {"at_time_res": request.at_time_res, "audio_track": request.audio_track or None}
+    return {"at_time_res": request.at_time_res, "event_rows": True, "audio_track": request.audio_track or None}
 
 
 def detection_options(request: ClassificationRequest) -> TagOptions:
