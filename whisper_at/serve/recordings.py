@@ -120,8 +120,8 @@ class BatchedSteps:
         self.recording = OpenRecording(decoder.model, path, decoder.options, decoder.dtype)
         self.jobs: deque[WindowJob] = deque(self.recording.jobs)
         self.n_told = 0
-        own = {"at_time_res": None, "event_rows": False, "audio_track": None}
-        shared = replace(decoder.options, **own, decode_options=_shared(decoder.options))
+        options = decoder.options
+        shared = replace(options, decode_options=_shared(options), at_time_res=None, event_rows=False, audio_track=None)
         self.batch_key: object = id(decoder.model), self.recording.language, repr(shared)
 
     @property
