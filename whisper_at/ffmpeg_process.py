@@ -74,7 +74,8 @@ def run_ffmpeg(
                 process.kill()
                 process.wait()
         if status != 0:
-            raise load_error(name, last_error(errors) or f"ffmpeg ended with status {status}")
+            reason = last_error(errors).removeprefix(f"file:{path}: ")  # which may be a temporary one
+            raise load_error(name, reason or f"ffmpeg ended with status {status}")
 
 
 def probe(path: str, stream: str | None = None, limits: DecodeLimits | None = None) -> tuple[Container, float | None]:

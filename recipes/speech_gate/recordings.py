@@ -1,4 +1,4 @@
-"""The recordings that the gate is measured on: sounds without speech, music, and speech alone, in noise and with music.
+"""The recordings that the gate is measured on: sounds without speech, music, silence, and speech, in noise too.
 
 Thresholds are settled on one part and figures are those of the other: ESC-50's folds 1 to 3 and fold 4; halves of the
 notes of each instrument and of the street musicians; speakers that the open heads were trained on and others that they
@@ -22,6 +22,15 @@ from recipes.open_head.sources import share
 
 STEADY = ("airplane", "crickets", "engine", "rain", "sea_waves", "train", "vacuum_cleaner", "washing_machine", "wind")
 """Classes of ESC-50 that speech is mixed with."""
+ANIMALS = "cat chirping_birds cow crickets crow dog frog hen insects pig rooster sheep"
+PEOPLE = "breathing coughing crying_baby laughing sneezing snoring"
+VOICES = frozenset(f"{ANIMALS} {PEOPLE}".split())
+"""Classes of ESC-50 that are voices without words, of animals and people."""
+COLOURS = {"white": 0.0, "pink": 0.5, "brown": 1.0}
+"""Noises, by how far their amplitude falls with the frequency."""
+NOISE_LEVELS = (-50, -30)
+"""Of noises and hum, in dB below full scale."""
+NOISE_SECONDS = 30
 RATIOS = (10, 0)
 """Speech to noise or music, in dB."""
 PHRASE_SECONDS = 10
@@ -77,7 +86,8 @@ def environment(data: Path, part: str, per_class: int) -> Iterator[Recording]:
         is_wanted = (row["fold"] == "4") == (part == "report") and row["file"].split("-")[1] not in seen
         if is_wanted and counts.get(row["class"], 0) < per_class:
             counts[row["class"]] = counts.get(row["class"], 0) + 1
-            yield Recording("sounds", f"{row['class']}/{row['file']}", _read(data / "esc50" / row["file"]))
+            kind = "voices without words" if row["class"] in VOICES else "other sounds"
+            yield Recording(kind, f"{row['class']}/{row['file']}", _read(data / "esc50" / row["file"]))
 
 
 def instruments(data: Path, part: str, per_label: int) -> Iterator[Recording]:
@@ -100,6 +110,24 @@ def street_music(data: Path, part: str) -> Iterator[Recording]:
         is_wanted = (share(row["group"]) < 0.5) == (part == "report")
         if row["set"] == "urbansound8k" and row["audioset"] == "Music" and is_wanted:
             yield Recording("street music", row["file"], _read(data / "sounds" / row["file"]))
+
+
+def silence() -> Iterator[Recording]:
+    """Return digital silence, its least dither, noises and a hum of 50 Hz, half a minute each."""
+    rng = np.random.default_rng(0)
+    n_samples = NOISE_SECONDS * RATE
+    sounds = {"hum": np.arange(n_samples) % (RATE // 50) / (RATE // 50) - 0.5}
+    for colour, slope in COLOURS.items():
+        spectrum = np.fft.rfft(rng.normal(size=n_samples))
+        frequencies = np.maximum(np.fft.rfftfreq(n_samples, 1 / RATE), 20)
+        sounds[colour] = np.fft.irfft(spectrum * frequencies**-slope, n_samples)
+    yield Recording("silence and noise", "silence/digital", np.zeros(n_samples, np.float32))
+    dither = (rng.integers(-1, 2, n_samples) / 32768).astype(np.float32)
+    yield Recording("silence and noise", "silence/dither", dither)
+    for name, sound in sounds.items():
+        for level in NOISE_LEVELS:
+            audio = _at_level(sound) * 10 ** (level / 20)
+            yield Recording("silence and noise", f"silence/{name} {level} dB", audio.astype(np.float32))
 
 
 def speech(data: Path, part: str, utterances: int) -> Iterator[Recording]:
@@ -148,6 +176,7 @@ def all_recordings(data: Path, part: str, per_class: int, utterances: int) -> li
         environment(data, part, per_class),
         instruments(data, part, 2),
         street_music(data, part),
+        silence(),
         speech(data, part, utterances),
     )
     return [recording for recordings in parts for recording in recordings]

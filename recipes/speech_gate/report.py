@@ -59,8 +59,8 @@ def tables(rows: Sequence[dict[str, Any]], recordings: Sequence[Recording]) -> I
         methods = list(dict.fromkeys(row["method"] for row in rows if row["name"] in names))
         yield f"| {title} | {'words' if has_speech else 'n'} | " + " | ".join(methods) + " |"
         yield "|---|--:|" + "--:|" * len(methods)
-        for kind in kinds:
-            heard = [one for one in recordings if one.kind == kind and one.name in names]
+        for kind in [*kinds, *([] if has_speech else ["all"])]:
+            heard = [one for one in recordings if kind in (one.kind, "all") and one.name in names]
             heard = [one for one in heard if all((method, one.name) in by_key for method in methods)]
             found = {method: [by_key[method, one.name] for one in heard] for method in methods}
             if heard and has_speech:

@@ -38,6 +38,7 @@ def test_tables_count_what_every_method_has_heard():
     rows += [row("default", talk, "one dog barks"), row("speech_gate", talk, "one dog", [(1.5, 3.5)])]
     lines = list(tables(rows, [*sounds, talk]))
     assert "| sounds | 2 | 50.0 % (9.5–90.5) | 0.0 % (0.0–65.8) |" in lines
+    assert "| all | 2 | 50.0 % (9.5–90.5) | 0.0 % (0.0–65.8) |" in lines
     assert "| … CPU, s | | 5 | 5 |" in lines
     assert "| speech | 4 | 25.00 % | 50.00 % (+25.00; +25.00 to +25.00) |" in lines
     assert "| … s withheld of 3 spoken | | 0.0 | 1.0 |" in lines

@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
 
     parser = Parser(prog="whisper-at captions-check", description=DESCRIPTION, formatter_class=HelpFormatter)
     parser.add_argument("files", metavar="FILE", nargs="+", help="captions, as .srt or .vtt")
-    help = "whose rules: plain, netflix or bbc (default: plain)"
+    help = "whose rules: plain, netflix or bbc"
     parser.add_argument("--style", type=caption_style, default="plain", metavar="STYLE", help=help)
     parser.add_argument("--quiet", action="store_true", help="print no line for files that are right")
     args = parser.parse_args(argv)

@@ -135,7 +135,9 @@ class ClassificationRequest(BaseModel):
     threshold: Annotated[
         float | None, Field(ge=0, le=1, description="only what is so probable; by default the head's own thresholds")
     ] = None
-    at_time_res: Annotated[float, Field(gt=0, description="seconds by which times are told, a multiple of 0.4")] = 2.0
+    at_time_res: Annotated[
+        float, Field(gt=0, description="of heads that read the waveform, seconds per row, a multiple of 0.4")
+    ] = 2.0
     include_classes: Annotated[str, Field(description="of AudioSet: indices, MIDs or names, separated by ;")] = ""
     audio_track: Annotated[str, Field(description="of a video with several: number, from 1, or language")] = ""
 
@@ -275,7 +277,7 @@ def classification_options(request: ClassificationRequest, model: WhisperAT) -> 
         resolutions(request.at_time_res)
     except ValueError as error:
         raise ValueError(f"at_time_res: {error}") from None
-    return {"at_time_res": request.at_time_res, "audio_track": request.audio_track or None}
+    return {"at_time_res": request.at_time_res, "event_rows": True, "audio_track": request.audio_track or None}
 
 
 def detection_options(request: ClassificationRequest) -> TagOptions:
