@@ -9,7 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..batched import BatchDecoder, OpenRecording, WindowJob, batch_decoder
+import numpy as np
+
+from ..audio import readable
+from ..batched import BatchDecoder, OpenRecording, PreparedRecording, WindowJob, batch_decoder
+from ..mel import LogMel
 from ..model import WhisperAT
 from ..options import TranscribeOptions
 from ..tagging.tag_recording import tag_in_order
@@ -69,16 +73,18 @@ class Recording:
         """Where it lies."""
         return Path(self.folder.name, "recording")
 
-    def open(self) -> None:
-        """Compute its spectrogram, and find out which language is spoken."""
-        if self.tag_only:
-            self.steps = InOrderSteps(tag_in_order(self.model, str(self.path), **self.options))
+    def open(self, samples: Generator[np.ndarray, None, None]) -> None:
+        """Compute its spectrogram, of blocks of 30 s of samples, and find out which language is spoken."""
+        options = None if self.tag_only else TranscribeOptions.from_keywords(**self.options)
+        if options is not None and options.batch_size is not None:
+            self.steps = BatchedSteps(batch_decoder(self.model, options), self.path, samples)
             return
-        options = TranscribeOptions.from_keywords(**self.options)
-        if options.batch_size is None:
-            self.steps = InOrderSteps(transcribe_in_order(self.model, str(self.path), options))
+        for _ in samples:  # what reads windows in order opens the file by itself: this is whether it can be read
+            pass
+        if options is None:
+            self.steps = InOrderSteps(tag_in_order(self.model, str(self.path), **self.options))
         else:
-            self.steps = BatchedSteps(batch_decoder(self.model, options), str(self.path))
+            self.steps = InOrderSteps(transcribe_in_order(self.model, str(self.path), options))
 
     def close(self) -> None:
         """Delete everything about it."""
@@ -115,9 +121,11 @@ class InOrderSteps:
 class BatchedSteps:
     """A recording whose windows go into batches with those of others: of all that have the same ``batch_key``."""
 
-    def __init__(self, decoder: BatchDecoder, path: str) -> None:
+    def __init__(self, decoder: BatchDecoder, path: Path, samples: Generator[np.ndarray, None, None]) -> None:
         self.decoder = decoder
-        self.recording = OpenRecording(decoder.model, path, decoder.options, decoder.dtype)
+        source = readable(str(path), decoder.options.audio_track)
+        prepared = PreparedRecording(source, LogMel(samples, decoder.model.dims.n_mels))
+        self.recording = OpenRecording(decoder.model, prepared, decoder.options, decoder.dtype)
         self.jobs: deque[WindowJob] = deque(self.recording.jobs)
         self.n_told = 0
         shared = replace(decoder.options, at_time_res=None, audio_track=None, decode_options=_shared(decoder.options))
