@@ -92,14 +92,25 @@ def test_punctuation_does_not_tell_where_a_word_is():
 @pytest.mark.parametrize("policy", ["align_att", "local_agreement"])
 def test_a_pass_is_cut_behind_its_last_sentence(policy):
     text = TextTracker(policy, 0.4, [1, 2], 0.0)
-    heard = words("It rains. We go home")
+    heard = words("It rains. We go home again now")
     for _ in range(1 if policy == "align_att" else 2):
-        text.update(heard, 6.2)
+        text.update(heard, 8.2)
     assert text.cut(0, 780) is None  # short
     assert text.cut(-400, 480) is None  # the next one would hear too little again
     assert text.cut(0, 820) == (170, 230)
     assert text.prompt == [1, 2, 0, 1]
-    assert [word.text for word in text.finals] == [" We", " go", " home"]
+    assert [word.text for word in text.finals] == [" We", " go", " home", " again", " now"]
+
+
+def test_a_pass_in_which_nothing_follows_is_cut():
+    text = TextTracker("align_att", 0.4, [], 0.0)
+    text.update(words("It rains."), 3.9)
+    assert text.cut(0, 390) is None
+    text.update(words("We", 2.5), 4.1)
+    assert text.cut(0, 410) is None  # something follows
+    text.update([], 4.1)
+    assert text.cut(0, 410) == (170, 230)
+    assert (text.prompt, text.finals) == ([0, 1], [])
 
 
 @settings(max_examples=30, deadline=None)

@@ -18,6 +18,9 @@ LONG_SECONDS = 15.0
 """A pass that is longer is cut behind a final word, if no sentence has ended in it."""
 CONTEXT_SECONDS = 3.0
 """So much of a pass the next one hears again at least: with less, the words after a cut are guessed."""
+STUCK_SECONDS = 2.0
+"""Where nothing follows the final words for so long, the next pass starts behind them: decoders like to end at a full
+stop, whatever is said after it."""
 LAST_WORD_SECONDS = 0.6
 """A word that none follows has to have ended so much longer ago."""
 CUT_SECONDS = 0.3
@@ -76,6 +79,8 @@ class TextTracker:
 
         Words before that go to the prompt.
         """
+        if self.finals and not self.partial and end / FRAMES_PER_SECOND - self.last_end > STUCK_SECONDS:
+            return self._cut_behind(len(self.finals) - 1)
         seconds = (end - start) / FRAMES_PER_SECOND
         if seconds < SHORT_SECONDS:
             return None
