@@ -2,7 +2,9 @@
 
     python benchmarks/live.py --model base --data LibriSpeech/index.csv --minutes 13
     python benchmarks/live.py --model base --compute int8 --policies align_att local_agreement --data index.csv
+    python benchmarks/live.py --model base --data voices/index.csv --language fr
     python benchmarks/live.py --model base --sounds ESC-50/index.csv --clips 20
+    python benchmarks/live.py --model nano.en --head none --compute int8 --hours 24
 
 Utterances of ``--data`` (columns ``file`` and ``text``) are joined, with half a second between them, and fed as
 they would be said. The clock is simulated: sound arrives at its own time, each pass begins when its sound is there
@@ -14,6 +16,9 @@ both against the text, and the difference of word times where both have the same
 ``--sounds`` is a table with ``file`` and ``audioset`` (names joined by ``|``), such as ESC-50's: clips are put into
 quiet noise at known times, and an event counts that has one of the names, or lies above or below it. Its delay is from
 the clip's first sound to when the event is told.
+
+``--hours`` pushes so much sound through as fast as it goes: each minute has the same speech, and silence behind it. It
+tells how memory goes, whether each minute has the same words, and by how much their times in the minute differ.
 """
 
 from __future__ import annotations
@@ -29,7 +34,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import SAMPLE_RATE, HelpFormatter, compile_kernels, machine_info, set_num_threads, write_results
+from common import (
+    SAMPLE_RATE,
+    HelpFormatter,
+    compile_kernels,
+    current_memory,
+    machine_info,
+    set_num_threads,
+    write_results,
+)
 from real_speech import read_recordings, word_errors, write_layouts
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's whisper_at, installed or not
@@ -115,7 +128,9 @@ class FasterWhisperStream:
         return [Final(tuple(words))] if words else []
 
 
-def measure_words(stream: Any, samples: np.ndarray, reference: str, file: dict[str, Any]) -> dict[str, Any]:
+def measure_words(
+    stream: Any, samples: np.ndarray, reference: str, file: dict[str, Any], language: str
+) -> dict[str, Any]:
     """Stream a recording, and compare with its text and with what `transcribe` made of it."""
     from whisper_at.live import Final
 
@@ -130,7 +145,7 @@ def measure_words(stream: Any, samples: np.ndarray, reference: str, file: dict[s
         elif message is None:
             cpu = clock
     text = "".join(word.word for word in words)
-    counts = word_errors([reference, file["text"]], [text, text])
+    counts = word_errors([reference, file["text"]], [text, text], language)
     starts, ends = time_differences(file["words"], [word.values() for word in words])
     return {
         "wer": counts[0, 0] / counts[0, -1],
@@ -209,6 +224,49 @@ def measure_events(model: Any, table: Path, num_clips: int, seconds: float, inte
     }
 
 
+def measure_hours(model: Any, hours: float, interval: float | None, max_seconds: float) -> dict[str, Any]:
+    """Stream speech and silence, over and over; return how memory goes, and how exact times are."""
+    from whisper_at import load_audio
+    from whisper_at.live import Final, Row, Stream
+
+    speech = load_audio(str(Path(__file__).parents[1] / "sample/speech.flac"))
+    minute = np.zeros(60 * SAMPLE_RATE, np.float32)
+    minute[: len(speech)] = speech
+    minute += (QUIET_NOISE * np.random.default_rng(0).standard_normal(len(minute))).astype(np.float32)
+    stream = Stream(model, "en", interval=interval)
+    first: list[tuple[str, float, float]] = []
+    megabytes: list[float] = []
+    worst, same, rows_off, next_row = 0.0, 0, 0, 0.0
+    before, begun = time.process_time(), time.perf_counter()
+    count = 0
+    while count < 60 * hours and time.perf_counter() - begun < max_seconds:
+        words: list[tuple[str, float, float]] = []
+        for message in stream.feed(minute):
+            if isinstance(message, Final):
+                words += [(w.word, w.start - 60 * count, w.end - 60 * count) for w in message.words]
+            elif isinstance(message, Row) and message.steps == min(stream.sounds.row_steps):
+                rows_off += abs(message.start - next_row) > 1e-6
+                next_row = message.end
+        if count == 1:  # the first one has no prompt
+            first = words
+        elif count and [w[0] for w in words] == [w[0] for w in first]:
+            same += 1
+            worst = max([worst, *(abs(a - b) for was, now in zip(first, words) for a, b in zip(was[1:], now[1:]))])
+        count += 1
+        megabytes.append(current_memory())
+    quarter = max(1, count // 4)
+    return {
+        "hours": count / 60,
+        "clock_seconds": time.perf_counter() - begun,
+        "rtf": (time.process_time() - before) / (60 * count),
+        "megabytes": [max(megabytes[:quarter]), max(megabytes[-quarter:])],
+        "minutes_with_the_same_words": [same, max(0, count - 2)],
+        "words": len(first),
+        "largest_time_difference": worst,
+        "rows_out_of_place": rows_off,
+    }
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
@@ -224,6 +282,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--sounds", type=Path, help="table of clips")
     add("--clips", type=int, default=20)
     add("--resolutions", nargs="+", type=float, default=[0.4, 0.8, 2.0])
+    add("--hours", type=float, default=0.0, help="of sound, pushed through")
+    add("--max_seconds", type=float, default=600.0, help="end of that, if it is not done by then")
     add("--threads", type=int, default=1)
     add("--json", type=Path, help="write all numbers to this file")
     return parser.parse_args()
@@ -256,6 +316,18 @@ def main() -> None:
                     f"{row['onset_difference']:.2f} s, real-time factor {row['rtf']:.3f}",
                     flush=True,
                 )
+        if args.hours:
+            row = measure_hours(model, args.hours, args.interval[0], args.max_seconds)
+            same, minutes = row["minutes_with_the_same_words"]
+            results.append({"what": "hours", "compute": compute, **row})
+            print(
+                f"{compute:8} {row['hours']:.1f} hours in {row['clock_seconds']:.0f} s, real-time factor "
+                f"{row['rtf']:.4f}; at most {row['megabytes'][0]:.0f} MB in the first quarter, "
+                f"{row['megabytes'][1]:.0f} MB in the last; {same} of {minutes} minutes have the same {row['words']} "
+                f"words, whose times in the minute differ by {row['largest_time_difference']:.6f} s at most; "
+                f"rows out of place: {row['rows_out_of_place']}",
+                flush=True,
+            )
     if args.json:
         write_results(args.json, args, machine, results=results)
 
@@ -266,14 +338,14 @@ def words_of(model: Any, compute: str, args: argparse.Namespace, folder: Path) -
 
     if PEER in args.policies:
         write_layouts(args.model, folder, [PEER])
-    (recording, *_) = read_recordings(args.data, 60 * args.minutes, args.minutes, folder)
+    (recording, *_) = read_recordings(args.data, 60 * args.minutes, args.minutes, folder, args.language)
     samples = np.load(recording["samples"])
     model.transcribe(samples[: 30 * SAMPLE_RATE], language=args.language, at_time_res=None)  # warms up
     before = time.process_time()
     result = model.transcribe(samples, language=args.language, word_timestamps=True, at_time_res=None)
     rtf = (time.process_time() - before) / (len(samples) / SAMPLE_RATE)
     file = {"text": result["text"], "words": [word for segment in result["segments"] for word in segment["words"]]}
-    counts = word_errors([recording["text"]], [file["text"]])
+    counts = word_errors([recording["text"]], [file["text"]], args.language)
     wer = counts[0, 0] / counts[0, -1]
     seconds = len(samples) / SAMPLE_RATE
     print(
@@ -286,7 +358,7 @@ def words_of(model: Any, compute: str, args: argparse.Namespace, folder: Path) -
                 stream: Any = FasterWhisperStream(folder, compute, args.language, args.threads, interval or 1.0)
             else:
                 stream = Stream(model, args.language, policy=policy, interval=interval)
-            row = measure_words(stream, samples, recording["text"], file)
+            row = measure_words(stream, samples, recording["text"], file, args.language)
             print(
                 f"{compute:8} {policy:16} {stream.interval:4.2f} s: WER {100 * row['wer']:.2f} % "
                 f"(to file {100 * row['wer_to_file']:.2f}), delay {row['delay_mean']:.2f} s "

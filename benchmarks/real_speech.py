@@ -246,12 +246,17 @@ def convert_to_ctranslate2(source: Path, target: Path) -> None:
 # --- recordings ---------------------------------------------------------------------------------------------------
 
 
-def read_recordings(table: Path, seconds: float, minutes: float, folder: Path) -> list[dict[str, str]]:
-    """Join utterances to recordings of about so many seconds; return paths of samples, and the texts."""
+def read_recordings(
+    table: Path, seconds: float, minutes: float, folder: Path, language: str = "en"
+) -> list[dict[str, str]]:
+    """Join utterances to recordings of about so many seconds; return paths of samples, and the texts.
+
+    Of a table with a column ``language``, those of one language.
+    """
     from whisper_at import load_audio
 
     with open(table, encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("text")]
+        rows = [row for row in csv.DictReader(file) if row.get("text") and row.get("language", language) == language]
     pause = np.zeros(round(PAUSE_SECONDS * SAMPLE_RATE), np.float32)
     recordings: list[dict[str, str]] = []
     parts: list[np.ndarray] = []
@@ -289,12 +294,12 @@ def run_one(system: str, folder: Path, recordings: list[dict[str, str]]) -> dict
 # --- scores -------------------------------------------------------------------------------------------------------
 
 
-def word_errors(references: list[str], texts: list[str]) -> np.ndarray:
-    """Return errors, words left out and reference words ``(recordings, 3)`` after Whisper's normaliser for English."""
+def word_errors(references: list[str], texts: list[str], language: str = "en") -> np.ndarray:
+    """Return errors, words left out and reference words ``(recordings, 3)``, as Whisper normalises a language."""
     import jiwer
-    from whisper.normalizers import EnglishTextNormalizer
+    from whisper.normalizers import BasicTextNormalizer, EnglishTextNormalizer
 
-    normalize = EnglishTextNormalizer()
+    normalize = EnglishTextNormalizer() if language == "en" else BasicTextNormalizer()
     rows = []
     for reference, text in zip(references, texts):
         found = jiwer.process_words(normalize(reference), normalize(text))

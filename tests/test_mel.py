@@ -70,6 +70,13 @@ def test_blocks_may_be_as_short_as_a_window(block_frames):
         LogMel(sound, block_frames=2)
 
 
+def test_blocks_of_samples_are_the_recording():
+    sound = noise(75, 4)
+    with LogMel(block for block in np.split(sound, [480_000, 960_000])) as of_blocks, LogMel(sound) as spectrogram:
+        assert of_blocks.content_frames == 7500
+        assert torch.equal(all_frames(of_blocks), all_frames(spectrogram))
+
+
 def test_several_blocks_of_the_usual_size():
     sound = noise(95.3, 4)
     with LogMel(sound) as spectrogram:

@@ -36,9 +36,9 @@ class LogMel:
 
     Parameters
     ----------
-    audio : str, path, bytes, binary file, array or Tensor, shape (samples,)
+    audio : str, path, bytes, binary file, array, Tensor, shape (samples,), or generator of arrays
         A file for `load_audio`, or one channel at 16 kHz in float32 (or float16, bfloat16). A tensor is processed on
-        its device.
+        its device. Arrays of a generator follow one another, as those of `stream_audio`.
     n_mels : {80, 128}
     block_frames : int
         Frames of 10 ms computed at once. Blocks of 100 frames or more give upstream's numbers to the last bit where the
@@ -71,7 +71,7 @@ class LogMel:
 
     def __init__(
         self,
-        audio: Recording | np.ndarray | Tensor,
+        audio: Recording | np.ndarray | Tensor | Generator[np.ndarray, None, None],
         n_mels: int = 80,
         *,
         block_frames: int = BLOCK_FRAMES,
@@ -152,8 +152,12 @@ def _discard(file: IO[bytes]) -> None:
         file.close()
 
 
-def _sample_blocks(audio: Recording | np.ndarray | Tensor, size: int) -> Iterable[Tensor]:
-    """Return the samples, ``size`` at a time; only the last block is shorter."""
+def _sample_blocks(
+    audio: Recording | np.ndarray | Tensor | Generator[np.ndarray, None, None], size: int
+) -> Iterable[Tensor]:
+    """Return the samples, ``size`` at a time, where they are not blocks already; only the last one is shorter."""
+    if isinstance(audio, Generator):
+        return (torch.from_numpy(block) for block in audio)
     audio = readable(audio)
     if isinstance(audio, (str, os.PathLike)):
         return (torch.from_numpy(block) for block in stream_audio(audio, seconds=size / SAMPLE_RATE))

@@ -104,6 +104,16 @@ def test_words_are_timed_as_by_upstream(model_en, frames, sorted_shapes):
     assert [w["word"] for w in timed(add_word_timestamps, stand_in)] == [w["word"] for w in expected]
 
 
+def test_logits_may_be_those_of_the_last_tokens_alone(model_en):
+    audio = model_en.precompute_cross_kv(torch.randn(1, 1500, model_en.dims.n_audio_state))
+    tokens = torch.arange(40)[None]
+    whole, some = AlignmentModel(model_en, audio), AlignmentModel(model_en, audio, logits_from=30)
+    logits, last = whole(None, tokens), some(None, tokens)
+    torch.testing.assert_close(last[:, 30:], logits[:, 30:], atol=1e-4, rtol=1e-4)
+    assert not last[:, :30].any()
+    assert all(torch.equal(one, other) for one, other in zip(whole.scores, some.scores))
+
+
 def test_upstream_stays_as_it_is(model_en, monkeypatch):
     """The faster sort is ours alone; replaced functions of upstream's are used."""
     before = dict(vars(timing))

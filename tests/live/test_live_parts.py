@@ -21,7 +21,7 @@ import whisper_at
 from whisper_at import find_events
 from whisper_at.live import EventEnd, EventStart, Final, Partial, Row, Stream, Transcript, Word
 from whisper_at.live.events import EventTracker
-from whisper_at.live.hypothesis import TimedWord, num_sayable
+from whisper_at.live.hypothesis import TimedWord, WordDecoder, num_sayable
 from whisper_at.live.policies import num_agreed, num_attended
 from whisper_at.live.sources import decoded_stream, microphone
 from whisper_at.live.spectrogram import StreamingLogMel
@@ -29,6 +29,7 @@ from whisper_at.live.terminal import LinePrinter, Screen
 from whisper_at.live.text import TextTracker
 from whisper_at.tagging.classes import ClassSet
 from whisper_at.tagging.labels import audioset_classes, find_class
+from whisper_at.windows import Window
 
 
 def words(text: str, start: float = 0.0) -> list[TimedWord]:
@@ -66,16 +67,50 @@ def test_words_that_nobody_says_so_fast_are_left_out():
     assert num_sayable([*said, *fast[:3]]) == 5
 
 
+def test_what_all_tokens_attend_to_does_not_count():
+    """Tokens look at their words, and all of them more at one other place, and each at a single one besides."""
+    decoder = WordDecoder(whisper_at.load_model("nano.en"), "en", "transcribe", {})
+    before = len(decoder.tokenizer.sot_sequence)
+    scores = torch.zeros(1, decoder.model.dims.n_text_head, before + 6, 200)
+    scores[..., :10] = 8.0
+    for token in range(6):
+        scores[:, :, before + token, 20 + 25 * token : 30 + 25 * token] += 5.0
+        scores[:, :, before + token, 160 + 5 * token] += 9.0
+    attended = decoder._attended([scores] * decoder.model.dims.n_text_layer, Window(1000, 400))
+    assert len(attended) == 5  # one for every text token
+    for token, seconds in enumerate(attended):
+        assert 20 + 25 * token <= round(seconds / 0.02) < 30 + 25 * token
+
+
+def test_punctuation_does_not_tell_where_a_word_is():
+    decoder = WordDecoder(whisper_at.load_model("nano.en"), "en", "transcribe", {})
+    tokens = decoder.tokenizer.encode(" went up.")
+    assert list(decoder._lettered(tokens, 0, len(tokens))) == list(range(len(tokens) - 1))
+    assert list(decoder._lettered(tokens, len(tokens) - 1, len(tokens))) == [len(tokens) - 1]
+
+
 @pytest.mark.parametrize("policy", ["align_att", "local_agreement"])
 def test_a_pass_is_cut_behind_its_last_sentence(policy):
     text = TextTracker(policy, 0.4, [1, 2], 0.0)
-    heard = words("It rains. We go home")
+    heard = words("It rains. We go home again now")
     for _ in range(1 if policy == "align_att" else 2):
-        text.update(heard, 6.2)
-    assert text.cut(0, 480) is None  # short
-    assert text.cut(0, 600) == (170, 230)
+        text.update(heard, 8.2)
+    assert text.cut(0, 780) is None  # short
+    assert text.cut(-400, 480) is None  # the next one would hear too little again
+    assert text.cut(0, 820) == (170, 230)
     assert text.prompt == [1, 2, 0, 1]
-    assert [word.text for word in text.finals] == [" We", " go", " home"]
+    assert [word.text for word in text.finals] == [" We", " go", " home", " again", " now"]
+
+
+def test_a_pass_in_which_nothing_follows_is_cut():
+    text = TextTracker("align_att", 0.4, [], 0.0)
+    text.update(words("It rains."), 3.9)
+    assert text.cut(0, 390) is None
+    text.update(words("We", 2.5), 4.1)
+    assert text.cut(0, 410) is None  # something follows
+    text.update([], 4.1)
+    assert text.cut(0, 410) == (170, 230)
+    assert (text.prompt, text.finals) == ([0, 1], [])
 
 
 @settings(max_examples=30, deadline=None)

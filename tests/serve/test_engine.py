@@ -17,6 +17,7 @@ from conftest import ROOT, noise
 from fastapi.testclient import TestClient
 
 import whisper_at
+from whisper_at import audio
 from whisper_at.batched import BatchDecoder
 from whisper_at.serve import Limits, create_app, engine
 from whisper_at.serve.recordings import Recording
@@ -69,8 +70,8 @@ def batches(monkeypatch):
 
 
 def test_clients_share_batches_and_have_the_text_that_they_have_alone(nano, batches):
-    audio = whisper_at.load_audio(str(SAMPLE))
-    sounds = [wav(audio[i * 16000 * 5 : (i * 5 + 4 + 9 * i) * 16000]) for i in range(6)]  # of 4 to 49 s
+    street = whisper_at.load_audio(str(SAMPLE))
+    sounds = [wav(street[i * 16000 * 5 : (i * 5 + 4 + 9 * i) * 16000]) for i in range(6)]  # of 4 to 49 s
     fields = {"response_format": "verbose_json", "timestamp_granularities": "word,segment"}
     tagged = [fields | ({"at_time_res": "2"} if i % 2 else {}) for i in range(6)]
     app = create_app(nano, "nano.en", batch_size=8, **DETERMINISTIC)
@@ -93,6 +94,15 @@ def test_clients_share_batches_and_have_the_text_that_they_have_alone(nano, batc
         times = [[time for w in of["words"] for time in (w["start"], w["end"])] for of in (one, other)]
         assert times[0] == pytest.approx(times[1], abs=0.021)  # a word may move by a frame
         assert [e["name"] for e in one.get("events", [])] == [e["name"] for e in other.get("events", [])]
+
+
+def test_a_recording_is_read_once(model_en, monkeypatch):
+    opened, real = [], audio._decode
+    monkeypatch.setattr(audio, "_decode", lambda *args: opened.append(args) or real(*args))
+    with TestClient(create_app(model_en, "random", batch_size=2, sample_len=4, **DETERMINISTIC)) as client:
+        answer = ask(client, wav(noise(40)), response_format="verbose_json").json()
+    assert answer["duration"] == pytest.approx(40)
+    assert len(opened) == 1
 
 
 def test_requests_that_decode_otherwise_have_batches_of_their_own(model_en, batches):
@@ -132,7 +142,7 @@ def test_limits(model_en, monkeypatch):
     """One recording is open, two may wait, one of each client."""
     monkeypatch.setattr(engine, "MIN_OPEN", 1)
     go, real = threading.Event(), Recording.open
-    monkeypatch.setattr(Recording, "open", lambda self: (go.wait(60), real(self)))
+    monkeypatch.setattr(Recording, "open", lambda self, samples: (go.wait(60), real(self, samples)))
     keys = ["a", "b", "c"]
     app = create_app(model_en, "random", Limits(waiting=2, waiting_per_client=1), api_keys=keys, sample_len=4)
     sound = wav(noise(3))

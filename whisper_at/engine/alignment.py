@@ -133,21 +133,23 @@ class AlignmentModel:
 
     It is called with a mel, which is not read, and tokens ``(1, n)``; it returns logits ``(1, n, vocabulary)`` and
     shows the scores of every layer's cross-attention to the hooks that find_alignment has put there. They stay in
-    ``scores``, ``(1, heads, n, frames)`` each.
+    ``scores``, ``(1, heads, n, frames)`` each. ``logits_from`` : logits before this place are left out, as where
+    probabilities of the words are known.
     """
 
     scores: list[Tensor]
 
-    def __init__(self, model: WhisperAT, audio: EncodedAudio) -> None:
+    def __init__(self, model: WhisperAT, audio: EncodedAudio, logits_from: int = 0) -> None:
         self.dims, self.device, self.alignment_heads = model.dims, model.device, model.alignment_heads
-        self._model, self._audio = model, audio
+        self._model, self._audio, self._logits_from = model, audio, logits_from
         self._attentions = [_CrossAttention() for _ in range(model.dims.n_text_layer)]
         self.decoder = SimpleNamespace(blocks=[SimpleNamespace(cross_attn=a) for a in self._attentions])
 
     def __call__(self, mel: Tensor, tokens: Tensor) -> Tensor:
         """Compute logits, and show the scores to the hooks."""
         decoder = self._model.fast_decoder(self._audio.features.dtype)
-        logits, self.scores = DecoderState(decoder, self._audio, use_graphs=False).prefill_with_scores(tokens)
+        state = DecoderState(decoder, self._audio, use_graphs=False)
+        logits, self.scores = state.prefill_with_scores(tokens, self._logits_from)
         for attention, layer in zip(self._attentions, self.scores):
             attention.show(layer)
         return logits

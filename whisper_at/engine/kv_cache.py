@@ -95,8 +95,10 @@ class DecoderState:
         return logits.unflatten(0, (count, len(logits_at)))
 
     @torch.no_grad()
-    def prefill_with_scores(self, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def prefill_with_scores(self, tokens: Tensor, logits_from: int = 0) -> tuple[Tensor, list[Tensor]]:
         """Take the first tokens ``(recordings, n)``, for logits and cross-attention; no step can follow.
+
+        Logits before a place are not computed, but 0.
 
         Returns
         -------
@@ -107,7 +109,9 @@ class DecoderState:
         scores: list[Tensor] = []
         first = torch.arange(0, len(self.row_ids), self.n_group)
         hidden = self._forward(tokens, first, scores)
-        return self.decoder.logits(hidden.flatten(0, 1), self.audio).unflatten(0, tokens.shape), scores
+        hidden = hidden[:, logits_from:]
+        logits = self.decoder.logits(hidden.flatten(0, 1), self.audio).unflatten(0, hidden.shape[:2])
+        return F.pad(logits, (0, 0, logits_from, 0)) if logits_from else logits, scores
 
     @property
     def can_drop_rows(self) -> bool:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from whisper.audio import FRAMES_PER_SECOND
 from whisper.decoding import DecodingOptions, DecodingResult
+from whisper.timing import median_filter
 from whisper.tokenizer import get_tokenizer
 
-from ..engine.alignment import AlignmentModel, add_word_timestamps
+from ..engine.alignment import AlignmentModel, FastMedianSort, add_word_timestamps
 from ..engine.kv_cache import EncodedAudio
 from ..fallback import Thresholds
 from ..segments import PUNCTUATION
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from ..model import WhisperAT
 
 SECONDS_PER_POSITION = POSITION_FRAMES / FRAMES_PER_SECOND
+MEDIAN_POSITIONS = 7
+"""Width of the median filter over positions, as of openai-whisper's word timing."""
 THRESHOLDS = Thresholds(compression_ratio=2.4, logprob=-1.0, no_speech=0.6)
 """When a hypothesis looks bad: openai-whisper's defaults."""
 SPARE_TOKENS = 16
@@ -148,7 +151,7 @@ class WordDecoder:
     ) -> list[TimedWord]:
         offset, end = window.seek / FRAMES_PER_SECOND, window.end / FRAMES_PER_SECOND
         text_tokens = [*prefix, *tokens]
-        model = AlignmentModel(self.model, audio)
+        model = AlignmentModel(self.model, audio, logits_from=len(self.tokenizer.sot_sequence) + len(prefix))
         segment: dict[str, Any] = {"seek": window.seek, "start": offset, "end": end, "tokens": text_tokens}
         add_word_timestamps(
             segments=[segment],
@@ -174,17 +177,28 @@ class WordDecoder:
             text = self.tokenizer.decode(list(own)) if begin < len(prefix) else word["word"]
             if not own or (begin < len(prefix) and not text.strip(PUNCTUATION + " ")):
                 continue  # a final word, or its punctuation, which came too late
-            latest = offset + float(attended[first:position].max())
+            latest = offset + max(attended[i] for i in self._lettered(text_tokens, first, position))
             if latest < furthest - REWIND_SECONDS:
                 break
             furthest = max(furthest, latest)
-            start = max(word["start"], last_end)
-            words.append(TimedWord(text, own, start, max(start, word["end"]), float(word["probability"]), latest))
+            start, stop = (float(max(word[name], last_end)) for name in ("start", "end"))
+            words.append(TimedWord(text, own, start, max(start, stop), float(word["probability"]), latest))
         return words[: num_sayable(words)]
 
-    def _attended(self, scores: list[Tensor], window: Window) -> Tensor:
-        """Return the seconds from the window's start that each text token attends to most."""
+    def _lettered(self, tokens: list[int], first: int, end: int) -> Sequence[int]:
+        """Return the places of a word's tokens but for its punctuation, which attends to the pause behind it."""
+        lettered = [i for i in range(first, end) if self.tokenizer.decode([tokens[i]]).strip(PUNCTUATION + " ")]
+        return lettered or range(first, end)
+
+    def _attended(self, scores: list[Tensor], window: Window) -> list[float]:
+        """Return the seconds from the window's start that each text token attends to most.
+
+        As to time words, what all tokens attend to alike does not count, and single positions do not either.
+        """
         heads = self.model.alignment_heads.indices().T.tolist()
         weights = torch.stack([scores[layer][0, head] for layer, head in heads])
-        positions = weights[:, :, : window.size // POSITION_FRAMES].softmax(-1).mean(0).argmax(-1)
-        return positions[len(self.tokenizer.sot_sequence) : -1] * SECONDS_PER_POSITION
+        weights = weights[:, :, : window.size // POSITION_FRAMES].softmax(-1)
+        std, mean = torch.std_mean(weights, dim=-2, keepdim=True, unbiased=False)
+        with FastMedianSort():
+            positions = median_filter((weights - mean) / std, MEDIAN_POSITIONS).mean(0).argmax(-1)
+        return (positions[len(self.tokenizer.sot_sequence) : -1] * SECONDS_PER_POSITION).tolist()

@@ -12,10 +12,15 @@ from .policies import num_agreed, num_attended
 
 PROMPT_TOKENS = 48
 """So many of the latest tokens before a pass are its prompt."""
-SHORT_SECONDS = 5.0
+SHORT_SECONDS = 8.0
 """A pass that is shorter is not cut."""
-LONG_SECONDS = 12.0
-"""A pass that is longer is cut behind its last final word, if no sentence has ended in it."""
+LONG_SECONDS = 15.0
+"""A pass that is longer is cut behind a final word, if no sentence has ended in it."""
+CONTEXT_SECONDS = 3.0
+"""So much of a pass the next one hears again at least: with less, the words after a cut are guessed."""
+STUCK_SECONDS = 2.0
+"""Where nothing follows the final words for so long, the next pass starts behind them: decoders like to end at a full
+stop, whatever is said after it."""
 LAST_WORD_SECONDS = 0.6
 """A word that none follows has to have ended so much longer ago."""
 CUT_SECONDS = 0.3
@@ -74,14 +79,18 @@ class TextTracker:
 
         Words before that go to the prompt.
         """
+        if self.finals and not self.partial and end / FRAMES_PER_SECOND - self.last_end > STUCK_SECONDS:
+            return self._cut_behind(len(self.finals) - 1)
         seconds = (end - start) / FRAMES_PER_SECOND
         if seconds < SHORT_SECONDS:
             return None
-        sentences = [i for i, word in enumerate(self.finals) if word.ends_sentence]
+        latest = end / FRAMES_PER_SECOND - CONTEXT_SECONDS
+        settled = [i for i, word in enumerate(self.finals) if word.end <= latest]
+        sentences = [i for i in settled if self.finals[i].ends_sentence]
         if sentences:
             return self._cut_behind(sentences[-1])
-        if seconds > LONG_SECONDS and self.finals:
-            return self._cut_behind(len(self.finals) - 1)
+        if seconds > LONG_SECONDS and settled:
+            return self._cut_behind(settled[-1])
         return None
 
     def cut_all(self) -> None:

@@ -8,10 +8,12 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import TypeVar
 
+import numpy as np
 import torch
 from starlette.exceptions import HTTPException
 
@@ -144,11 +146,11 @@ class Engine:
 
     def _open(self, recording: Recording) -> None:
         try:
-            recording.seconds = self._count_seconds(recording)
-            try:
-                recording.open()
-            except ValueError as error:  # as of samples that are no numbers
-                raise HTTPException(400, f"{recording.name}: {error}") from None
+            with closing(self._samples(recording)) as samples:
+                try:
+                    recording.open(samples)
+                except ValueError as error:  # as of samples that are no numbers
+                    raise HTTPException(400, f"{recording.name}: {error}") from None
             self._tell(recording, Opened(recording.seconds))
             if isinstance(recording.steps, BatchedSteps) and not recording.steps.n_windows:  # it is empty
                 self._close(recording, recording.steps.finish())
@@ -161,19 +163,21 @@ class Engine:
         self._open_more()
         self._wake()
 
-    def _count_seconds(self, recording: Recording) -> float:
-        """Return the length of a recording in seconds; raise an HTTPException if it cannot be read or is too long."""
-        samples = 0
+    def _samples(self, recording: Recording) -> Generator[np.ndarray, None, None]:
+        """Yield the samples of a recording, and count its seconds.
+
+        HTTPException if it cannot be read or is too long.
+        """
         try:
             for block in stream_audio(recording.path, audio_track=recording.options.get("audio_track")):
-                samples += len(block)
+                recording.seconds += len(block) / SAMPLE_RATE
                 if recording.cancelled:
                     raise HTTPException(499, "the client has gone")
-                if samples > self.limits.minutes * 60 * SAMPLE_RATE:
+                if recording.seconds > self.limits.minutes * 60:
                     raise HTTPException(413, f"{recording.name} is longer than {self.limits.minutes:g} minutes")
+                yield block
         except (RuntimeError, ValueError) as error:
             raise HTTPException(400, str(error).replace(str(recording.path), recording.name)) from None
-        return samples / SAMPLE_RATE
 
     # --- transcribing ----------------------------------------------------------------------------------------
 

@@ -9,7 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..batched import BatchDecoder, OpenRecording, WindowJob, batch_decoder
+import numpy as np
+
+from ..audio import readable
+from ..batched import BatchDecoder, OpenRecording, PreparedRecording, WindowJob, batch_decoder
+from ..mel import LogMel
 from ..model import WhisperAT
 from ..options import TranscribeOptions
 from ..tagging.progress import Progress, ProgressReporter
@@ -77,18 +81,20 @@ class Recording:
         """Where it lies."""
         return Path(self.folder.name, "recording")
 
-    def open(self) -> None:
-        """Compute its spectrogram, and find out which language is spoken."""
-        if self.tag_only:
-            self.steps = InOrderSteps(tag_in_order(self.model, str(self.path), **self.options))
-            return
-        options = TranscribeOptions.from_keywords(**self.options)
+    def open(self, samples: Generator[np.ndarray, None, None]) -> None:
+        """Compute its spectrogram, of blocks of 30 s of samples, and find out which language is spoken."""
+        options = None if self.tag_only else TranscribeOptions.from_keywords(**self.options)
         on_progress = self.notify if self.tells_progress else None
-        if options.batch_size is None:
+        if options is not None and options.batch_size is not None:
+            self.steps = BatchedSteps(batch_decoder(self.model, options), self.path, samples, on_progress)
+            return
+        for _ in samples:  # what reads windows in order opens the file by itself: this is whether it can be read
+            pass
+        if options is None:
+            self.steps = InOrderSteps(tag_in_order(self.model, str(self.path), **self.options))
+        else:
             options = replace(options, on_progress=on_progress)
             self.steps = InOrderSteps(transcribe_in_order(self.model, str(self.path), options))
-        else:
-            self.steps = BatchedSteps(batch_decoder(self.model, options), str(self.path), on_progress)
 
     def close(self, keep_file: bool = False) -> None:
         """Delete everything about it, but for its file where that is kept."""
@@ -127,10 +133,16 @@ class BatchedSteps:
     """A recording whose windows go into batches with those of others: of all that have the same ``batch_key``."""
 
     def __init__(
-        self, decoder: BatchDecoder, path: str, on_progress: Callable[[Progress], object] | None = None
+        self,
+        decoder: BatchDecoder,
+        path: Path,
+        samples: Generator[np.ndarray, None, None],
+        on_progress: Callable[[Progress], object] | None = None,
     ) -> None:
         self.decoder = decoder
-        self.recording = OpenRecording(decoder.model, path, decoder.options, decoder.dtype)
+        source = readable(str(path), decoder.options.audio_track)
+        prepared = PreparedRecording(source, LogMel(samples, decoder.model.dims.n_mels))
+        self.recording = OpenRecording(decoder.model, prepared, decoder.options, decoder.dtype)
         self.jobs: deque[WindowJob] = deque(self.recording.jobs)
         self.n_told = 0
         of_recording = on_progress, self.recording.tagger, self.recording.language, decoder.options.task
