@@ -123,6 +123,15 @@ def command_process(*arguments: str, seconds: float = 300, **options) -> Iterato
             timer.cancel()
 
 
+@pytest.fixture(scope="session")
+def served() -> Iterator[str]:
+    """Address of a server of nano.en in a process of its own, for all tests that ask nothing special of it."""
+    import serving  # of tests/serve
+
+    with serving.served() as (address, _):
+        yield address
+
+
 def _heed_ctrl_c() -> None:
     """What is started in the background of a shell inherits that Ctrl-C is ignored."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
