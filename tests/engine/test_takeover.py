@@ -210,7 +210,7 @@ print(text == again, early, late, sum(sum(kernel._cache_misses.values()) for ker
 def test_the_first_run_on_a_machine(tmp_path):
     """Nothing is compiled by the process that transcribes, and its text is there before anything is.
 
-    Of the other precisions `test_target` shows it.
+    `test_target` shows the first and the text in other precisions.
     """
     env = {**os.environ, "WHISPER_AT_CACHE": str(tmp_path), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", FIRST_RUN]

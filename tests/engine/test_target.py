@@ -76,8 +76,8 @@ def run(tmp_path, settings: dict[str, str], program: str, *arguments: str) -> st
 def test_an_image_for_other_machines(tmp_path, settings, unused, compute_types):
     """Nothing is used that the target lacks, by any precision; where the host is another, it ran all the same.
 
-    It is a first run in each: text comes before the kernels, which another process compiles. The case that ended the
-    process: ``LLVM ERROR: Symbol not found: __extendhfsf2``.
+    Another process compiles for the one that transcribes, whose text stays the same. The case that ended the process:
+    ``LLVM ERROR: Symbol not found: __extendhfsf2``.
     """
     found = run(tmp_path, settings, PROGRAM, *compute_types)
     *runs, compiled, used, warned = found.removesuffix("\n").split("\n")
