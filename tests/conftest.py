@@ -5,6 +5,12 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -97,6 +103,38 @@ def noise(seconds: float, seed: int = 0) -> np.ndarray:
     n = round(seconds * SAMPLE_RATE)
     envelope = np.sin(np.arange(n) / SAMPLE_RATE * 0.7 + seed) ** 2
     return (np.random.default_rng(seed).standard_normal(n) * envelope * 0.1).astype(np.float32)
+
+
+@contextmanager
+def command_process(*arguments: str, seconds: float = 300, **options) -> Iterator[subprocess.Popen]:
+    """Run the command ``whisper-at`` in a process that heeds Ctrl-C and is killed if it lasts too long."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    options = {"env": {**os.environ, "PYTHONPATH": path}, "preexec_fn": _heed_ctrl_c} | streams | options
+    with subprocess.Popen([sys.executable, "-m", "whisper_at", *arguments], **options) as process:
+        timer = threading.Timer(seconds, process.kill)
+        timer.start()
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            timer.cancel()
+
+
+@pytest.fixture(scope="session")
+def served() -> Iterator[str]:
+    """Address of a server of nano.en in a process of its own, for all tests that ask nothing special of it."""
+    import serving  # of tests/serve
+
+    with serving.served() as (address, _):
+        yield address
+
+
+def _heed_ctrl_c() -> None:
+    """What is started in the background of a shell inherits that Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 DATA = Path(os.environ.get("WHISPER_AT_DATA", ROOT.parent / "shared" / "data"))

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, command_process
 
 from whisper_at import cli
 
@@ -39,9 +37,8 @@ def test_lines_where_there_is_no_terminal(capsys):
 
 def test_ctrl_c_ends_a_pipe_with_all_that_was_said():
     """Standard input stays open: what was said before Ctrl-C is there, the last words too."""
-    command = [sys.executable, "-m", "whisper_at", "live", "-", *shlex.split("--model nano.en --head none --json")]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=False, env=env) as process:
+    command = ["live", "-", *shlex.split("--model nano.en --head none --json")]
+    with command_process(*command, stdin=subprocess.PIPE, stderr=None) as process:
         process.stdin.write(Path(SPEECH).read_bytes())
         process.stdin.flush()
         first = process.stdout.readline()

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 import warnings
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import ROOT, noise
+from conftest import ROOT, command_process, noise
 
 from whisper_at import cli
 from whisper_at.cli import reporting
@@ -120,28 +119,17 @@ def test_home_folder_in_paths(folder, checkpoint, monkeypatch):
 # --- pipes and Ctrl-C ---------------------------------------------------------------------------------------
 
 
-def program(*arguments: str, **options) -> subprocess.Popen:
-    command = [sys.executable, "-m", "whisper_at", *arguments]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": _heed_ctrl_c}
-    return subprocess.Popen(command, env=environment, **options)
-
-
-def _heed_ctrl_c() -> None:
-    """What is started in the background of a shell inherits that Ctrl-C is ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.mark.parametrize(("tags", "buffered"), [([], True), (["--at_time_res", "4"], False)])
 def test_a_reader_that_goes_away_loses_the_rest_of_the_screen_only(tmp_path, tags, buffered, monkeypatch):
     """As ``| head -1`` does: a traceback, and no files."""
     if not buffered:
         monkeypatch.setenv("PYTHONUNBUFFERED", "1")
     sample = str(ROOT / "sample" / "street.ogg")
-    running = program(sample, "--model", "nano.en", "-f", "txt", "-o", ".", *QUIET[:4], *tags, cwd=tmp_path)
-    running.stdout.close()
-    errors = running.stderr.read().decode()
-    assert running.wait(300) == 0
+    command = [sample, "--model", "nano.en", "-f", "txt", "-o", ".", *QUIET[:4], *tags]
+    with command_process(*command, cwd=tmp_path) as running:
+        running.stdout.close()
+        errors = running.stderr.read().decode()
+        assert running.wait() == 0
     assert "Traceback" not in errors
     assert "Broken" not in errors
     assert "open the door" in (tmp_path / "street.txt").read_text()
@@ -149,10 +137,10 @@ def test_a_reader_that_goes_away_loses_the_rest_of_the_screen_only(tmp_path, tag
 
 def test_other_commands_and_help_outlive_their_readers_too(tmp_path):
     for arguments in (["models"], ["--help"]):
-        running = program(*arguments, cwd=tmp_path)
-        running.stdout.close()
-        assert "rror" not in running.stderr.read().decode()
-        assert running.wait(60) == 0
+        with command_process(*arguments, cwd=tmp_path) as running:
+            running.stdout.close()
+            assert "rror" not in running.stderr.read().decode()
+            assert running.wait() == 0
 
 
 @pytest.mark.parametrize("batch", [[], ["--batch_size", "2"]])
@@ -160,13 +148,12 @@ def test_ctrl_c_is_one_line_and_leaves_nothing_half_written(tmp_path, batch):
     soundfile.write(tmp_path / "short.wav", np.zeros(8000), 16000)
     soundfile.write(tmp_path / "long.wav", np.tile(soundfile.read(ROOT / "sample" / "street.ogg")[0], 40), 16000)
     command = ["short.wav", "long.wav", "--model", "nano.en", "-f", "all", "-o", "out", *QUIET, *batch]
-    running = program(*command, cwd=tmp_path)
-    deadline = time.time() + 300
-    while not (tmp_path / "out" / "short.json").exists() and time.time() < deadline and running.poll() is None:
-        time.sleep(0.1)
-    running.send_signal(signal.SIGINT)
-    errors = running.stderr.read().decode()
-    assert running.wait(60) == reporting.INTERRUPTED == 130
+    with command_process(*command, cwd=tmp_path) as running:
+        while not (tmp_path / "out" / "short.json").exists() and running.poll() is None:
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        errors = running.stderr.read().decode()
+        assert running.wait() == reporting.INTERRUPTED == 130
     assert "Traceback" not in errors
     assert errors.splitlines()[-1].endswith("interrupted; 1 of 2 recordings are transcribed and written")
     assert sorted(os.listdir(tmp_path / "out")) == [

@@ -10,7 +10,6 @@ from same_as_upstream import both
 pytestmark = pytest.mark.real
 
 OPTIONS = {
-    "defaults": ["1455-134435-0000", {}],
     "beams, patience and length penalty": ["2764-36616-0000", dict(beam_size=2, patience=1.5, length_penalty=0.6)],
     "long initial prompt": ["8226-274369-0000", dict(initial_prompt="The King and the Commons. " * 60)],
     "prefix, without timestamps": ["6880-216547-0000", dict(prefix="The following letter", without_timestamps=True)],
@@ -55,7 +54,6 @@ TWO_WINDOWS = "0,4.245,4.245"
 
 PROMPTS = {
     "the text before": {},
-    "no text before, but a prompt": dict(condition_on_previous_text=False, initial_prompt="FALK, A REPORTER"),
     "a prompt that is carried": dict(initial_prompt="FALK, A REPORTER", carry_initial_prompt=True),
     "no text before, after a high temperature": dict(temperature=(0.0, 0.6), compression_ratio_threshold=0.1),
 }

@@ -16,16 +16,14 @@ LONG = [
 pytestmark = pytest.mark.real
 
 
-@pytest.mark.parametrize(("noise", "snr"), [("1-187207-A-20.ogg", 5), ("1-18527-A-44.ogg", -5)])
-def test_speech_over_a_babys_cries_and_beside_an_engine(noise, snr, tiny_en):
-    both(*tiny_en, in_noise(speech("6880-216547-0000"), load(f"esc50/{noise}"), snr), None, sample_len=40)
+def test_speech_beside_an_engine(tiny_en):
+    both(*tiny_en, in_noise(speech("6880-216547-0000"), load("esc50/1-18527-A-44.ogg"), -5), None, sample_len=40)
 
 
 @pytest.mark.parametrize(
     "path",
     [
         "esc50/1-100032-A-0.ogg",
-        "sounds/urbansound8k__108041-9-0-11.ogg",
         "sounds/philharmonia__violin_A3_phrase_forte_arco-spiccato.ogg",
     ],
 )

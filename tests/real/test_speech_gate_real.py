@@ -34,8 +34,7 @@ def test_nothing_is_written_over_sounds(model, clip):
     assert [part["reason"] for part in result["withheld"]] == ["window without speech"]
 
 
-@pytest.mark.parametrize("batch_size", [None, 4])
-@pytest.mark.parametrize("words", [False, True])
+@pytest.mark.parametrize(("batch_size", "words"), [(None, True), (4, False)])
 def test_speech_is_as_without_the_gate(model, batch_size, words):
     audio = speech(*UTTERANCES[:6], pause=1.0)
     options = OPTIONS | {"batch_size": batch_size, "word_timestamps": words}

@@ -14,7 +14,7 @@ from whisper_at.audio import load_audio, pad_or_trim
 from whisper_at.data.readers import read_folders
 
 CLASSES = ("helicopter", "rain", "rooster")
-CLIPS = 6
+CLIPS = 4
 
 
 def test_own_sounds_are_named_in_a_new_recording(data, tmp_path):

@@ -129,7 +129,7 @@ def test_a_short_recording_does_not_wait_for_the_end_of_a_long_one(model_en, mon
     real = type(model_en).embed_audio
     monkeypatch.setattr(type(model_en), "embed_audio", lambda *args: begun.set() or time.sleep(0.05) or real(*args))
     with TestClient(app) as client, ThreadPoolExecutor(2) as pool:
-        long = pool.submit(ask, client, wav(noise(600)), "a")
+        long = pool.submit(ask, client, wav(noise(240)), "a")
         long.add_done_callback(lambda _: finished.append("long"))
         assert begun.wait(60)
         short = pool.submit(ask, client, wav(noise(4)), "b")

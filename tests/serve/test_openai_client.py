@@ -18,12 +18,6 @@ from whisper_at.serve import Limits, create_app
 SAMPLE = ROOT / "sample" / "street.ogg"
 
 
-@pytest.fixture(scope="module")
-def served():
-    with serving.served() as (address, _):
-        yield address
-
-
 @pytest.fixture
 def clip(tmp_path):
     soundfile.write(tmp_path / "noise.wav", noise(4), 16000)

@@ -10,7 +10,6 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-import serving
 import soundfile
 import torch
 from conftest import ROOT, noise
@@ -67,12 +66,6 @@ def refusal(answer, status=400) -> str:
 
 
 # --- what comes back ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def served():
-    with serving.served() as (address, _):
-        yield address
 
 
 def test_the_text_is_that_of_transcribe(post, clip):

@@ -18,9 +18,8 @@ SAMPLE = ROOT / "sample" / "street.ogg"
 
 
 @pytest.fixture(scope="module")
-def client():
-    with serving.served() as (address, _):
-        yield openai.OpenAI(base_url=f"{address}/v1", api_key="none")
+def client(served):
+    return openai.OpenAI(base_url=f"{served}/v1", api_key="none")
 
 
 @pytest.mark.parametrize("name", ["gpt-4o-transcribe", "nano.en"])

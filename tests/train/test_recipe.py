@@ -259,7 +259,7 @@ SEVERAL = """
 import os, signal, sys
 from pathlib import Path
 import torch
-import torch._dynamo  # once, not in every child
+import sklearn.metrics, torch._dynamo  # once, not in every child
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from test_recipe import SHORT, made_store, trained
