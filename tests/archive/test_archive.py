@@ -400,5 +400,5 @@ def test_a_batch_that_does_not_fit_is_halved(recordings, unbroken, nano, tmp_pat
 
 
 def test_two_runs_do_not_work_on_one_folder(recordings, nano, tmp_path):
-    with Store(tmp_path).locked(), pytest.raises(RuntimeError, match="another run"):
+    with Store(tmp_path).storage.locked(), pytest.raises(RuntimeError, match="another run"):
         make(recordings, tmp_path, nano)
