@@ -32,14 +32,30 @@ def recordings(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def url():
-    """A place in fsspec's memory."""
-    folder = f"/bucket/{uuid.uuid4().hex}"
-    yield f"memory:/{folder}/data set [1]"
-    memory = fsspec.filesystem("memory")
-    if memory.exists(folder):
-        memory.rm(folder, recursive=True)
+@pytest.fixture(scope="module")
+def s3():
+    """fsspec's settings for a server that speaks S3, with an empty bucket."""
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        settings = {"endpoint_url": f"http://{host}:{port}", "key": "key", "secret": "secret"}
+        patch.setitem(fsspec.config.conf, "s3", settings)
+        fsspec.filesystem("s3").mkdir("bucket")
+        yield
+    server.stop()
+
+
+@pytest.fixture(params=["memory", "s3"])
+def url(request):
+    """A place in fsspec's memory, or in a bucket."""
+    if request.param == "s3":
+        request.getfixturevalue("s3")
+    yield f"{request.param}://bucket/{uuid.uuid4().hex}/data set [1]"
+    store = fsspec.filesystem(request.param)
+    if store.exists("bucket") and request.param == "memory":
+        store.rm("bucket", recursive=True)
 
 
 def make(recordings, output, nano, formats="srt", **options):
@@ -70,15 +86,16 @@ def test_it_has_every_byte_that_a_folder_has(recordings, nano, url, tmp_path):
 def test_a_run_that_was_stopped_between_two_uploads_goes_on(recordings, nano, url, monkeypatch):
     whole = f"{url}-whole"
     make(recordings, whole, nano)
-    memory, real, seen = fsspec.filesystem("memory"), type(fsspec.filesystem("memory")).put_file, []
+    store, seen = fsspec.core.url_to_fs(url)[0], []
+    real = store.put_file
 
-    def put_file(self, local, remote, **options):
+    def put_file(local, remote, **options):
         seen.append(remote)
         if remote.endswith("events/part-00001.parquet"):
             raise KeyboardInterrupt
-        return real(self, local, remote, **options)
+        return real(local, remote, **options)
 
-    monkeypatch.setattr(type(memory), "put_file", put_file)
+    monkeypatch.setattr(store, "put_file", put_file)
     with pytest.raises(KeyboardInterrupt):
         make(recordings, url, nano)
     assert "events/part-00001.parquet" not in contents(url)
@@ -96,27 +113,28 @@ def test_files_asked_for_later_are_uploaded(recordings, nano, url):
 
 def test_other_options_are_refused(recordings, nano, url):
     make(recordings, url, nano)
-    with pytest.raises(ValueError, match=r"memory://.* was made otherwise \(sample_len"):
+    with pytest.raises(ValueError, match=r"bucket/.* was made otherwise \(sample_len"):
         make(recordings, url, nano, sample_len=3)
 
 
 def test_find_asks_it_and_nothing_else(recordings, nano, url, capsys):
-    with pytest.raises(FileNotFoundError, match="no archive in memory://"):
+    with pytest.raises(FileNotFoundError, match="no archive in .*://bucket"):
         run_sql(url, "SELECT 1")
     make(recordings, url, nano)
     assert run_sql(url, "SELECT count(*), count(error) FROM files")[1] == [(N, 1)]
     assert list(find(url, Query(texts=("there is no such text",)))) == []
     assert find_main([url, "--sql", "SELECT count(*) AS n FROM files", "--json"]) == 0
     assert capsys.readouterr().out == f'{{"n": {N}}}\n'
-    fsspec.filesystem("memory").pipe("/other/part-0.parquet", b"secret")
-    for other in ("memory://other/part-0.parquet", "/etc/hostname"):
+    other = url.replace("/data set", "/other set")
+    fsspec.core.url_to_fs(other)[0].pipe(f"{other}/a", b"secret")
+    for name in (f"{other}/a", "/etc/hostname"):
         with pytest.raises(Exception, match="disabled by configuration"):
-            run_sql(url, f"SELECT * FROM read_text('{other}')")
+            run_sql(url, f"SELECT * FROM read_text('{name}')")
 
 
-def test_memory_of_one_process_is_none_for_several(recordings, url):
+def test_memory_of_one_process_is_none_for_several(recordings):
     with pytest.raises(ValueError, match="memory of one process"):
-        make(recordings, url, "nano.en", workers=2)
+        make(recordings, "memory://bucket/set", "nano.en", workers=2)
 
 
 @pytest.mark.parametrize("url", ["sftp://host/set", "https://host/set", "simplecache::s3://bucket/set"])
