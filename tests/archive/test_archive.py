@@ -18,7 +18,7 @@ from conftest import noise
 import whisper_at
 from whisper_at.archive import ArchiveSettings, row_result, run, transcribe_archive
 from whisper_at.archive import worker as worker_module
-from whisper_at.archive.inputs import InputOptions
+from whisper_at.archive.inputs import InputOptions, list_items
 from whisper_at.archive.schema import events_schema, files_schema
 from whisper_at.archive.store import Store
 from whisper_at.limits import DecodeLimits
@@ -237,6 +237,13 @@ def test_a_tar_file_a_table_and_a_list_hold_the_same_recordings(nano, tmp_path):
         assert rows == expected, name
         assert make(tmp_path / name, output, nano).skipped == 3, name
         assert not list((output / "work").iterdir())
+
+
+def test_recordings_of_one_name_in_a_table_are_all_taken(tmp_path):
+    audio = [{"bytes": b"x", "path": name} for name in ("a.wav", "a.wav", "a.wav#2", "b/a.wav")]
+    pq.write_table(pa.table({"audio": audio}), tmp_path / "t.parquet")
+    members = [item.member for item in list_items([tmp_path / "t.parquet"])]
+    assert members == ["a.wav", "a.wav#2", "a.wav#2#2", "a.wav#3"]
 
 
 def test_urls_in_lists_have_to_be_allowed(nano, tmp_path):

@@ -276,6 +276,20 @@ def test_what_lies_before_the_damage_is_done_and_the_damage_has_a_row(tmp_path):
     assert transcribe_archive(tars, output, model="nano.en", **OPTIONS).skipped == len(rows)
 
 
+def test_empty_members_cost_no_decoding(tmp_path, monkeypatch):
+    from whisper_at.archive import prefetch
+    from whisper_at.archive.settings import ArchiveSettings
+
+    monkeypatch.setattr(prefetch, "PreparedRecording", None)
+    monkeypatch.setattr(prefetch, "LogMel", None)
+    (tmp_path / "a.tar").write_bytes(b"".join(header(f"{i}.wav") for i in range(50)))
+    (tmp_path / "work").mkdir()
+    preparer = prefetch.Preparer(ArchiveSettings(""), tmp_path / "work", 80, lambda item, sha256: False)
+    found = list(preparer.prepare_all(list_items([tmp_path / "a.tar"])))
+    assert [str(prepared.error) for prepared in found] == [f"{tmp_path}/a.tar:{i}.wav is empty" for i in range(50)]
+    assert not list((tmp_path / "work").iterdir())
+
+
 def test_no_more_recordings_are_listed_than_memory_may_hold(tmp_path, monkeypatch):
     monkeypatch.setattr(inputs, "MAX_TAR_LISTING", 10 * 300)
     (tmp_path / "a.tar").write_bytes(b"".join(header(f"{i}.wav") for i in range(20)))

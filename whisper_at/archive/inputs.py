@@ -204,9 +204,8 @@ def _tar_items(path: str) -> Iterator[Item]:
                     continue
                 left -= 256 + len(member.name)
                 if left < 0:
-                    raise tarfile.ReadError(f"it has more than the {sum(names.values())} recordings that are taken")
-                names[member.name] = count = names.get(member.name, 0) + 1
-                name = member.name if count == 1 else f"{member.name}#{count}"
+                    raise tarfile.ReadError(f"it has more than the {len(names)} recordings that are taken")
+                name = _unused_name(member.name, names)
                 problem = f"{path}:{name} is stored without its zeros: pack it without --sparse"
                 item = Item(path, name, member.size, member.modified, member.offset)
                 yield item._replace(problem=problem) if member.is_sparse else item
@@ -246,9 +245,18 @@ def _table_items(path: str, options: InputOptions) -> Iterator[Item]:
     modified = container.modified if container else None
     seen: dict[str, int] = {}
     for row, name in enumerate(names):
-        member = f"{row}" if name is None else os.path.basename(name)
-        seen[member] = count = seen.get(member, 0) + 1
-        yield Item(path, member if count == 1 else f"{member}#{count}", None, modified, None, row)
+        member = _unused_name(f"{row}" if name is None else os.path.basename(name), seen)
+        yield Item(path, member, None, modified, None, row)
+
+
+def _unused_name(name: str, counts: dict[str, int]) -> str:
+    """Return a name, numbered from its second recording on, that none before has; `counts` are of those before."""
+    unused = name
+    while unused in counts:
+        counts[name] += 1
+        unused = f"{name}#{counts[name]}"
+    counts[unused] = 1
+    return unused
 
 
 def _member_names(table: Any, columns: Sequence[str]) -> list[str | None]:
