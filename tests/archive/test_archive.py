@@ -353,7 +353,7 @@ def test_a_full_disk_while_decoding_is_no_error_of_the_recording(recordings, unb
     monkeypatch.setattr(worker_module, "result_row", result_row)
     with pytest.raises(RuntimeError, match="cannot store"):
         make(recordings, tmp_path, nano)
-    assert not list((tmp_path / "files").iterdir())
+    assert not Store(tmp_path).parts()
     monkeypatch.setattr(worker_module, "result_row", real)
     make(recordings, tmp_path, nano)
     assert content(tmp_path) == content(unbroken)

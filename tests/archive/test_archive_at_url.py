@@ -53,9 +53,8 @@ def url(request):
     if request.param == "s3":
         request.getfixturevalue("s3")
     yield f"{request.param}://bucket/{uuid.uuid4().hex}/data set [1]"
-    store = fsspec.filesystem(request.param)
-    if store.exists("bucket") and request.param == "memory":
-        store.rm("bucket", recursive=True)
+    if request.param == "memory" and fsspec.filesystem("memory").exists("bucket"):
+        fsspec.filesystem("memory").rm("bucket", recursive=True)
 
 
 def make(recordings, output, nano, formats="srt", **options):
@@ -103,6 +102,16 @@ def test_a_run_that_was_stopped_between_two_uploads_goes_on(recordings, nano, ur
     make(recordings, url, nano)
     assert contents(url) == contents(whole)
     assert seen[-1].endswith("events/part-00001.parquet")
+
+
+def test_an_upload_that_fails_stops_the_run_and_is_no_error_of_a_recording(recordings, nano, url, monkeypatch):
+    def put_file(local, remote, **options):
+        if remote.endswith(".srt"):
+            raise TimeoutError("no answer")
+
+    monkeypatch.setattr(fsspec.core.url_to_fs(url)[0], "put_file", put_file)
+    with pytest.raises(RuntimeError, match=r"captions/part-00000/0-.*\.srt cannot be uploaded .* no answer"):
+        make(recordings, url, nano)
 
 
 def test_files_asked_for_later_are_uploaded(recordings, nano, url):

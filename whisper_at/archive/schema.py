@@ -16,6 +16,7 @@ import numpy as np
 
 from ..tagging.events import find_events
 from ..tagging.rows import AUDIOSET, CALIBRATION, HeadRows, read_rows
+from .storage import StorageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -185,7 +186,7 @@ def error_row(error: BaseException, copied_to: str | None = None, label: str = "
 def is_machine_error(error: BaseException | None) -> bool:
     """Return whether an error, or what it came from, is not the recording's fault."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
+        if isinstance(error, StorageError) or (isinstance(error, OSError) and error.errno in MACHINE_ERRORS):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -21,6 +21,10 @@ OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "memory
 """Protocols whose uploads appear whole. Over others, as sftp or webdav, readers would see halves of files."""
 
 
+class StorageError(RuntimeError):
+    """An upload failed: it is no recording's fault."""
+
+
 class Storage(Protocol):
     """What a dataset needs of the place where it lies. Names of files are relative, with ``/``."""
 
@@ -184,7 +188,10 @@ class ObjectStorage:
             yield Path(local)
             for name in sorted(os.listdir(local)):
                 target = "/".join(part for part in (self._root, folder, name) if part)
-                self._store.put_file(os.path.join(local, name), target)
+                try:
+                    self._store.put_file(os.path.join(local, name), target)
+                except Exception as error:  # of the types of each protocol's package
+                    raise StorageError(f"{folder}/{name} cannot be uploaded to {self.location}: {error}") from error
 
     def work_folder(self) -> None:
         """Return None: temporary files are the system's."""
