@@ -176,7 +176,8 @@ def _write_from_row(
     try:
         if any(name in NEED_RECORDING for name in formats):
             copy = fetcher.fetch(item)
-            audio = LimitedRecording(os.fspath(copy or item.path), settings.limits, item.label)
+            track = settings.transcribe.get("audio_track")
+            audio = LimitedRecording(os.fspath(copy or item.path), settings.limits, item.label, track)
         captions.write(part, item, result, audio, formats)
     except Exception as error:
         if is_machine_error(error):
