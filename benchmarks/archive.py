@@ -6,10 +6,11 @@
 DATA is a folder of recordings, of which `--files` are drawn, with `--broken` files among them that are none. A step
 goes on where it was if it is called again with the same `--work`:
 
-unbroken    one run of ``whisper-at archive``: rows, errors, processor time, peak memory
+unbroken    one run of ``whisper-at archive``: rows, errors, processor time, memory in each tenth of its time
 killed      the same, killed with SIGKILL at random moments and started again: are the tables equal?
 workers     the same by two processes, one of which is killed halfway
 ray         the same on Ray with two actors, one of which is killed halfway
+long        one recording of `--hours`, and one of a tenth of that: the same
 loop        ``model.transcribe`` file by file with the same options: processor time
 many        ``transcribe_many`` over the files: processor time
 
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -36,7 +38,7 @@ from typing import Any
 from common import HelpFormatter
 
 ROOT = Path(__file__).parents[1]
-STEPS = ("unbroken", "killed", "workers", "ray", "loop", "many")
+STEPS = ("unbroken", "killed", "workers", "ray", "long", "loop", "many")
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 LOOP = """
 import glob, json, os, resource, sys, warnings
@@ -87,12 +89,33 @@ def draw_files(data: Sequence[Path], folder: Path, n_files: int, n_broken: int, 
     temporary.rename(folder)
 
 
-def command(args: argparse.Namespace, output: Path, *more: str) -> list[str]:
+def write_long_recording(data: Sequence[Path], path: Path, hours: float, seed: int) -> None:
+    """Write recordings one after the other as one of so many hours, in FLAC."""
+    import numpy as np
+    import soundfile
+
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw = random.Random(seed)
+    paths = sorted(path for place in data for path in place.rglob("*") if path.suffix in SUFFIXES)
+    left, temporary = round(hours * 3600 * 16000), path.with_name(f".{path.name}")
+    with soundfile.SoundFile(temporary, "w", 16000, 1, format="FLAC") as file:
+        while left > 0:
+            samples, rate = soundfile.read(draw.choice(paths), dtype="int16", always_2d=True)
+            places = np.arange(0, len(samples), rate / 16000).astype(int)  # resampled roughly: no text is compared
+            block = samples[places[:left], 0]
+            file.write(block)
+            left -= len(block)
+    temporary.rename(path)
+
+
+def command(args: argparse.Namespace, output: Path, *more: str, source: str = "in") -> list[str]:
     """Return the command that makes the dataset."""
     options = ["--model", args.model, "--language", "en", "--device", "cpu", "--batch_size", str(args.batch_size)]
     options += ["--shard_size", str(args.shard_size), "--quiet", *more]
     program = [sys.executable, "-m", "whisper_at.cli.archive"]
-    return [*program, str(args.work / "in"), "-o", str(output), *options]
+    return [*program, str(args.work / source), "-o", str(output), *options]
 
 
 def environment() -> dict[str, str]:
@@ -101,16 +124,31 @@ def environment() -> dict[str, str]:
 
 
 def run(arguments: Sequence[str], log: Path) -> dict[str, Any]:
-    """Run a program to its end; return its status, the processor time of it and its children, and peak memory."""
+    """Run a program to its end; return its status, the processor time of it and its children, and its memory."""
+    samples = []
     with open(log, "ab") as file:
         process = subprocess.Popen(arguments, stdout=file, stderr=file, env=environment())
-        _, status, usage = os.wait4(process.pid, 0)
+        while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
+            samples.append(resident_mb(process.pid))
+            time.sleep(0.2)
+    _, status, usage = ended
     process.returncode = os.waitstatus_to_exitcode(status)
+    bounds = [i * len(samples) // 10 for i in range(11)]
     return {
         "exit_status": process.returncode,
         "cpu_s": round(usage.ru_utime + usage.ru_stime, 1),
         "peak_mb": round(usage.ru_maxrss * 1024 / 1e6),
+        "mb_in_each_tenth": [max(samples[start:end], default=0) for start, end in itertools.pairwise(bounds)],
     }
+
+
+def resident_mb(pid: int) -> int:
+    """Return the memory that a process has, 0 if it has ended."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError):
+        return 0
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6)
 
 
 def digest(output: Path) -> dict[str, str]:
@@ -203,6 +241,7 @@ def main() -> int:
     parser.add_argument("--model", default="nano.en")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--shard-size", type=int, default=64)
+    parser.add_argument("--hours", type=float, default=10.0, help="of the step long")
     parser.add_argument("--loop-files", type=int, default=200, help="files of the steps loop and many")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "whisper-at-archive")
@@ -223,6 +262,12 @@ def main() -> int:
             half = len(digest(args.work / "unbroken")) // 4
             name = b"RayWorker" if step == "ray" else b"multiprocessing"
             found[step] = kill_a_worker(command(args, output, *more), output, log, name, half) | rows(output)
+        elif step == "long":
+            found[step] = {}
+            for hours in (args.hours / 10, args.hours):
+                source, output = f"{hours:g} h/long.flac", args.work / f"long {hours:g} h"
+                write_long_recording(args.data, args.work / source, hours, args.seed)
+                found[step][f"{hours:g} h"] = run(command(args, output, source=source), log) | rows(output)
         else:
             arguments = [step, str(args.work / "in"), args.model, str(args.loop_files), str(args.batch_size)]
             printed = subprocess.run(

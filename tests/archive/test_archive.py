@@ -18,7 +18,7 @@ from conftest import noise
 import whisper_at
 from whisper_at.archive import ArchiveSettings, row_result, run, transcribe_archive
 from whisper_at.archive import worker as worker_module
-from whisper_at.archive.inputs import InputOptions
+from whisper_at.archive.inputs import InputOptions, list_items
 from whisper_at.archive.schema import events_schema, files_schema
 from whisper_at.archive.store import Store
 from whisper_at.limits import DecodeLimits
@@ -239,6 +239,13 @@ def test_a_tar_file_a_table_and_a_list_hold_the_same_recordings(nano, tmp_path):
         assert not list((output / "work").iterdir())
 
 
+def test_recordings_of_one_name_in_a_table_are_all_taken(tmp_path):
+    audio = [{"bytes": b"x", "path": name} for name in ("a.wav", "a.wav", "a.wav#2", "b/a.wav")]
+    pq.write_table(pa.table({"audio": audio}), tmp_path / "t.parquet")
+    members = [item.member for item in list_items([tmp_path / "t.parquet"])]
+    assert members == ["a.wav", "a.wav#2", "a.wav#2#2", "a.wav#3"]
+
+
 def test_urls_in_lists_have_to_be_allowed(nano, tmp_path):
     import fsspec
 
@@ -346,7 +353,7 @@ def test_a_full_disk_while_decoding_is_no_error_of_the_recording(recordings, unb
     monkeypatch.setattr(worker_module, "result_row", result_row)
     with pytest.raises(RuntimeError, match="cannot store"):
         make(recordings, tmp_path, nano)
-    assert not list((tmp_path / "files").iterdir())
+    assert not Store(tmp_path).parts()
     monkeypatch.setattr(worker_module, "result_row", real)
     make(recordings, tmp_path, nano)
     assert content(tmp_path) == content(unbroken)
@@ -400,5 +407,5 @@ def test_a_batch_that_does_not_fit_is_halved(recordings, unbroken, nano, tmp_pat
 
 
 def test_two_runs_do_not_work_on_one_folder(recordings, nano, tmp_path):
-    with Store(tmp_path).locked(), pytest.raises(RuntimeError, match="another run"):
+    with Store(tmp_path).storage.locked(), pytest.raises(RuntimeError, match="another run"):
         make(recordings, tmp_path, nano)

@@ -45,7 +45,7 @@ def tagged(segments, sounds, seconds=20, words=True):
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    store = Store(tmp_path_factory.mktemp("data'set [1]"))
+    folder = tmp_path_factory.mktemp("data'set [1]")
     results = {
         "/a/1.wav": tagged([(0, 4, "About the Budget, then."), (12, 16, "The budgets of others.")], [(3, "Giggle")]),
         "/a/2.wav": tagged([(0, 4, "The budget again")], [(9, "Laughter")]),
@@ -55,8 +55,8 @@ def dataset(tmp_path_factory):
         {"id": path, "path": path, "schema_version": 1, **result_row(result, 20.0)} for path, result in results.items()
     ]
     rows.append({"id": "x", "path": "/a/broken.wav", "schema_version": 1, "error_type": "RuntimeError", "error": "no"})
-    store.write_part(0, make_files_table(rows))
-    return store.folder
+    Store(folder).write_part(0, make_files_table(rows))
+    return folder
 
 
 def places(dataset, **query):

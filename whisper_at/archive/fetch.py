@@ -49,10 +49,12 @@ class Fetcher:
         Raises
         ------
         ValueError
-            If it is larger than allowed, or its tar file or table has changed.
+            If it is larger than allowed, its tar file or table has changed, or it is known that it cannot be read.
         OSError
             If it cannot be read, or the disk is full.
         """
+        if item.problem is not None:
+            raise ValueError(item.problem)
         if item.offset is None and item.row is None and not item.is_url:
             return None
         handle, name = tempfile.mkstemp(dir=self.folder, suffix=os.path.splitext(item.member or item.path)[1][:16])

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..tagging.labels import audioset_classes, descendants
+from .items import is_url
 from .schema import events_schema, files_schema
+from .storage import absolute
 
 if TYPE_CHECKING:
     import duckdb
@@ -74,7 +76,7 @@ def find(folder: str | os.PathLike[str], query: Query, limit: int | None = None)
     Parameters
     ----------
     folder : str or path
-        Of the dataset.
+        Of the dataset, or its URL.
     query : Query
         What is looked for.
     limit : int, optional
@@ -117,15 +119,24 @@ def connect(folder: str | os.PathLike[str]) -> duckdb.DuckDBPyConnection:
     """Return a connection to the tables ``files`` and ``events`` of an archive, which can open nothing else."""
     import duckdb
 
-    path = Path(folder).expanduser().absolute()
-    if not any((path / "files").glob("part-*.parquet")):
-        raise FileNotFoundError(f"there is no archive in {path}: whisper-at archive writes one")
     connection = duckdb.connect(":memory:")
-    places = {str(path), _without_magic(str(path))}  # patterns are compared with these as they are written
+    location = absolute(folder if is_url(os.fspath(folder)) else os.path.expanduser(folder))
+    if is_url(location):
+        import fsspec
+
+        filesystem, root = fsspec.core.url_to_fs(location)
+        connection.register_filesystem(filesystem)
+        names = filesystem.glob(f"{_without_magic(root)}/files/part-*.parquet")
+        location = filesystem.unstrip_protocol(root)
+    else:
+        names = list((Path(location) / "files").glob("part-*.parquet"))
+    if not names:
+        raise FileNotFoundError(f"there is no archive in {folder}: whisper-at archive writes one")
+    places = {location, _without_magic(location)}  # patterns are compared with these as they are written
     connection.execute(f"SET allowed_directories = [{', '.join(map(_quoted, places))}]")
     connection.execute("SET enable_external_access = false")
     for name, schema in (("files", files_schema()), ("events", events_schema())):
-        pattern = _quoted(_without_magic(str(path / name)) + "/part-*.parquet")
+        pattern = _quoted(_without_magic(f"{location}/{name}") + "/part-*.parquet")
         columns = ", ".join(f'"{column}"' for column in schema.names)
         connection.execute(f"CREATE VIEW {name} AS SELECT {columns} FROM read_parquet({pattern})")
     connection.execute("SET lock_configuration = true")

@@ -10,6 +10,7 @@ import glob
 import io
 import os
 import stat
+import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +18,7 @@ from typing import IO, Any
 
 from ..data.clips import AUDIO_SUFFIXES
 from .items import Item, is_url
+from .tar import read_members
 
 MEDIA_SUFFIXES = AUDIO_SUFFIXES | frozenset(
     ".ac3 .aifc .amr .ape .asf .avi .caf .dts .flv .m4b .m4v .mka .mp2 .mpeg .mpg .mts .mxf .rm .snd .spx .tta .ts "
@@ -25,8 +27,15 @@ MEDIA_SUFFIXES = AUDIO_SUFFIXES | frozenset(
 """Files that are taken from folders and tar files; others are not looked at."""
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+MAX_TAR_LISTING = 256 << 20
+"""Bytes, of names and 256 for each, of the recordings that are taken from one tar file: some MB can hold very many."""
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "url", "audio")
 BYTES_COLUMNS = ("bytes", "audio", "wav", "mp3", "flac", "data")
+
+
+def is_media(name: str) -> bool:
+    """Return whether a file is one that is looked at, by its suffix."""
+    return os.path.splitext(name)[1].lower() in MEDIA_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,7 @@ def _folder_items(folder: str) -> Iterator[Item]:
     """Yield the recordings in a folder and those below; links to folders, pipes and devices are left out."""
     for parent, _, names in os.walk(folder, onerror=_raise):
         for name in names:
-            if os.path.splitext(name)[1].lower() in MEDIA_SUFFIXES:
+            if is_media(name):
                 item = _local_item(os.path.join(parent, name))
                 if item is not None:
                     yield item
@@ -182,24 +191,29 @@ def open_unpacked(path: str) -> IO[bytes]:
 
 
 def _tar_items(path: str) -> Iterator[Item]:
-    """Yield the recordings in a tar file. Of members of one name each is a recording, numbered from the second on."""
-    import tarfile
+    """Yield the recordings in a tar file, and the file itself with what is wrong with it, if it is damaged.
 
+    Of members of one name each is a recording, numbered from the second on.
+    """
     names: dict[str, int] = {}
+    left = MAX_TAR_LISTING
     try:
-        with open_unpacked(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
-            for member in archive:
-                archive.members = []  # type: ignore[attr-defined]  # which it would keep for as long as it is open
-                if not member.isfile() or os.path.splitext(member.name)[1].lower() not in MEDIA_SUFFIXES:
+        with open_unpacked(path) as stream:
+            for member in read_members(stream):
+                if not member.is_file or not is_media(member.name):
                     continue
-                if member.sparse is not None:  # whose bytes are not all there
-                    continue
-                names[member.name] = count = names.get(member.name, 0) + 1
-                name = member.name if count == 1 else f"{member.name}#{count}"
-                modified = int(member.mtime * 1e9)
-                yield Item(path, name, member.size, modified, member.offset_data)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a tar file: {error}") from error
+                left -= 256 + len(member.name)
+                if left < 0:
+                    raise tarfile.ReadError(f"it has more than the {len(names)} recordings that are taken")
+                name = _unused_name(member.name, names)
+                problem = f"{path}:{name} is stored without its zeros: pack it without --sparse"
+                item = Item(path, name, member.size, member.modified, member.offset)
+                yield item._replace(problem=problem) if member.is_sparse else item
+    except Exception as error:  # of many types, depending on how it is packed
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+            raise
+        problem = f"{path} cannot be read to its end as a tar file: {' '.join(str(error).split())}"
+        yield (Item(path) if is_url(path) else _local_item(path) or Item(path))._replace(problem=problem)
 
 
 # --- tables -------------------------------------------------------------------------------------------------
@@ -231,9 +245,18 @@ def _table_items(path: str, options: InputOptions) -> Iterator[Item]:
     modified = container.modified if container else None
     seen: dict[str, int] = {}
     for row, name in enumerate(names):
-        member = f"{row}" if name is None else os.path.basename(name)
-        seen[member] = count = seen.get(member, 0) + 1
-        yield Item(path, member if count == 1 else f"{member}#{count}", None, modified, None, row)
+        member = _unused_name(f"{row}" if name is None else os.path.basename(name), seen)
+        yield Item(path, member, None, modified, None, row)
+
+
+def _unused_name(name: str, counts: dict[str, int]) -> str:
+    """Return a name, numbered from its second recording on, that none before has; `counts` are of those before."""
+    unused = name
+    while unused in counts:
+        counts[name] += 1
+        unused = f"{name}#{counts[name]}"
+    counts[unused] = 1
+    return unused
 
 
 def _member_names(table: Any, columns: Sequence[str]) -> list[str | None]:
@@ -281,7 +304,7 @@ def _url_items(url: str, options: InputOptions) -> Iterator[Item]:
         if not names:
             raise FileNotFoundError(f"nothing matches {url!r}")
     elif filesystem.isdir(path):
-        names = [name for name in filesystem.find(path) if os.path.splitext(name)[1].lower() in MEDIA_SUFFIXES]
+        names = [name for name in filesystem.find(path) if is_media(name)]
     else:
         yield from _file_items(url, options)
         return

@@ -22,6 +22,8 @@ class Item(NamedTuple):
         In a tar file: where its bytes begin, in the stream as it is unpacked.
     row : int, optional
         In a table of bytes: its row.
+    problem : str, optional
+        Why it cannot be read, where that is known from its tar file: its row has this error.
     """
 
     path: str
@@ -30,6 +32,7 @@ class Item(NamedTuple):
     modified: int | None = None
     offset: int | None = None
     row: int | None = None
+    problem: str | None = None
 
     @property
     def id(self) -> str:

@@ -93,6 +93,8 @@ class Preparer:
             before = os.stat(path)
             prepared.sha256, size = sha256_and_size(path)
             prepared.item = item._replace(size=size, modified=item.modified if copy else before.st_mtime_ns)
+            if not size:  # of which a tar file may hold very many: no program is started for them
+                raise ValueError(f"{item.label} is empty")
             if not self.is_kept(item, prepared.sha256):
                 check_float_wave(path, item.label)
                 track = self.settings.transcribe.get("audio_track")

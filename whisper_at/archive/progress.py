@@ -34,6 +34,8 @@ class Summary:
         Those that got a row with a result, or with an error.
     shards : int
         Parts that were written.
+    captioned : int
+        Recordings done before that got files of `output_format` from their rows.
     audio_seconds, seconds : float
         Of audio in what was done, and that it took by the clock.
     size : int
@@ -47,6 +49,7 @@ class Summary:
     done: int = 0
     failed: int = 0
     shards: int = 0
+    captioned: int = 0
     audio_seconds: float = 0.0
     seconds: float = 0.0
     size: int = 0
@@ -58,6 +61,8 @@ class Summary:
             f"{self.n_items} recordings: {self.done} transcribed, {self.failed} failed, {self.skipped} done before; "
             f"{self.shards} parts written"
         ]
+        if self.captioned:
+            lines.append(f"{self.captioned} recordings done before got files from their rows")
         if self.done:
             rate = self.audio_seconds / max(self.seconds, 1e-9)
             lines.append(

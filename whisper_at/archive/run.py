@@ -8,9 +8,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..loading import load_model
+from .captions import check_formats, write_missing_captions
 from .inputs import InputOptions, list_items
 from .progress import Progress, Summary
 from .settings import ArchiveSettings, describe
+from .storage import absolute
 from .store import Shard, Store, pending_shards
 from .worker import Report, Worker
 
@@ -49,7 +51,7 @@ def transcribe_archive(
     inputs : iterable of str or path
         Folders, patterns, files, lists, tables, tar files and URLs, see `list_items`.
     output : str or path
-        Folder of the dataset, which is made.
+        Folder of the dataset, which is made, or the URL of an object store: see `open_storage`.
     model : WhisperAT or str
         A model, or the name of one; for workers in other processes, a name.
     settings : ArchiveSettings, optional
@@ -79,7 +81,8 @@ def transcribe_archive(
     Raises
     ------
     ValueError
-        If an option is wrong, or the dataset was made with other ones and `redo` is False.
+        If an option is wrong, or the dataset was made with other ones and `redo` is False; or if formats are asked for
+        that neither the model nor rows that are there can fill.
     FileNotFoundError
         If an input does not exist.
     RuntimeError
@@ -97,12 +100,15 @@ def transcribe_archive(
     if not in_process and not isinstance(model, str):
         raise ValueError("workers in other processes load the model themselves: give its name")
     options = {"word_timestamps": True, "at_time_res": 2.0 if loaded.heads else None, **transcribe_options}
-    settings = replace(settings, output=os.path.abspath(output), load=load, transcribe=options)
+    settings = replace(settings, output=absolute(output), load=load, transcribe=options)
+    if not in_process and settings.output.startswith("memory://"):
+        raise ValueError("memory:// is the memory of one process: workers in other processes write elsewhere")
+    check_formats(settings, has_heads=bool(loaded.heads) and options["at_time_res"] is not None)
     description = describe(settings, loaded, name)
 
     items = list_items(inputs, input_options)
     store = Store(settings.output)
-    with store.locked():
+    with store.storage.locked():
         store.clean()
         check_description(store, description, redo)
         plan = store.read_plan()
@@ -110,15 +116,17 @@ def transcribe_archive(
         shards = pending_shards(plan, items, store.state(), description["options_sha256"], settings.retry_failed)
         progress = progress or Progress()
         progress.start(len(items), sum(len(shard.items) for shard in shards))
-        if not shards:
-            return progress.finish()
-        if in_process:
-            reports: Iterator[Report] = Worker(settings, description, loaded).run(shards)
-        else:
+        reports: Iterator[Report] = iter(())
+        if shards and in_process:
+            reports = Worker(settings, description, loaded).run(shards)
+        elif shards:
             del loaded
             reports = _run_elsewhere(engine, shards, settings, description, workers, engine_options or {})
         for report in reports:
             progress.add(report)
+        if settings.output_format:
+            for _ in write_missing_captions(settings, store, items, plan, description):
+                progress.summary.captioned += 1
         return progress.finish()
 
 
@@ -155,7 +163,7 @@ def check_description(store: Store, description: Mapping[str, Any], redo: bool) 
         ]
         if different:
             named = _differences(before, description)
-            reason = f"{store.folder} was made otherwise ({named or different[0]})"
+            reason = f"{store.storage.location} was made otherwise ({named or different[0]})"
             raise ValueError(f"{reason}: take another folder, or --redo to replace its rows")
     if before != description:
         store.write_description(description)

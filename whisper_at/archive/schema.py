@@ -5,6 +5,7 @@ Nothing in them depends on when, where or in how many attempts they were made.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import re
@@ -15,6 +16,7 @@ import numpy as np
 
 from ..tagging.events import find_events
 from ..tagging.rows import AUDIOSET, CALIBRATION, HeadRows, read_rows
+from .storage import StorageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 """Goes up whenever a column changes its name, type or meaning; rows of other versions are made again."""
+MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EROFS)
+"""What is wrong with the machine and not with a recording: full disks, too many open files."""
 EVENT_LANGUAGE = "en"
 """Names of events are English whatever is spoken, so that one query finds them all."""
 _SEGMENT_NUMBERS = ("start", "end", "temperature", "avg_logprob", "compression_ratio", "no_speech_prob")
@@ -177,6 +181,15 @@ def error_row(error: BaseException, copied_to: str | None = None, label: str = "
     message = " ".join(message.split()) or type(error).__name__
     message = re.sub(r"\b0x[0-9a-f]{6,}\b", "0x…", message)  # addresses differ from run to run
     return {"error_type": type(error).__name__, "error": message.encode("utf-8", "backslashreplace").decode()[:2000]}
+
+
+def is_machine_error(error: BaseException | None) -> bool:
+    """Return whether an error, or what it came from, is not the recording's fault."""
+    while error is not None:
+        if isinstance(error, StorageError) or (isinstance(error, OSError) and error.errno in MACHINE_ERRORS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def make_files_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:

@@ -32,7 +32,7 @@ class ArchiveSettings:
     Attributes
     ----------
     output : str
-        Its folder.
+        Its folder or URL.
     transcribe : dict
         Options of `transcribe_many`, ``at_time_res`` and ``word_timestamps`` among them.
     load : dict

@@ -1,4 +1,4 @@
-"""The folder of an archive: its tables in parts, its plan, and what is done of it.
+"""What an archive consists of: its tables in parts, its plan, and what is done of it.
 
 A part appears whole or not at all. That of ``files`` is what counts: the part of ``events`` is made of it, and made
 again where a run was stopped between the two.
@@ -6,25 +6,21 @@ again where a run was stopped between the two.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from ..checkpoints.files import atomic_write
 from .items import Item
 from .schema import SCHEMA_VERSION, files_schema, make_events_table
+from .storage import open_storage
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 DESCRIPTION = "archive.json"
-PLAN = "plan"
-WORK = "work"
+FILES, EVENTS, PLAN = "files", "events", "plan"
 COLUMNS_OF_STATE = ("id", "size", "modified", "sha256", "options_sha256", "schema_version", "error_type")
 CHECKSUM = b"files_rows"
 """Metadata of a part of ``events``: of which rows it was made."""
@@ -49,64 +45,49 @@ class Shard(NamedTuple):
 
 
 class Store:
-    """The folder of an archive.
+    """The tables of an archive.
 
     Parameters
     ----------
-    folder : str or path
-        Made if it is not there.
+    location : str or path
+        A folder, which is made if it is not there, or a URL: see `open_storage`.
+
+    Attributes
+    ----------
+    storage : Storage
+        Where they lie.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
-        self.work = self.folder / WORK
-        for name in ("files", "events", PLAN, WORK):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
-
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other runs out; RuntimeError if there is one. The lock goes with the process, however it ends."""
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(self.folder / "lock", blocking=False)
-        try:
-            with lock:
-                yield
-        except Timeout:
-            raise RuntimeError(f"another run is working on {self.folder}; wait for it, or stop it") from None
+    def __init__(self, location: str | os.PathLike[str]) -> None:
+        self.storage = open_storage(location)
 
     def clean(self) -> None:
         """Remove what runs that were stopped have left behind, and make parts of ``events`` that are missing."""
-        for name in ("files", "events", PLAN):
-            for leftover in (self.folder / name).glob(".*"):
-                leftover.unlink()
-        for leftover in self.work.iterdir():
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        for path in self.parts():
-            self.write_events(path)
+        self.storage.clean((FILES, EVENTS, PLAN))
+        for name in self.parts():
+            self.write_events(name)
 
     # --- description and plan ---
 
     def description(self) -> dict[str, Any] | None:
         """Return what ``archive.json`` says, or None where there is none yet."""
         try:
-            content: dict[str, Any] = json.loads((self.folder / DESCRIPTION).read_bytes())
+            with self.storage.open(DESCRIPTION) as file:
+                content: dict[str, Any] = json.loads(file.read())
         except FileNotFoundError:
             return None
         return content
 
     def write_description(self, description: Mapping[str, Any]) -> None:
         """Write ``archive.json``."""
-        with atomic_write(self.folder / DESCRIPTION) as temporary:
-            temporary.write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        with self.storage.new_file(DESCRIPTION) as path:
+            path.write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
     def read_plan(self) -> dict[str, int]:
         """Return the shard of every recording that is planned, by its id, in order."""
-        import pyarrow.parquet as pq
-
         plan: dict[str, int] = {}
-        for path in sorted((self.folder / PLAN).glob("*.parquet")):
-            table = pq.read_table(path)
+        for name in self.storage.names(PLAN):
+            table = self.read_table(f"{PLAN}/{name}")
             plan |= zip(table["id"].to_pylist(), table["shard"].to_pylist())
         return plan
 
@@ -129,78 +110,85 @@ class Store:
         if not new:
             return
         schema = pa.schema([("id", pa.string()), ("shard", pa.int32())])
-        number = len(list((self.folder / PLAN).glob("*.parquet")))
         table = pa.table([list(new), list(new.values())], schema=schema)
-        write_table(table, self.folder / PLAN / f"plan-{number:05d}.parquet")
+        self.write_table(table, f"{PLAN}/plan-{len(self.storage.names(PLAN)):05d}.parquet")
         plan |= new
 
     # --- parts ---
 
-    def part(self, index: int) -> Path:
-        """Return the path of a part of ``files``."""
-        return self.folder / "files" / f"part-{index:05d}.parquet"
-
-    def parts(self) -> list[Path]:
-        """Return the parts of ``files`` that there are."""
-        return sorted((self.folder / "files").glob("part-*.parquet"))
+    def parts(self) -> list[str]:
+        """Return the names of the parts of ``files`` that there are."""
+        return [name for name in self.storage.names(FILES) if name.startswith("part-")]
 
     def read_part(self, index: int) -> pa.Table | None:
         """Return a part of ``files``; None if it is not there, or has the columns of another version."""
+        try:
+            return self._read_files(part_name(index))
+        except FileNotFoundError:
+            return None
+
+    def _read_files(self, name: str, columns: Sequence[str] | None = None) -> pa.Table | None:
         import pyarrow.parquet as pq
 
-        path = self.part(index)
-        if not path.exists() or not pq.read_schema(path).equals(files_schema()):
-            return None
-        return pq.read_table(path)
+        with self.storage.open(f"{FILES}/{name}") as source, pq.ParquetFile(source) as file:
+            return file.read(columns) if file.schema_arrow.equals(files_schema()) else None
 
     def state(self) -> dict[str, dict[str, Any]]:
         """Return `COLUMNS_OF_STATE` of every row of this version, by its id."""
-        import pyarrow.parquet as pq
-
         rows: dict[str, dict[str, Any]] = {}
-        for path in self.parts():
-            if pq.read_schema(path).equals(files_schema()):
-                table = pq.read_table(path, columns=list(COLUMNS_OF_STATE))
+        for name in self.parts():
+            table = self._read_files(name, COLUMNS_OF_STATE)
+            if table is not None:
                 rows |= {row["id"]: row for row in table.to_pylist() if row["schema_version"] == SCHEMA_VERSION}
         return rows
 
     def write_part(self, index: int, table: pa.Table) -> None:
         """Write a part of ``files``, then that of ``events``."""
-        path = self.part(index)
-        write_table(table, path)
-        self.write_events(path)
+        self.write_table(table, f"{FILES}/{part_name(index)}")
+        self.write_events(part_name(index))
 
-    def write_events(self, path: Path) -> None:
+    def write_events(self, name: str) -> None:
         """Write the part of ``events`` that belongs to one of ``files``, unless it is there."""
         import pyarrow.parquet as pq
 
-        target = self.folder / "events" / path.name
-        stamp = _checksum(path)
-        if target.exists() and (pq.read_schema(target).metadata or {}).get(CHECKSUM) == stamp:
-            return
-        files = pq.read_table(path, columns=["id", "path", "member", "events"])
-        write_table(make_events_table(files).replace_schema_metadata({CHECKSUM: stamp}), target)
+        with self.storage.open(f"{FILES}/{name}") as file:
+            checksum = _checksum(file)
+        try:
+            with self.storage.open(f"{EVENTS}/{name}") as file:
+                if (pq.read_schema(file).metadata or {}).get(CHECKSUM) == checksum:
+                    return
+        except FileNotFoundError:
+            pass
+        files = self.read_table(f"{FILES}/{name}", ["id", "path", "member", "events"])
+        self.write_table(make_events_table(files).replace_schema_metadata({CHECKSUM: checksum}), f"{EVENTS}/{name}")
+
+    def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return a table, or some columns of it."""
+        import pyarrow.parquet as pq
+
+        with self.storage.open(name) as source, pq.ParquetFile(source) as file:
+            return file.read(columns)
+
+    def write_table(self, table: pa.Table, name: str) -> None:
+        """Write a table, which appears whole."""
+        import pyarrow.parquet as pq
+
+        with self.storage.new_file(name) as path:
+            pq.write_table(table, path, compression="zstd", row_group_size=1024)
 
 
-def _checksum(path: Path) -> bytes:
+def part_name(index: int) -> str:
+    """Return the name of a part of ``files`` and ``events``."""
+    return f"part-{index:05d}.parquet"
+
+
+def _checksum(file: IO[bytes]) -> bytes:
     """Return a hash of a part's footer, which has sizes and statistics of all columns; the whole would take long."""
-    with open(path, "rb") as file:
-        file.seek(0, os.SEEK_END)
-        length = file.tell()
-        file.seek(max(0, length - 8))
-        footer = int.from_bytes(file.read(4), "little") + 8
-        file.seek(max(0, length - footer))
-        return hashlib.sha256(file.read()).hexdigest().encode()
-
-
-def write_table(table: pa.Table, path: Path) -> None:
-    """Write a table under a temporary name, and rename it when it is on the disk."""
-    import pyarrow.parquet as pq
-
-    with atomic_write(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", row_group_size=1024)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+    length = file.seek(0, os.SEEK_END)
+    file.seek(max(0, length - 8))
+    footer = int.from_bytes(file.read(4), "little") + 8
+    file.seek(max(0, length - footer))
+    return hashlib.sha256(file.read()).hexdigest().encode()
 
 
 def pending_shards(

@@ -5,8 +5,6 @@ Every engine runs this one, in this process or others, on this machine or many.
 
 from __future__ import annotations
 
-import errno
-import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,10 +20,10 @@ from ..batched import PreparedRecording, transcribe_in_batches
 from ..engine import compilation
 from ..loading import load_model
 from ..options import TranscribeOptions
-from ..writers import get_writer
+from .captions import CaptionFiles
 from .items import Item
 from .prefetch import Prepared, Preparer
-from .schema import SCHEMA_VERSION, error_row, item_row, make_files_table, result_row
+from .schema import SCHEMA_VERSION, error_row, is_machine_error, item_row, make_files_table, result_row
 from .settings import ArchiveSettings, fingerprint
 from .store import Shard, Store
 
@@ -33,9 +31,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from ..model import WhisperAT
-
-MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EROFS)
-"""What is wrong with the machine and not with a recording: full disks, too many open files."""
 
 
 class FileReport(NamedTuple):
@@ -96,6 +91,7 @@ class Worker:
         self.model = load_model(**settings.load) if model is None else model
         self.fingerprint = fingerprint(description)
         self.store = Store(settings.output)
+        self.captions = CaptionFiles(settings, self.store.storage) if settings.output_format else None
         self.options = TranscribeOptions.from_keywords(**{**settings.transcribe, "batch_size": settings.batch_size})
         self._warm_up()
 
@@ -118,7 +114,7 @@ class Worker:
             What is wrong with the machine, as a full disk: the shard at hand is not written then.
         """
         current: dict[str, _ShardRows] = {}  # by the id of the recording
-        with tempfile.TemporaryDirectory(dir=self.store.work) as work:
+        with tempfile.TemporaryDirectory(dir=self.store.storage.work_folder()) as work:
 
             def items() -> Iterator[Item]:
                 for shard in shards:
@@ -193,7 +189,8 @@ class Worker:
             duration = prepared.recording.mel.content_frames * HOP_LENGTH / SAMPLE_RATE
             row |= result_row(result, duration, self.settings.p_threshold)
             report = report._replace(duration=duration)
-            self._write_captions(rows.shard.number, item, dict(result), prepared)
+            if self.captions is not None:
+                self.captions.write(rows.shard.number, item, dict(result), prepared.recording.source)
         except Exception as failure:
             if is_machine_error(failure):
                 raise
@@ -203,15 +200,6 @@ class Worker:
             prepared.close()
         rows.add({**item_row(item, self.fingerprint), **row})
         return report._replace(error=error)
-
-    def _write_captions(self, index: int, item: Item, result: dict[str, Any], prepared: Prepared) -> None:
-        if self.settings.output_format is None:
-            return
-        folder = self.store.folder / "captions" / f"part-{index:05d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        assert prepared.recording is not None
-        writer = get_writer(self.settings.output_format, str(folder), **self.settings.writer_options)
-        writer(result, f"{caption_name(item)}.", audio=prepared.recording.source)  # what follows the dot is cut off
 
 
 class _ShardRows:
@@ -268,19 +256,3 @@ class _ShardRows:
 def _chain(first: Prepared, rest: Iterator[Prepared]) -> Iterator[Prepared]:
     yield first
     yield from rest
-
-
-def is_machine_error(error: BaseException | None) -> bool:
-    """Return whether an error, or what it came from, is not the recording's fault."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def caption_name(item: Item) -> str:
-    """Return what files of a recording are called: its own name, made harmless, and the start of its id."""
-    stem = os.path.splitext(os.path.basename(item.member or item.path))[0]
-    harmless = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in stem)[:80].lstrip("-.")
-    return f"{harmless}-{item.id[:8]}"

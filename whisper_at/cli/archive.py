@@ -57,7 +57,9 @@ def build_parser() -> Parser:
     )
     help = "folders, patterns, files, lists (.txt), tables (.csv, .tsv, .parquet), tar files, or URLs of these"
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help=help)
-    parser.add_argument("--output", "-o", required=True, metavar="DIR", help="folder of the dataset")
+    parser.add_argument(
+        "--output", "-o", required=True, metavar="DIR", help="folder of the dataset, or a URL of s3, gs, az …"
+    )
 
     add = parser.add_argument_group("inputs").add_argument
     add("--column", metavar="NAME", help="column of tables that has paths or bytes (default: path, file, audio …)")
@@ -83,7 +85,7 @@ def build_parser() -> Parser:
     add("--p_threshold", type=number, metavar="LOGIT", help=help)
 
     add = parser.add_argument_group("output").add_argument
-    help = "files beside the tables, in DIR/captions: srt, vtt, txt, json, … as of whisper-at"
+    help = "files beside the tables, in DIR/captions: srt, json, … as of whisper-at; of what is done from its rows"
     add("--output_format", "-f", type=output_formats, metavar="FORMAT[,…]", help=help)
     help = "style of captions: plain, netflix, bbc, sdh"
     add("--captions", nargs="?", const="plain", type=caption_style, metavar="STYLE", help=help)

@@ -29,7 +29,7 @@ def build_parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("dataset", metavar="DATASET", help="its folder")
+    add("dataset", metavar="DATASET", help="its folder or URL")
     add("text", metavar="TEXT", nargs="*", help="part of what is said in a segment, in any case")
     help = "a word, in any case; * stands for any letters; may be repeated"
     add("--word", action="append", default=[], metavar="WORD", help=help)
