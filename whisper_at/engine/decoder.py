@@ -75,7 +75,8 @@ class Decoder:
         self.cross_kv_weights = [(w.cross_key.to(compute_dtype), w.cross_value.to(compute_dtype)) for w in self.layers]
         if compiled:  # the kernels have weights of their own; PyTorch converts these
             int8 = compute_type == "int8"
-            self.packed = packed = pack_for_kernels(self.layers, self.last_norm, self.embedding, int8=int8)
+            pages = self.weights_version.pages
+            self.packed = packed = pack_for_kernels(self.layers, self.last_norm, self.embedding, pages, int8=int8)
             if int8:
                 self.layers = [layer.rounded_as(packed, i) for i, layer in enumerate(self.layers)]
                 weight, scale, _ = map(torch.from_numpy, packed.embedding)
@@ -123,6 +124,8 @@ class Decoder:
         """
         count, frames, width = features.shape
         for_kernels = self.kernels_are_ready()
+        if self.compute_type == "int8":  # of the window before, pages with embeddings of its tokens
+            self.weights_version.pages.release()
         tiles = -(-frames // TILE_WIDTH) if for_kernels else 1
         padded = tiles * TILE_WIDTH if for_kernels else frames
         shape = (len(self.layers), count, self.n_head, width // self.n_head, padded)

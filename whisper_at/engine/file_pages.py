@@ -1,0 +1,117 @@
+"""Weights that are mapped from a file instead of copied: whether they were written to, and giving their memory back.
+
+Pages of a private mapping are the file's until they are written to, when the process gets pages of its own. Linux tells
+which are which (``Documentation/admin-guide/mm/pagemap.rst``). Pages that are the file's may be dropped at any time:
+who reads them again reads the file. Elsewhere, and where the system does not tell, nothing here applies to any tensor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import sys
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+MIN_BYTES = 1 << 16
+"""Of a tensor whose pages are looked after; smaller ones do not matter."""
+MADV_DONTNEED = 4
+_OF_FILE, _PRESENT = 1, 4
+"""Bits 61 and 63 of an entry of pagemap, moved down by 61; bit 62 is set of pages that were swapped out."""
+
+
+class FilePages:
+    """Pages of those of some tensors that are mapped privately from files, and unchanged when this is made.
+
+    Attributes
+    ----------
+    addresses : set of int
+        Where these tensors begin.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self.addresses: set[int] = set()
+        self._ranges: list[tuple[int, int]] = []
+        large = sorted((t.data_ptr(), t.nbytes) for t in tensors if _may_be_mapped(t))
+        mappings = _private_mappings() if large and _tells_pages() else []
+        for address, n_bytes in large:
+            start, end = address // mmap.PAGESIZE * mmap.PAGESIZE, address + n_bytes
+            end = -(-end // mmap.PAGESIZE) * mmap.PAGESIZE
+            inside = any(low <= start and end <= high for low, high in mappings)
+            if not inside or not _is_unchanged(start, end):
+                continue
+            self.addresses.add(address)
+            if self._ranges and start <= self._ranges[-1][1]:
+                start, _ = self._ranges.pop()
+            self._ranges.append((start, end))
+
+    def are_unchanged(self) -> bool:
+        """Return whether none of them has been written to."""
+        return all(_is_unchanged(start, end) for start, end in self._ranges)
+
+    def release(self) -> None:
+        """Give back the memory of all that have not been written to."""
+        for start, end in self._ranges:
+            if _is_unchanged(start, end):
+                _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_DONTNEED)
+
+
+def _may_be_mapped(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.nbytes >= MIN_BYTES and tensor.is_contiguous()
+
+
+def _private_mappings() -> list[tuple[int, int]]:
+    """Return first and last address of all files, or parts of them, that are mapped privately."""
+    mappings: list[tuple[int, int]] = []
+    with open("/proc/self/maps") as file:
+        for line in file:
+            addresses, access, _offset, _device, inode = line.split(None, 5)[:5]
+            if access.endswith("p") and inode != "0":
+                low, high = addresses.split("-")
+                mappings.append((int(low, 16), int(high, 16)))
+    return mappings
+
+
+def _is_unchanged(start: int, end: int) -> bool:
+    """Return whether all pages between two addresses in a private mapping are the file's."""
+    kinds = _page_kinds(start, end)
+    return not np.any((kinds != 0) & (kinds & _OF_FILE == 0))
+
+
+def _page_kinds(start: int, end: int) -> np.ndarray:
+    first, count = start // mmap.PAGESIZE, (end - start) // mmap.PAGESIZE
+    with open("/proc/self/pagemap", "rb", buffering=0) as file:
+        entries = os.pread(file.fileno(), 8 * count, 8 * first)
+    kinds: np.ndarray = np.frombuffer(entries, np.uint64) >> np.uint64(61)
+    if len(kinds) != count:
+        raise OSError(f"/proc/self/pagemap tells of {len(kinds)} pages, not {count}")
+    return kinds
+
+
+@cache
+def _tells_pages() -> bool:
+    """Return whether this system tells a page that was written to from one that was read: of this file, mapped."""
+    if sys.platform != "linux":
+        return False
+    kinds = []
+    try:
+        values = np.memmap(__file__, np.uint8, "c")
+        start = values.ctypes.data
+        for write in (False, True):
+            first = values[0].copy()
+            if write:
+                values[0] = first
+            kinds.append(int(_page_kinds(start, start + mmap.PAGESIZE)[0]))
+        return kinds == [_PRESENT | _OF_FILE, _PRESENT] and hasattr(_libc(), "madvise")
+    except (OSError, ValueError):
+        return False
+
+
+@cache
+def _libc() -> Any:
+    return ctypes.CDLL(None)
