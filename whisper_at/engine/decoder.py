@@ -19,6 +19,7 @@ from whisper.model import ResidualAttentionBlock, Whisper
 
 from . import compilation, cpu_kernels, onednn, simd
 from .cuda_graphs import MAX_CACHED, StaticStep
+from .file_pages import FileRows
 from .kv_cache import EncodedAudio
 from .simd import TILE_WIDTH, has_bfloat16
 from .weights import Affine, Int8Affine, LayerWeights, WeightsVersion, as_numpy, pack_for_kernels
@@ -59,6 +60,7 @@ class Decoder:
         self.n_head = model.dims.n_text_head
         self.last_norm = Affine.of(decoder.ln)
         self.embedding = decoder.token_embedding.weight.detach()
+        self.token_rows: Tensor | FileRows = self.embedding  # of which those of tokens are taken
         self.positions = decoder.positional_embedding.detach()
         self.weights_version = WeightsVersion(decoder)
         fits_tiles = self.dims.n_text_state % 64 == 0 and self.dims.n_text_state // self.n_head % 4 == 0
@@ -76,6 +78,8 @@ class Decoder:
         if compiled:  # the kernels have weights of their own; PyTorch converts these
             int8 = compute_type == "int8"
             pages = self.weights_version.pages
+            if int8 and self.embedding.data_ptr() in pages.addresses:
+                self.token_rows = FileRows.of(self.embedding) or self.embedding
             self.packed = packed = pack_for_kernels(self.layers, self.last_norm, self.embedding, pages, int8=int8)
             if int8:
                 self.layers = [layer.rounded_as(packed, i) for i, layer in enumerate(self.layers)]
@@ -124,8 +128,6 @@ class Decoder:
         """
         count, frames, width = features.shape
         for_kernels = self.kernels_are_ready()
-        if self.compute_type == "int8":  # of the window before, pages with embeddings of its tokens
-            self.weights_version.pages.release()
         tiles = -(-frames // TILE_WIDTH) if for_kernels else 1
         padded = tiles * TILE_WIDTH if for_kernels else frames
         shape = (len(self.layers), count, self.n_head, width // self.n_head, padded)

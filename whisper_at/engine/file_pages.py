@@ -11,11 +11,12 @@ import ctypes
 import mmap
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 MIN_BYTES = 1 << 16
@@ -38,11 +39,11 @@ class FilePages:
         self.addresses: set[int] = set()
         self._ranges: list[tuple[int, int]] = []
         large = sorted((t.data_ptr(), t.nbytes) for t in tensors if _may_be_mapped(t))
-        mappings = _private_mappings() if large and _tells_pages() else []
+        mappings = list(_private_mappings()) if large and _tells_pages() else []
         for address, n_bytes in large:
             start, end = address // mmap.PAGESIZE * mmap.PAGESIZE, address + n_bytes
             end = -(-end // mmap.PAGESIZE) * mmap.PAGESIZE
-            inside = any(low <= start and end <= high for low, high in mappings)
+            inside = any(low <= start and end <= high for low, high, _offset, _path in mappings)
             if not inside or not _is_unchanged(start, end):
                 continue
             self.addresses.add(address)
@@ -61,20 +62,50 @@ class FilePages:
                 _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_DONTNEED)
 
 
+class FileRows:
+    """Rows of a matrix that is mapped from a file, read from the file one by one.
+
+    Linux 6.18 maps up to 2 MB around every address that is read, so that the rows of a minute's tokens would bring most
+    of an embedding into memory.
+    """
+
+    def __init__(self, matrix: Tensor, path: str, start: int) -> None:
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - read from as long as this lives
+        self._start, self._row_bytes, self._dtype = start, matrix.shape[1] * matrix.itemsize, matrix.dtype
+
+    @classmethod
+    def of(cls, matrix: Tensor) -> FileRows | None:
+        """Return them if the matrix is mapped and its file is where it was, else None."""
+        address = matrix.data_ptr()
+        for low, high, offset, path in _private_mappings():
+            if low <= address and address + matrix.nbytes <= high:
+                try:
+                    rows = cls(matrix, path, offset + address - low)
+                    ends = torch.tensor([0, len(matrix) - 1])
+                    return rows if torch.equal(rows[ends], matrix[ends]) else None
+                except (OSError, ValueError, RuntimeError):
+                    return None
+        return None
+
+    def __getitem__(self, indices: Tensor) -> Tensor:
+        """Return rows ``(…, width)`` by their numbers ``(…)``."""
+        places = [self._start + row * self._row_bytes for row in indices.flatten().tolist()]
+        data = bytearray().join(os.pread(self._file.fileno(), self._row_bytes, place) for place in places)
+        return torch.frombuffer(data, dtype=self._dtype).view(*indices.shape, -1)
+
+
 def _may_be_mapped(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.nbytes >= MIN_BYTES and tensor.is_contiguous()
 
 
-def _private_mappings() -> list[tuple[int, int]]:
-    """Return first and last address of all files, or parts of them, that are mapped privately."""
-    mappings: list[tuple[int, int]] = []
+def _private_mappings() -> Iterator[tuple[int, int, int, str]]:
+    """Yield first and last address of what is mapped privately from files, where it is in its file, and the file."""
     with open("/proc/self/maps") as file:
         for line in file:
-            addresses, access, _offset, _device, inode = line.split(None, 5)[:5]
-            if access.endswith("p") and inode != "0":
+            addresses, access, offset, _device, inode, *path = line.rstrip("\n").split(None, 5)
+            if access.endswith("p") and inode != "0" and path:
                 low, high = addresses.split("-")
-                mappings.append((int(low, 16), int(high, 16)))
-    return mappings
+                yield int(low, 16), int(high, 16), int(offset, 16), path[0]
 
 
 def _is_unchanged(start: int, end: int) -> bool:
