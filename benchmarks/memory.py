@@ -3,10 +3,15 @@
     python benchmarks/memory.py 0.1 0.5 1              # hours; a random model of tiny's shape
     python benchmarks/memory.py --layers 1 --width 64 0.05 0.4
     python benchmarks/memory.py --mel-only 1 10        # the front end alone
+    python benchmarks/memory.py --peers tiny.en base small --threads 1     # beside openai-whisper and faster-whisper
 
 The recordings are synthetic. A model with random weights decodes two tokens per window, so that what may grow with
 length is measured: audio, mel, pooled states, segments, tags. Peak is the maximum resident memory of the process, in MB
 of 10^6 bytes, without temporary files on a disk that is itself memory.
+
+With ``--peers`` every library transcribes the same minute of speech, in a process of its own, with the same weights:
+those of an official Whisper that is on this machine (``whisper-at models``), else random ones of that size. All decode
+greedily, without fallback, at most 100 tokens a window. "loaded" is the peak when the model is there.
 """
 
 from __future__ import annotations
@@ -21,10 +26,31 @@ import time
 import wave
 from pathlib import Path
 
-from common import SAMPLE_RATE, HelpFormatter, compile_kernels, peak_memory, synthetic_audio
+import numpy as np
+from common import (
+    SAMPLE_RATE,
+    HelpFormatter,
+    compile_kernels,
+    machine_info,
+    peak_memory,
+    set_num_threads,
+    synthetic_audio,
+    write_results,
+)
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's whisper_at, installed or not
 
 HEAD_WIDTH = 64  # of one attention head, as in every Whisper
 OPTIONS = ("layers", "width", "n-mels", "at-time-res", "in-memory")
+PEERS = (
+    ("whisper_at", "float32"),
+    ("openai-whisper", "float32"),
+    ("faster-whisper", "float32"),
+    ("whisper_at", "int8"),
+    ("faster-whisper", "int8"),
+)
+MAX_TOKENS = 100
+SPEECH = Path(__file__).parents[1] / "sample" / "speech.flac"
 
 
 def write_recording(path: Path, hours: float) -> None:
@@ -77,9 +103,83 @@ def measure(hours: float, arguments: list[str]) -> dict[str, float]:
     return json.loads(done.stdout)
 
 
+def write_layouts(name: str, folder: Path) -> str:
+    """Write a Whisper as each library wants it; return whether it is the official one or has random weights."""
+    import real_speech
+    import weights
+
+    from whisper_at.checkpoints.whisper import find_local
+
+    if find_local(name) is not None:
+        real_speech.write_layouts(name, folder, ["whisper_at", "openai-whisper", "faster-whisper"])
+        return "official"
+    state = weights.random_state(name)
+    weights.write_checkpoint(state, name, folder / "openai.pt")
+    weights.write_hugging_face(state, name, folder / "hf")
+    weights.write_ctranslate2(folder / "hf", folder / "ct2", "float16")
+    return "random"
+
+
+def run_peer(system: str, compute: str, folder: Path) -> dict[str, float | str]:
+    """Load a Whisper and transcribe the speech beside it, in this process."""
+    samples = np.load(folder / "speech.npy")
+    if system == "faster-whisper":
+        from faster_whisper import WhisperModel
+
+        threads = int(os.environ["OMP_NUM_THREADS"])
+        fast = WhisperModel(str(folder / "ct2"), "cpu", compute_type=compute, cpu_threads=threads)
+        loaded = peak_memory()
+        options = dict(language="en", beam_size=1, temperature=0.0, max_new_tokens=MAX_TOKENS)
+        text = "".join(segment.text for segment in fast.transcribe(samples, **options)[0])
+    else:
+        if system == "openai-whisper":
+            import whisper
+
+            model = whisper.load_model(str(folder / "openai.pt"), "cpu")
+        else:
+            import whisper_at
+
+            model = whisper_at.load_model(str(folder / "openai.pt"), "cpu", head=None, compute_type=compute)
+        loaded = peak_memory()
+        text = model.transcribe(samples, language="en", temperature=0.0, sample_len=MAX_TOKENS, fp16=False)["text"]
+    return {"system": system, "compute_type": compute, "loaded": loaded, "peak": peak_memory(), "text": text.strip()}
+
+
+def compare_peers(args: argparse.Namespace) -> None:
+    """Print peaks of every library with every model; see the module's text."""
+    set_num_threads(args.threads)
+    machine = machine_info()
+    compile_kernels()
+    from whisper_at import load_audio
+
+    results: dict[str, list[dict[str, float | str]]] = {}
+    print(f"{'':14} {'':24} {'loaded MB':>9} {'peak MB':>9}")
+    for name in args.peers:
+        with tempfile.TemporaryDirectory() as folder:
+            np.save(Path(folder) / "speech.npy", np.resize(load_audio(str(args.speech)), 60 * SAMPLE_RATE))
+            label = f"{name}, {write_layouts(name, Path(folder))}"
+            for system, compute in PEERS:
+                command = [sys.executable, __file__, "--one", system, compute, folder]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    print(f"{label:14} {system} did not run: {done.stderr.strip().rpartition(chr(10))[2]}", flush=True)
+                    continue
+                row = json.loads(done.stdout.strip().rpartition("\n")[2])
+                results.setdefault(label, []).append(row)
+                print(f"{label:14} {system:15} {compute:8} {row['loaded']:9.0f} {row['peak']:9.0f}", flush=True)
+    if args.json:
+        args.speech = args.speech.name  # results do not tell folders
+        write_results(args.json, args, machine, peaks=results)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("hours", type=float, nargs="+", help="lengths of the recordings")
+    parser.add_argument("hours", type=float, nargs="*", help="lengths of the recordings")
+    parser.add_argument("--peers", nargs="+", metavar="MODEL", help="compare libraries with these Whispers instead")
+    parser.add_argument("--speech", type=Path, default=SPEECH, help="with --peers: made a minute long")
+    parser.add_argument("--threads", type=int, default=1, help="with --peers: of everything")
+    parser.add_argument("--json", type=Path, help="with --peers: write all numbers to this file")
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # system, precision, folder: in this process
     parser.add_argument("--mel-only", action="store_true", help="compute and read the mel; no model")
     parser.add_argument("--layers", type=int, default=4, help="of encoder and decoder; tiny's by default")
     parser.add_argument("--width", type=int, default=384, help="of both; tiny's by default")
@@ -89,6 +189,15 @@ def main() -> None:
     parser.add_argument("--recording", type=Path, help=argparse.SUPPRESS)  # measure this one in this process
     args = parser.parse_args()
 
+    if args.one:
+        system, compute, folder = args.one
+        print(json.dumps(run_peer(system, compute, Path(folder))))
+        return
+    if args.peers:
+        compare_peers(args)
+        return
+    if not args.hours:
+        parser.error("give lengths of recordings in hours, or --peers MODEL")
     if args.recording is None:
         if not args.mel_only:
             compile_kernels()

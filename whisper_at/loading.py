@@ -14,7 +14,7 @@ from whisper.model import ModelDimensions
 
 from . import checkpoints
 from .engine.speculative import DraftModel
-from .engine.weights import is_exact_in_half
+from .engine.weights import stored_as
 from .model import WhisperAT
 from .tagging.heads import Head
 from .tagging.labels import N_CLASSES, is_audioset
@@ -113,8 +113,7 @@ def load_model(
         model = WhisperAT(ModelDimensions(**dims), compute_type=compute_type)
     halves = _half_precision_names(model) if on_cpu or compute_type == "float16" else set()
     for key in list(state):  # one after the other, so that there are never two whole models
-        half = key in halves and is_exact_in_half(state[key])
-        state[key] = state[key].to(torch.float16 if half else torch.float32, copy=True)
+        state[key] = stored_as(state[key], half=key in halves)
     model.load_state_dict(state, assign=True)
     if (dump := checkpoints.alignment_heads(name, path, dims, download_root)) is not None:
         model.set_alignment_heads(dump)

@@ -110,7 +110,7 @@ def read_variables(path: Path, in_memory: bool = False) -> dict[str, Tensor]:
         if not (size := path.stat().st_size):
             raise RuntimeError(f"{path} is empty; {_AGAIN}")
         data = bytearray(file.read()) if in_memory else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    reader = _Reader(data)
+    reader = _Reader(data, path)
     try:
         version, spec, _ = reader.number("I"), reader.text(), reader.number("I")
         if spec != SPEC:
@@ -130,6 +130,8 @@ def read_variables(path: Path, in_memory: bool = False) -> dict[str, Tensor]:
             f"{path}, of {size} bytes, cannot be read as a model of CTranslate2: it is cut short, or something else "
             f"({error}); {_AGAIN}"
         ) from None
+    if isinstance(data, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        data.madvise(mmap.MADV_DONTNEED)  # what has been read to come by the names
     if version > 6:
         raise RuntimeError(f"{path} has version {version} of CTranslate2's format; versions up to 6 are known")
     return variables
@@ -138,8 +140,8 @@ def read_variables(path: Path, in_memory: bool = False) -> dict[str, Tensor]:
 class _Reader:
     """Read numbers, names and tensors one after the other."""
 
-    def __init__(self, data: bytearray | mmap.mmap) -> None:
-        self.data, self.offset = data, 0
+    def __init__(self, data: bytearray | mmap.mmap, path: Path) -> None:
+        self.data, self.path, self.offset = data, path, 0
 
     def number(self, format: str) -> int:
         (value,) = struct.unpack_from(f"<{format}", self.data, self.offset)
@@ -157,7 +159,11 @@ class _Reader:
         bits = np.dtype(f"<i{dtype.itemsize}")  # NumPy has no bfloat16
         values = np.frombuffer(self.data, bits, math.prod(shape), self.offset)
         self.offset += values.nbytes
-        return torch.from_numpy(values.copy().astype(bits.newbyteorder("="), copy=False)).view(dtype).reshape(shape)
+        if not values.flags.aligned:  # a variable begins where the last one ends: this one is copied
+            start = self.offset - values.nbytes
+            in_memory = isinstance(self.data, bytearray)
+            values = values.copy() if in_memory else np.fromfile(self.path, bits, values.size, offset=start)
+        return torch.from_numpy(values.astype(bits.newbyteorder("="), copy=False)).view(dtype).reshape(shape)
 
 
 def _dequantize(path: Path, name: str, weight: Tensor, scale: Tensor | None) -> Tensor:
@@ -192,11 +198,17 @@ def _rename(path: Path, name: str, tensor: Tensor) -> dict[str, Tensor]:
     modules = _FUSED.get(block[2])
     if modules is None or len(tensor) % len(modules):
         return {name: tensor}
-    state = dict(zip([f"{prefix}.{module}.{leaf}" for module in modules], tensor.chunk(len(modules))))
+    state = dict(zip([f"{prefix}.{module}.{leaf}" for module in modules], _separate(tensor, len(modules))))
     for key in [key for key in state if key.endswith(".key.bias")]:
         if state.pop(key).any():
             raise RuntimeError(f"{path}: {name} gives keys a bias, which openai-whisper's model has not")
     return state
+
+
+def _separate(tensor: Tensor, count: int) -> list[Tensor]:
+    """Return equal parts of a tensor, each with a storage of its own, as they were saved one by one; none is copied."""
+    parts = tensor.view(torch.int16 if tensor.dtype == torch.bfloat16 else tensor.dtype).chunk(count)
+    return [torch.from_numpy(part.numpy()).view(tensor.dtype) for part in parts]
 
 
 def _read_dims(path: Path, variables: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, int]:

@@ -19,6 +19,7 @@ from whisper.model import ResidualAttentionBlock, Whisper
 
 from . import compilation, cpu_kernels, onednn, simd
 from .cuda_graphs import MAX_CACHED, StaticStep
+from .file_pages import FileRows
 from .kv_cache import EncodedAudio
 from .simd import TILE_WIDTH, has_bfloat16
 from .weights import Affine, Int8Affine, LayerWeights, WeightsVersion, as_numpy, pack_for_kernels
@@ -59,6 +60,7 @@ class Decoder:
         self.n_head = model.dims.n_text_head
         self.last_norm = Affine.of(decoder.ln)
         self.embedding = decoder.token_embedding.weight.detach()
+        self.token_rows: Tensor | FileRows = self.embedding  # of which those of tokens are taken
         self.positions = decoder.positional_embedding.detach()
         self.weights_version = WeightsVersion(decoder)
         fits_tiles = self.dims.n_text_state % 64 == 0 and self.dims.n_text_state // self.n_head % 4 == 0
@@ -75,7 +77,10 @@ class Decoder:
         self.cross_kv_weights = [(w.cross_key.to(compute_dtype), w.cross_value.to(compute_dtype)) for w in self.layers]
         if compiled:  # the kernels have weights of their own; PyTorch converts these
             int8 = compute_type == "int8"
-            self.packed = packed = pack_for_kernels(self.layers, self.last_norm, self.embedding, int8=int8)
+            pages = self.weights_version.pages
+            if int8 and self.embedding.data_ptr() in pages.addresses:
+                self.token_rows = FileRows.of(self.embedding) or self.embedding
+            self.packed = packed = pack_for_kernels(self.layers, self.last_norm, self.embedding, pages, int8=int8)
             if int8:
                 self.layers = [layer.rounded_as(packed, i) for i, layer in enumerate(self.layers)]
                 weight, scale, _ = map(torch.from_numpy, packed.embedding)

@@ -184,11 +184,17 @@ class EncoderBF16:
         blocks = cast(list[ResidualAttentionBlock], encoder.blocks)
         self.n_head = blocks[0].attn.n_head
         norms = [torch.stack([p for n in (b.attn_ln, b.mlp_ln) for p in (n.weight, n.bias)]) for b in blocks]
+
+        def pack(*parts: Sequence[nn.Linear]) -> PackedLinear:
+            packed = _pack(list(zip(*parts)))
+            self.weights_version.pages.release()  # of what has been read
+            return packed
+
         self.weights = EncoderWeights(
-            qkv=_pack([[b.attn.query, b.attn.key, b.attn.value] for b in blocks]),
-            attn_out=_pack([[b.attn.out] for b in blocks]),
-            mlp_up=_pack([[b.mlp[0]] for b in blocks]),
-            mlp_down=_pack([[b.mlp[2]] for b in blocks]),
+            qkv=pack(*([getattr(b.attn, name) for b in blocks] for name in ("query", "key", "value"))),
+            attn_out=pack([b.attn.out for b in blocks]),
+            mlp_up=pack([b.mlp[0] for b in blocks]),
+            mlp_down=pack([b.mlp[2] for b in blocks]),
             norms=torch.stack(norms).detach().float().numpy(),
         )
 
@@ -262,10 +268,16 @@ def block_by_pytorch(block: ResidualAttentionBlock, x: Tensor) -> None:
 
 def _pack(parts: Sequence[Sequence[nn.Linear]]) -> PackedLinear:
     """Pack a linear layer of every block, given as parts that lie one below the other."""
-    weights = torch.stack([torch.cat([part.weight.detach().bfloat16() for part in block]) for block in parts])
-    biases = [
-        torch.cat([part.weight.new_zeros(len(part.weight)) if part.bias is None else part.bias for part in block])
-        for block in parts
-    ]
-    pairs = weights.view(torch.int32).unflatten(1, (-1, TILE_WIDTH)).transpose(2, 3).contiguous()
-    return PackedLinear(pairs.numpy(), torch.stack(biases).detach().float().numpy())
+    rows, width = sum(len(part.weight) for part in parts[0]), parts[0][0].weight.shape[1]
+    pairs = torch.empty(len(parts), rows // TILE_WIDTH, width // 2, TILE_WIDTH, dtype=torch.int32)
+    biases = torch.zeros(len(parts), rows)
+    for i, block in enumerate(parts):
+        row = 0
+        for part in block:
+            end = row + len(part.weight)
+            tiles = part.weight.detach().bfloat16().view(torch.int32).unflatten(0, (-1, TILE_WIDTH))
+            pairs[i, row // TILE_WIDTH : end // TILE_WIDTH] = tiles.transpose(1, 2)
+            if part.bias is not None:
+                biases[i, row:end] = part.bias.detach()
+            row = end
+    return PackedLinear(pairs.numpy(), biases.numpy())

@@ -153,7 +153,7 @@ class DecoderState:
         ``cross_scores`` is given the cross-attention scores of every layer.
         """
         d, (count, n) = self.decoder, tokens.shape
-        x = d.embedding[tokens.to(d.device)] + d.positions[self.position : self.position + n]
+        x = d.token_rows[tokens.to(d.device)] + d.positions[self.position : self.position + n]
         if d.packed is not None and cross_scores is None and self.audio.can_use_kernels(count * n):
             return self._forward_by_kernels(d.packed, x, row_ids)
         row_ids, end = row_ids.to(d.device).long(), self.position + n

@@ -19,7 +19,7 @@ from whisper.model import ModelDimensions, TextDecoder
 
 from .decoder import Decoder
 from .kv_cache import DecoderState
-from .weights import is_exact_in_half
+from .weights import stored_as
 
 NUM_DRAFT_TOKENS = 4
 """Tokens drafted at once: a pass of five is what the compiled kernels do best."""
@@ -55,8 +55,7 @@ class DraftModel:
             self.decoder = TextDecoder(d.n_vocab, d.n_text_ctx, d.n_text_state, d.n_text_head, d.n_text_layer)
         own = {key.removeprefix("decoder."): t for key, t in state.items() if key.startswith("decoder.")}
         for key, tensor in own.items():  # biases and norms are to be float32; matrices are copied to int8 anyway
-            half = key.endswith("weight") and tensor.ndim == 2 and is_exact_in_half(tensor)
-            own[key] = tensor.to(torch.float16 if half else torch.float32, copy=True)
+            own[key] = stored_as(tensor, half=key.endswith("weight") and tensor.ndim == 2)
         self.decoder.load_state_dict(own, assign=True)
         self.decoder.eval().requires_grad_(False)
         self._fast: Decoder | None = None

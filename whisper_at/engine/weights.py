@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
@@ -22,6 +23,7 @@ from whisper.model import (
 
 from . import onednn, simd
 from .cpu_kernels import DecoderWeights, LinearWeights
+from .file_pages import FilePages
 
 WHISPER_MODULES = {AudioEncoder, TextDecoder, ResidualAttentionBlock, MultiHeadAttention, Linear, LayerNorm, Conv1d}
 UNMODIFIED = WHISPER_MODULES | {onednn.Linear, nn.ModuleList, nn.Sequential, nn.GELU, nn.Embedding}
@@ -30,7 +32,7 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 N_SAMPLES = 16
 """Values of every parameter that are compared to see whether it was changed."""
-CHUNK_ROWS = 4096
+CHUNK_ROWS = 1024
 """Rows of a matrix that are converted at once, so that there is no second whole one."""
 
 
@@ -58,6 +60,19 @@ def is_exact_in_half(matrix: Tensor) -> bool:
     return matrix.dtype == torch.float16 or all(torch.equal(chunk.half().float(), chunk) for chunk in chunks)
 
 
+def stored_as(weights: Tensor, *, half: bool) -> Tensor:
+    """Return a checkpoint's weights as a model keeps them: in float32 or, where asked for and exact, half precision.
+
+    Those that are in half precision stay where they are, in a file that is mapped, if nothing else has that memory;
+    of others there is a copy.
+    """
+    half = half and is_exact_in_half(weights)
+    alone = weights.untyped_storage().nbytes() == weights.nbytes and weights.data_ptr() % weights.itemsize == 0
+    if half and weights.dtype == torch.float16 and alone and weights.is_contiguous() and os.name == "posix":
+        return weights  # elsewhere, files that are mapped cannot be replaced
+    return weights.to(torch.float16 if half else torch.float32, copy=True)
+
+
 def as_numpy(tensor: Tensor) -> np.ndarray:
     """Return a tensor's memory as an array, half precision as the ``uint16`` of its bits."""
     return tensor.view(torch.uint16).numpy() if tensor.dtype == torch.float16 else tensor.numpy()
@@ -66,19 +81,27 @@ def as_numpy(tensor: Tensor) -> np.ndarray:
 class WeightsVersion:
     """Tells whether a module's weights have changed since.
 
-    Compared are the addresses of its parameters, PyTorch's counts of changes, and a few values of each, since changes
-    to ``.data`` are not counted.
+    Compared are the addresses of its parameters, PyTorch's counts of changes, and, since changes to ``.data`` are not
+    counted, a few values of each; of those that are mapped from a file, whether it still is the file's memory.
+
+    Attributes
+    ----------
+    pages : FilePages
+        Memory of the latter, which may be given back when the weights have been read.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        flat = [p.detach().flatten() for p in module.parameters()]
+        self.pages = FilePages(p.detach() for p in module.parameters())
+        in_memory = [p.detach() for p in module.parameters() if p.data_ptr() not in self.pages.addresses]
+        flat = [weights.flatten() for weights in in_memory]
         self.versions = self._versions(module)
         self.samples = [weights[:: len(weights) // N_SAMPLES + 1] for weights in flat]
         self.values = torch.cat(self.samples)
 
     def matches(self, module: nn.Module) -> bool:
         """Return whether the module has these weights."""
-        return self._versions(module) == self.versions and torch.equal(torch.cat(self.samples), self.values)
+        same = self._versions(module) == self.versions and torch.equal(torch.cat(self.samples), self.values)
+        return same and self.pages.are_unchanged()
 
     @staticmethod
     def _versions(module: nn.Module) -> list[tuple[int, int]]:
@@ -214,9 +237,12 @@ class LayerWeights:
 
 
 def pack_for_kernels(
-    layers: Sequence[LayerWeights], last_norm: Affine, embedding: Tensor, *, int8: bool
+    layers: Sequence[LayerWeights], last_norm: Affine, embedding: Tensor, pages: FilePages, *, int8: bool
 ) -> DecoderWeights:
-    """Return a decoder's weights as `cpu_kernels` reads them: int8, or else half precision where that is exact."""
+    """Return a decoder's weights as `cpu_kernels` reads them: int8, or else half precision where that is exact.
+
+    ``pages`` are given back as soon as they have been read.
+    """
 
     def pack(matrices: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
         """Put matrices one below the other → ``(rows, width)`` and the scale of each row."""
@@ -233,6 +259,7 @@ def pack_for_kernels(
                 scale[place] = chunk.abs().amax(-1).clamp(min=1e-12) / 127
                 chunk = (chunk / scale[place, None]).round_()
             out[place] = chunk
+        pages.release()
         return as_numpy(out), scale.numpy()
 
     def stack(parts: Sequence[Sequence[Affine | Int8Affine]]) -> LinearWeights:
@@ -245,6 +272,7 @@ def pack_for_kernels(
     def stack_norms(norms: Sequence[Affine]) -> Tensor:
         return torch.stack([cast(Tensor, part) for norm in norms for part in norm])
 
+    packed_embedding = LinearWeights(*pack([embedding]), np.zeros(len(embedding), np.float32))  # the largest first
     return DecoderWeights(
         qkv=stack([layer.qkv for layer in layers]),
         attn_out=stack([[layer.attn_out] for layer in layers]),
@@ -254,5 +282,5 @@ def pack_for_kernels(
         mlp_down=stack([[layer.mlp_down] for layer in layers]),
         norms=torch.stack([stack_norms(layer.norms) for layer in layers]).float().numpy(),
         last_norm=stack_norms([last_norm]).numpy(),
-        embedding=LinearWeights(*pack([embedding]), np.zeros(len(embedding), np.float32)),
+        embedding=packed_embedding,
     )
