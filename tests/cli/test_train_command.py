@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import re
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,8 +25,8 @@ import whisper_at
 from whisper_at.checkpoints import encoder_sha256, open_head, open_whisper, save_safetensors
 from whisper_at.cli import evaluate, train
 from whisper_at.cli import features as features_command
-from whisper_at.data.background import packaged_background
-from whisper_at.data.clips import Clip
+from whisper_at.data.background import background_kind, packaged_background
+from whisper_at.data.clips import Clip, Dataset
 from whisper_at.data.readers import read_folders
 from whisper_at.features.files import FeatureMetadata
 from whisper_at.features.prepare import read_splits
@@ -124,7 +126,8 @@ def test_by_default_a_head_is_told_apart_from_background(animals, tmp_path, caps
     out = tmp_path / "animals.safetensors"
     arguments = ["--data", str(animals), "--model", "nano.en", "--device", "cpu", "--workers", "0", "-o", str(out)]
     assert train.main(arguments) == 0
-    printed = capsys.readouterr().out
+    printed, warned = capsys.readouterr()
+    assert "other: no clips" not in warned  # background has some, which are not checked
     n = 20 + len(background)
     assert f"{n} clips to train on, 0 held out" in printed
     assert f"calibrated on all {n} clips, each by a head fitted without its part, of 10 parts" in printed
@@ -152,6 +155,16 @@ def test_by_default_a_head_is_told_apart_from_background(animals, tmp_path, caps
     assert details["clips"]["train"] == 20
     assert details["settings"]["false_alarms_per_hour"] == 5
     assert details["false_alarms_per_hour"] == {}
+
+
+def test_speech_under_other_names_is_told_apart_from_no_speech(tmp_path):
+    """It is said in one line why; recordings of one's own stay."""
+    clips = tuple(replace(clip, labels=("george",)) for clip in packaged_background() if "speech" in str(clip.path))
+    lines: list[str] = []
+    args = argparse.Namespace(background="auto", quiet=True)
+    background = train._find_background(args, Dataset(clips, ("george",)), tmp_path / "features", lines.append)
+    assert {background_kind(clip) for clip in background} == {"music", "noise", "silence"}
+    assert lines == ["george: most of these clips are speech, so the package's speech is no background"]
 
 
 def test_the_run_folder_keeps_the_history(command, tmp_path, capsys):

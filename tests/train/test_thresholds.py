@@ -1,5 +1,6 @@
 """Thresholds by precision, by number of clips, and by how often background reaches them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +8,14 @@ import pytest
 
 from whisper_at.data.background import background_kind, packaged_background
 from whisper_at.data.clips import Clip, Dataset
+from whisper_at.data.datasets import read_public_dataset
 from whisper_at.tagging.classes import OTHER
 from whisper_at.train.background import (
     add_background,
     background_clips,
     is_background,
     kinds_among_classes,
+    speech_classes,
 )
 from whisper_at.train.thresholds import PRIOR_CLIPS, ROW_STEPS, count_events, shrunk_thresholds, tail_thresholds
 
@@ -90,6 +93,41 @@ def test_a_class_that_background_would_hold_excludes_it():
     assert kinds_among_classes(["dog", "Male speech", "rain"]) == {"speech": "Male speech"}
     assert kinds_among_classes(["mandolin", "fanfare", "humming bird"]) == {}
     assert kinds_among_classes(["white_noise", "silence"]) == {"noise": "white_noise", "silence": "silence"}
+
+
+@pytest.mark.parametrize(
+    ("names", "spoken"),
+    [
+        (["Happy", "sad", "anger"], True),
+        (["one", "two"], True),
+        (["german", "Swahili"], True),
+        (["speaker 12", "speaker_03"], True),
+        (["commands", "rain"], True),
+        (["one", "rain"], False),  # a single word says little
+        (["0", "1", "2"], False),  # numbers of any classes
+        (["other", "calm"], False),
+    ],
+)
+def test_names_of_emotions_digits_languages_and_speakers_are_speech(names, spoken):
+    assert ("speech" in kinds_among_classes(names)) == spoken
+
+
+def test_classes_whose_clips_are_speech_are_found_whatever_their_names():
+    """And the package's speech is none of their background; a class that stands for background says nothing of it."""
+    kinds: dict[str, list[Clip]] = {}
+    for clip in packaged_background():
+        kinds.setdefault(background_kind(clip), []).append(clip)
+    of_class = {"0": kinds["noise"], "1": kinds["speech"], "2": kinds["silence"], "Unknown": kinds["speech"]}
+    clips = tuple(replace(clip, labels=(name,)) for name, found in of_class.items() for clip in found)
+    assert speech_classes(Dataset(clips, tuple(of_class))) == ["1"]
+    assert speech_classes(Dataset((Clip(Path("absent.wav"), ("0",)),), ("0",))) == []
+
+
+@pytest.mark.real
+def test_emotions_and_digits_are_speech_and_sounds_are_not(data):
+    assert len(speech_classes(read_public_dataset("emodb", data / "emodb"))) == 7
+    assert len(speech_classes(read_public_dataset("fsdd", data / "fsdd"))) == 10
+    assert speech_classes(read_public_dataset("esc10", data / "esc10")) == []
 
 
 def test_own_background_comes_besides_that_of_the_package(tmp_path):

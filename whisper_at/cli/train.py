@@ -24,7 +24,7 @@ from ..loading import load_model
 from ..tagging.heads import make_head
 from ..tagging.labels import audioset_classes
 from ..tagging.rows import RESERVED_NAMES
-from ..train.background import add_background, background_clips, kinds_among_classes
+from ..train.background import add_background, background_clips, kinds_among_classes, speech_classes
 from ..train.config import PRESETS, Settings, by_gradient_descent, parse_assignments, resolve_settings
 from ..train.distributed import broadcast, local_device, process_group
 from ..train.results import TrainedHead, finish_run, format_table, save_head
@@ -279,11 +279,13 @@ def _find_background(args: argparse.Namespace, dataset: Dataset, folder: Path, l
         log(f"{folder} holds .npz, to which no states of background can be added: the head learns without any")
         return ()
     clips = background_clips(args.background, folder.with_suffix(".background"), not args.quiet, print_error)
-    excluded = kinds_among_classes(dataset.classes)
-    for kind, name in excluded.items():
-        if any(background_kind(clip) == kind for clip in clips):
-            log(f"{name} is a class, so the package's {kind} is no background")
-    return tuple(clip for clip in clips if background_kind(clip) not in excluded)
+    kinds = {background_kind(clip) for clip in clips}
+    reasons = {kind: f"{name} is a class" for kind, name in kinds_among_classes(dataset.classes).items()}
+    if "speech" in kinds and "speech" not in reasons and (names := speech_classes(dataset)):
+        reasons["speech"] = f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''}: most of these clips are speech"
+    for kind in sorted(kinds & reasons.keys()):
+        log(f"{reasons[kind]}, so the package's {kind} is no background")
+    return tuple(clip for clip in clips if background_kind(clip) not in reasons)
 
 
 def log_results(trained: TrainedHead, settings: Settings, log: Log) -> None:

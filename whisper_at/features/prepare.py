@@ -159,8 +159,10 @@ def prepare_features(
         metadata = replace(metadata, dtype=existing.metadata.dtype)  # what is added has the same precision
     has_features = existing.find(dataset.clips) >= 0 if existing is not None else np.zeros(len(dataset), bool)
     checked = dataset.filter(lambda clip: background_kind(clip) == "own")  # the package's, which are last, are right
+    of_background = {label for clip in dataset.clips[len(checked) :] for label in clip.labels}
     cached = load_cache(folder, checked)
-    findings, audio = validate(checked, decode, workers or 1, progress, has_features[: len(checked)], cached)
+    has_checked = has_features[: len(checked)]
+    findings, audio = validate(checked, decode, workers or 1, progress, has_checked, cached, of_background)
     for finding in findings:
         warn(f"{finding.level}: {finding.text}")
     errors = [finding for finding in findings if finding.level == "error"]

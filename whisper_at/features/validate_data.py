@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +51,7 @@ def validate(
     progress: bool = False,
     has_features: np.ndarray | None = None,
     cached: Mapping[int, AudioInfo] | None = None,
+    elsewhere: Collection[str] = (),
 ) -> tuple[list[Finding], dict[int, AudioInfo]]:
     """Check labels, names and audio of a data set.
 
@@ -68,6 +69,8 @@ def validate(
         bool; clips that have features may lack their file.
     cached : mapping of int to AudioInfo, optional
         Results of an earlier call by index, see `load_cache`; these clips are not decoded again.
+    elsewhere : collection of str
+        Classes that have more clips, which need no check.
 
     Returns
     -------
@@ -76,7 +79,7 @@ def validate(
     audio : dict of int to AudioInfo
         The audio of each clip that could be read, by index.
     """
-    findings = [*check_labels(dataset), *check_names(dataset)]
+    findings = [*check_labels(dataset, elsewhere), *check_names(dataset)]
     audio = dict(cached or {}) if decode else {}
     faults = {i: fault for i, clip in enumerate(dataset.clips) if (fault := _file_fault(clip.path))}
     if decode:
@@ -124,8 +127,8 @@ def group_copies(dataset: Dataset, digests: Mapping[int, str]) -> Dataset:
 # --- checks -----------------------------------------------------------------------------------------------------
 
 
-def check_labels(dataset: Dataset) -> Iterable[Finding]:
-    """Find classes that cannot be learned or scored, and clips that are listed twice."""
+def check_labels(dataset: Dataset, elsewhere: Collection[str] = ()) -> Iterable[Finding]:
+    """Find classes that cannot be learned or scored, and clips that are listed twice; `elsewhere` as of `validate`."""
     trained = [clip for clip in dataset.clips if clip.split in ("", "train")]
     counts = Counter(label for clip in trained for label in set(clip.labels))
     if not trained:
@@ -136,10 +139,11 @@ def check_labels(dataset: Dataset) -> Iterable[Finding]:
             "error",
             f"there is one class only, {_list_names(dataset.classes)}, and nothing to tell it from; add other sounds",
         )
-    if untrained := [name for name in dataset.classes if not counts[name]]:
+    few = [name for name in dataset.classes if counts[name] < 2 and name not in elsewhere]
+    if untrained := [name for name in few if not counts[name]]:
         text = f"{_list_names(untrained)}: no clips to train on, so never found; add clips, or remove the class"
         yield Finding("warning", text)
-    if single := [name for name in dataset.classes if counts[name] == 1]:
+    if single := [name for name in few if counts[name] == 1]:
         text = f"{_list_names(single)}: one clip only, so how well it is found cannot be measured; add clips"
         yield Finding("warning", text)
     held_out = Counter(label for clip in dataset.clips if clip.split in ("valid", "test") for label in set(clip.labels))
