@@ -66,7 +66,7 @@ def load_model(
         ``float32``, ``float16`` (CUDA), ``bfloat16``, ``int8`` (CPU), see `WhisperAT`; ``auto`` is int8 on a CPU and
         float16 on CUDA; None is upstream's rule. On a CPU, ``bfloat16`` and ``int8`` keep matrices in half precision
         where that loses nothing, to save memory, as ``float16`` does on a GPU: load a model to be trained without
-        them.
+        them. Where the file has them so, they stay there, mapped: replace it by renaming, or load `in_memory`.
     draft : str, optional
         A model that was distilled from this one with its encoder, by any name that `name` may be. On a CPU, where text
         is decoded greedily and one window at a time, its small decoder proposes tokens that this model's then checks

@@ -194,8 +194,9 @@ def read_tensors(path: Path, in_memory: bool = False) -> tuple[Any, dict[str, st
                         return load_safetensors(file.read()), metadata
                     names = opened.keys()  # `opened` is not iterable itself
                     return {name: opened.get_tensor(name) for name in names}, metadata
-            # a ZIP archive's tensors are read when somebody looks at them, as those of .safetensors are
-            mapped = not in_memory and zipfile.is_zipfile(path)
+            # a ZIP archive's tensors are read when somebody looks at them, as those of .safetensors are; on Windows,
+            # where what is mapped cannot be replaced, at once
+            mapped = os.name == "posix" and not in_memory and zipfile.is_zipfile(path)
             source = io.BytesIO(file.read()) if in_memory else path if mapped else file
             return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped), {}
         except Exception as error:  # of many types, depending on what the bytes happen to be

@@ -111,7 +111,7 @@ def _private_mappings() -> Iterator[tuple[int, int, int, str]]:
 def _is_unchanged(start: int, end: int) -> bool:
     """Return whether all pages between two addresses in a private mapping are the file's."""
     kinds = _page_kinds(start, end)
-    return not np.any((kinds != 0) & (kinds & _OF_FILE == 0))
+    return not kinds.any() or not np.any((kinds != 0) & (kinds & _OF_FILE == 0))
 
 
 def _page_kinds(start: int, end: int) -> np.ndarray:
