@@ -112,9 +112,9 @@ def street_music(data: Path, part: str) -> Iterator[Recording]:
             yield Recording("street music", row["file"], _read(data / "sounds" / row["file"]))
 
 
-def silence() -> Iterator[Recording]:
+def silence(part: str) -> Iterator[Recording]:
     """Return digital silence, its least dither, noises and a hum of 50 Hz, half a minute each."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(int(part == "report"))
     n_samples = NOISE_SECONDS * RATE
     sounds = {"hum": np.arange(n_samples) % (RATE // 50) / (RATE // 50) - 0.5}
     for colour, slope in COLOURS.items():
@@ -176,7 +176,7 @@ def all_recordings(data: Path, part: str, per_class: int, utterances: int) -> li
         environment(data, part, per_class),
         instruments(data, part, 2),
         street_music(data, part),
-        silence(),
+        silence(part),
         speech(data, part, utterances),
     )
     return [recording for recordings in parts for recording in recordings]
