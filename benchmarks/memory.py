@@ -123,14 +123,16 @@ def write_layouts(name: str, folder: Path) -> str:
 def run_peer(system: str, compute: str, folder: Path) -> dict[str, float | str]:
     """Load a Whisper and transcribe the speech beside it, in this process."""
     samples = np.load(folder / "speech.npy")
+    random = not (folder / "name").exists()  # which `real_speech` writes
+    common = {"language": "en", "temperature": 0.0, "without_timestamps": random}  # random times give random windows
     if system == "faster-whisper":
         from faster_whisper import WhisperModel
 
         threads = int(os.environ["OMP_NUM_THREADS"])
         fast = WhisperModel(str(folder / "ct2"), "cpu", compute_type=compute, cpu_threads=threads)
         loaded = peak_memory()
-        options = dict(language="en", beam_size=1, temperature=0.0, max_new_tokens=MAX_TOKENS)
-        text = "".join(segment.text for segment in fast.transcribe(samples, **options)[0])
+        segments, _ = fast.transcribe(samples, beam_size=1, max_new_tokens=MAX_TOKENS, **common)
+        text = "".join(segment.text for segment in segments)
     else:
         if system == "openai-whisper":
             import whisper
@@ -141,7 +143,7 @@ def run_peer(system: str, compute: str, folder: Path) -> dict[str, float | str]:
 
             model = whisper_at.load_model(str(folder / "openai.pt"), "cpu", head=None, compute_type=compute)
         loaded = peak_memory()
-        text = model.transcribe(samples, language="en", temperature=0.0, sample_len=MAX_TOKENS, fp16=False)["text"]
+        text = model.transcribe(samples, sample_len=MAX_TOKENS, fp16=False, **common)["text"]
     return {"system": system, "compute_type": compute, "loaded": loaded, "peak": peak_memory(), "text": text.strip()}
 
 
