@@ -41,7 +41,7 @@ SAME_WORD = {
     "sk": "Country; Organ".split("; "),
     "sl": "Country; Ocean".split("; "),
     "sv": "Vibration; Explosion; Siren; Cymbal; Trumpet".split("; "),
-    "tl": "Printer; Vacuum cleaner; Ringtone".split("; "),
+    "tl": "Printer; Vacuum cleaner; Ringtone; Zither; Wind chime; Background music; Power tool".split("; "),
     "tr": "Siren".split("; "),
 }
 """Words of a language that are spelled as in English."""
