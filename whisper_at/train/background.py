@@ -46,9 +46,9 @@ CLIPS_PER_CLASS = 5
 """Clips of a class that are listened to."""
 ROW_SECONDS = 2.0
 """The part of each, where it is loudest."""
-SPEECH_PROBABILITY = 0.8
-"""From which nano.en calls such a part speech: speech of 13 languages has medians of 0.89 and more in eleven of them,
-sounds of 223 classes at most 0.65."""
+SPEECH_PROBABILITY = 0.9
+"""From which nano.en calls such a part speech. Of up to 15 clips of a class, 57 % and more reach it for emotions,
+digits and speakers, 12 % at most for the sounds of 223 classes."""
 
 
 def background_clips(
