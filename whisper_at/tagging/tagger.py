@@ -204,7 +204,9 @@ def encode_windows(
     """
     if not any(tagger.needs_states for tagger in taggers):
         with torch.no_grad():
-            return model.embed_audio(mel, unfused_attention=unfused_attention), torch.empty(len(mel), 0)
+            # as upstream's is called, where it may have been replaced
+            features = model.embed_audio(mel, unfused_attention=True) if unfused_attention else model.embed_audio(mel)
+            return features, torch.empty(len(mel), 0)
     features, states = model.encode(mel, windows, unfused_attention=unfused_attention)
     if any(tagger.needs_final_norm for tagger in taggers):
         states = torch.cat([states, pool_steps(features, windows)[:, None]], dim=1)
