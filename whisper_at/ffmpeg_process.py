@@ -69,13 +69,19 @@ def run_ffmpeg(
         except TimeoutError as error:
             raise load_error(name, str(error)) from None
         finally:
-            process.stdout.close()
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+            stop(process)
         if status != 0:
             reason = last_error(errors).removeprefix(f"file:{path}: ")  # which may be a temporary one
             raise load_error(name, reason or f"ffmpeg ended with status {status}")
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process whose output nobody wants any more, if it has not ended."""
+    if process.stdout is not None:
+        process.stdout.close()
+    if process.poll() is None:
+        process.kill()
+        process.wait()
 
 
 def probe(path: str, stream: str | None = None, limits: DecodeLimits | None = None) -> tuple[Container, float | None]:

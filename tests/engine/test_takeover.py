@@ -17,6 +17,7 @@ from whisper_at.engine import compilation, encoder_int8
 from whisper_at.engine import decoder as decoder_module
 from whisper_at.engine.decoder import Decoder
 from whisper_at.engine.kv_cache import DecoderState
+from whisper_at.engine.simd import has_bfloat16
 from whisper_at.engine.speculative import DraftModel
 
 NEVER = 10**9
@@ -88,7 +89,7 @@ def test_text_does_not_depend_on_the_moment(ready_from, compute_type, options):
             words = [(word["word"], word["start"], word["end"]) for word in expected.get("words", [])]
             assert [(word["word"], word["start"], word["end"]) for word in found.get("words", [])] == words
         # sums in another order tip what an encoder in bfloat16 rounds
-        tolerance = 1e-4 if compute_type == "float32" else 5e-3
+        tolerance = 5e-3 if compute_type != "float32" and has_bfloat16() else 1e-4
         torch.testing.assert_close(result["audio_tag"], results[0]["audio_tag"], atol=tolerance, rtol=tolerance)
 
 

@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 from whisper.audio import SAMPLE_RATE
 
-from ..ffmpeg_process import ffmpeg_binary, last_error, load_error
+from ..ffmpeg_process import ffmpeg_binary, last_error, load_error, stop
 
 PIECE_SECONDS = 0.1
 
@@ -109,10 +109,7 @@ def decoded_stream(source: str | IO[bytes], label: str) -> Iterator[np.ndarray]:
                 yield np.frombuffer(chunk[: len(chunk) - len(left)], "<i2")
             status = process.wait()
         finally:
-            process.stdout.close()
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+            stop(process)
         if status != 0:
             raise load_error(label, last_error(errors) or f"ffmpeg ended with status {status}")
 
