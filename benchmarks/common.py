@@ -24,6 +24,14 @@ WINDOW_SECONDS = 30
 DEVICES = ("cpu", "cuda")
 PACKAGES = ("openai-whisper", "faster-whisper", "ctranslate2", "transformers", "torch", "numba", "numpy")
 MAX_LOAD = 0.3  # load average of the last minute above which a measurement is disturbed
+INSTRUCTION_LIMITS = (
+    "ONEDNN_MAX_CPU_ISA",
+    "ATEN_CPU_CAPABILITY",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "NUMBA_CPU_NAME",
+    "CT2_FORCE_CPU_ISA",
+)
+"""Variables that hold libraries to fewer instruction sets than the processor has."""
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -83,6 +91,9 @@ def machine_info(device: str = "cpu") -> dict[str, Any]:
         info["gpu"] = torch.cuda.get_device_name()
     if info["load"] > MAX_LOAD:
         print(f"this machine is busy (load {info['load']}): these are not the times of idle cores", flush=True)
+    if limits := {name: os.environ[name] for name in INSTRUCTION_LIMITS if name in os.environ}:
+        info["held_to"] = limits
+        print("held to", *(f"{name}={value}" for name, value in limits.items()), flush=True)
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             info[name] = importlib.metadata.version(name)

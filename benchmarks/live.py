@@ -44,7 +44,8 @@ from common import (
     set_num_threads,
     write_results,
 )
-from real_speech import read_recordings, word_errors, write_layouts
+from layouts import write_layouts
+from real_speech import read_recordings, word_errors
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's whisper_at, installed or not
 

@@ -105,13 +105,13 @@ def measure(hours: float, arguments: list[str]) -> dict[str, float]:
 
 def write_layouts(name: str, folder: Path) -> str:
     """Write a Whisper as each library wants it; return whether it is the official one or has random weights."""
-    import real_speech
+    import layouts
     import weights
 
     from whisper_at.checkpoints.whisper import find_local
 
     if find_local(name) is not None:
-        real_speech.write_layouts(name, folder, ["whisper_at", "openai-whisper", "faster-whisper"])
+        layouts.write_layouts(name, folder, ["whisper_at", "openai-whisper", "faster-whisper"])
         return "official"
     state = weights.random_state(name)
     weights.write_checkpoint(state, name, folder / "openai.pt")
@@ -123,7 +123,7 @@ def write_layouts(name: str, folder: Path) -> str:
 def run_peer(system: str, compute: str, folder: Path) -> dict[str, float | str]:
     """Load a Whisper and transcribe the speech beside it, in this process."""
     samples = np.load(folder / "speech.npy")
-    random = not (folder / "name").exists()  # which `real_speech` writes
+    random = not (folder / "name").exists()  # which `layouts` writes
     common = {"language": "en", "temperature": 0.0, "without_timestamps": random}  # random times give random windows
     if system == "faster-whisper":
         from faster_whisper import WhisperModel

@@ -3,10 +3,12 @@
     python benchmarks/real_speech.py --model tiny.en --data LibriSpeech/index.csv
     python benchmarks/real_speech.py --model base --data index.csv --minutes 10 --rounds 3 --json base.json
     python benchmarks/real_speech.py --model base --data index.csv --systems "whisper_at int8" whisper_at --rounds 1
+    python benchmarks/real_speech.py --model base --data index.csv --beams 5 --systems whisper_at openai-whisper
 
 The data are a table with the columns ``file`` and ``text`` (paths relative to the table). Utterances are joined, with
 half a second between them, to recordings of about ``--seconds``, as real recordings are: timestamps, fallback to
-higher temperatures and conditioning on the text before are on, as each system has them by default; beams are off.
+higher temperatures and conditioning on the text before are on, as each system has them by default; decoding is greedy
+unless `--beams` says otherwise.
 All systems have the same weights (float32 if not said otherwise), of an official Whisper that is on this machine,
 and the same number of threads. Each runs in a process of its own, one at a time, in alternation; loading and a first
 recording, which is not timed, come before.
@@ -22,15 +24,12 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import shutil
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,202 +44,12 @@ from common import (
     set_num_threads,
     write_results,
 )
+from layouts import write_layouts
+from real_systems import SYSTEMS, Decoding
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's whisper_at, installed or not
 
 PAUSE_SECONDS = 0.5
-WINDOW_FRAMES = 3000
-Transcribe = Callable[[np.ndarray], str]
-
-
-# --- systems: from a folder of weights to a function from samples to text -------------------------------------
-
-
-def run_whisper_at(folder: Path, compute: str = "float32", batch: int | None = None, tags: bool = False) -> Transcribe:
-    import whisper_at
-
-    head = "open." + (folder / "name").read_text() if tags else None
-    model = whisper_at.load_model(str(folder / "openai.pt"), "cpu", head=head, compute_type=compute)
-    options: dict[str, Any] = {"language": "en", "fp16": False, "at_time_res": 10 if tags else None}
-    options |= {} if batch is None else {"batch_size": batch}
-    return lambda samples: model.transcribe(samples, **options)["text"]
-
-
-def run_openai(folder: Path) -> Transcribe:
-    import whisper
-
-    model = whisper.load_model(str(folder / "openai.pt"), "cpu")
-    return lambda samples: model.transcribe(samples, language="en", fp16=False)["text"]
-
-
-def run_faster_whisper(folder: Path, compute: str = "float32", batch: int | None = None) -> Transcribe:
-    from faster_whisper import BatchedInferencePipeline, WhisperModel
-
-    threads = int(os.environ["OMP_NUM_THREADS"])
-    model = WhisperModel(str(folder / "ct2"), "cpu", compute_type=compute, cpu_threads=threads)
-    if batch is not None:
-        pipeline = BatchedInferencePipeline(model)
-        return lambda samples: join(pipeline.transcribe(samples, language="en", beam_size=1, batch_size=batch)[0])
-    return lambda samples: join(model.transcribe(samples, language="en", beam_size=1)[0])
-
-
-def run_whisper_cpp(folder: Path) -> Transcribe:
-    from pywhispercpp.model import Model
-
-    threads = int(os.environ["OMP_NUM_THREADS"])
-    quiet = {"print_progress": False, "print_realtime": False, "redirect_whispercpp_logs_to": None}
-    model = Model(str(folder / "ggml.bin"), n_threads=threads, language="en", greedy={"best_of": 1}, **quiet)
-    return lambda samples: " ".join(segment.text for segment in model.transcribe(samples))
-
-
-def run_transformers(folder: Path) -> Transcribe:
-    """Its algorithm for long recordings, with the settings that make it openai-whisper's."""
-    import torch
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    model = transformers.WhisperForConditionalGeneration.from_pretrained(folder / "hf", attn_implementation="sdpa")
-    model = model.eval()
-    extract = transformers.WhisperFeatureExtractor(feature_size=model.config.num_mel_bins)
-    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder / "hf")
-    language = {"language": "en", "task": "transcribe"} if model.generation_config.is_multilingual else {}
-    options: dict[str, Any] = {"return_timestamps": True, "condition_on_prev_tokens": True, **language}
-    options |= {"temperature": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), "no_speech_threshold": 0.6}
-    options |= {"logprob_threshold": -1.0, "compression_ratio_threshold": 1.35}  # of its own kind: 2.4 of openai's
-
-    def transcribe(samples: np.ndarray) -> str:
-        whole = {"truncation": False, "padding": "longest", "return_attention_mask": True, "return_tensors": "pt"}
-        features = extract(samples, sampling_rate=SAMPLE_RATE, **whole)
-        if features.input_features.shape[-1] < WINDOW_FRAMES:  # which it takes for a window of its own
-            features = extract(samples, sampling_rate=SAMPLE_RATE, return_attention_mask=True, return_tensors="pt")
-        tokens = model.generate(**features, **options)
-        return str(tokenizer.decode(tokens[0], skip_special_tokens=True))
-
-    return transcribe
-
-
-def join(segments: Any) -> str:
-    return "".join(segment.text for segment in segments)
-
-
-SYSTEMS: dict[str, Callable[[Path], Transcribe]] = {
-    "whisper_at": run_whisper_at,
-    "openai-whisper": run_openai,
-    "faster-whisper": run_faster_whisper,
-    "transformers": run_transformers,
-    "whisper.cpp f16": run_whisper_cpp,
-    "whisper_at, tags": lambda folder: run_whisper_at(folder, tags=True),
-    "whisper_at bfloat16": lambda folder: run_whisper_at(folder, "bfloat16"),
-    "whisper_at int8": lambda folder: run_whisper_at(folder, "int8"),
-    "faster-whisper int8": lambda folder: run_faster_whisper(folder, "int8"),
-    "whisper_at batch": lambda folder: run_whisper_at(folder, batch=8),
-    "whisper_at int8 batch": lambda folder: run_whisper_at(folder, "int8", batch=8),
-    "faster-whisper batch": lambda folder: run_faster_whisper(folder, batch=8),
-    "faster-whisper int8 batch": lambda folder: run_faster_whisper(folder, "int8", batch=8),
-}
-
-
-# --- the same weights in every layout --------------------------------------------------------------------------
-
-
-def write_layouts(name: str, folder: Path, systems: list[str]) -> None:
-    """Write an official Whisper that is on this machine as each of some systems wants it."""
-    import torch
-
-    from whisper_at.checkpoints import alignment_heads, decode_alignment_heads, find_whisper, open_whisper
-
-    path = find_whisper(name)
-    dims, state = open_whisper(path)
-    (folder / "name").write_text(name)
-    torch.save({"dims": dims, "model_state_dict": state}, folder / "openai.pt")
-    libraries = {system.split()[0] for system in systems}
-    if "whisper.cpp" in libraries:
-        write_ggml(dims, state, folder / "ggml.bin")
-    if libraries & {"transformers", "faster-whisper"}:
-        dump = alignment_heads(name)
-        heads = [] if dump is None else decode_alignment_heads(dump, dims)
-        write_hugging_face(dims, state, heads, folder / "hf")
-    if "faster-whisper" in libraries:
-        convert_to_ctranslate2(folder / "hf", folder / "ct2")
-
-
-def write_ggml(dims: dict[str, int], state: dict[str, Any], path: Path) -> None:
-    """Write whisper.cpp's layout, in half precision as its own converter does."""
-    from whisper.audio import mel_filters
-
-    from whisper_at.tokenizer import get_tokenizer
-
-    sizes = ["n_vocab", "n_audio_ctx", "n_audio_state", "n_audio_head", "n_audio_layer"]
-    sizes += ["n_text_ctx", "n_text_state", "n_text_head", "n_text_layer", "n_mels"]
-    filters = mel_filters("cpu", dims["n_mels"]).numpy().astype("<f4")
-    ranks = get_tokenizer(dims["n_vocab"] >= 51865).encoding._mergeable_ranks
-    with open(path, "wb") as file:
-        file.write(struct.pack("<12i", 0x67676D6C, *(dims[size] for size in sizes), 1))
-        file.write(struct.pack("<2i", *filters.shape) + filters.tobytes())
-        file.write(struct.pack("<i", len(ranks)))
-        for token in sorted(ranks, key=ranks.__getitem__):
-            file.write(struct.pack("<i", len(token)) + token)
-        for key, tensor in state.items():
-            values = tensor.float().numpy()
-            values = values[:, None] if key in ("encoder.conv1.bias", "encoder.conv2.bias") else values
-            half = values.ndim > 1 and "positional" not in key and not key.endswith("bias")
-            header = struct.pack("<3i", values.ndim, len(key), int(half))
-            file.write(header + struct.pack(f"<{values.ndim}i", *values.shape[::-1]) + key.encode())
-            file.write(values.astype("<f2" if half else "<f4").tobytes())
-
-
-def write_hugging_face(dims: dict[str, int], state: dict[str, Any], heads: list[list[int]], folder: Path) -> None:
-    """Write transformers' layout, with the tokens and the rules of openai-whisper."""
-    from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, logging
-    from weights import EOT, hugging_face_name, suppressed_tokens, write_tokenizer
-
-    from whisper_at.tokenizer import get_tokenizer
-
-    logging.disable_progress_bar()
-    english = dims["n_vocab"] < 51865
-    tokenizer = get_tokenizer(not english, num_languages=dims["n_vocab"] - 51765 - (not english), language="en")
-    eot = tokenizer.eot
-    special = {"bos_token_id": eot, "eos_token_id": eot, "pad_token_id": eot, "decoder_start_token_id": tokenizer.sot}
-    shape = {"vocab_size": dims["n_vocab"], "num_mel_bins": dims["n_mels"], "d_model": dims["n_audio_state"]}
-    for part, kind in (("encoder", "audio"), ("decoder", "text")):
-        shape |= {f"{part}_layers": dims[f"n_{kind}_layer"], f"{part}_attention_heads": dims[f"n_{kind}_head"]}
-        shape |= {f"{part}_ffn_dim": 4 * dims[f"n_{kind}_state"]}
-    model = WhisperForConditionalGeneration(WhisperConfig(**shape, **special))
-    tensors = {hugging_face_name(key): tensor.float() for key, tensor in state.items()}
-    missing, unexpected = model.load_state_dict(tensors, strict=False)
-    if missing != ["proj_out.weight"] or unexpected:  # that one is the embedding
-        raise RuntimeError(f"parameters do not match: missing {missing}, unexpected {unexpected}")
-    model.tie_weights()
-    languages = dict(zip(tokenizer.all_language_codes, tokenizer.all_language_tokens))
-    # what an English-only model does not know must not be named: transformers would detect the language among none
-    multilingual = {
-        "lang_to_id": {f"<|{code}|>": token for code, token in languages.items()},
-        "task_to_id": {"transcribe": tokenizer.transcribe, "translate": tokenizer.translate},
-    }
-    suppressed = [token for token in suppressed_tokens(tokenizer) if token not in (EOT, eot)]
-    model.generation_config = GenerationConfig(
-        **special,
-        max_length=448,
-        is_multilingual=not english,
-        **({} if english else multilingual),
-        no_timestamps_token_id=tokenizer.no_timestamps,
-        prev_sot_token_id=tokenizer.sot_prev,
-        suppress_tokens=suppressed,
-        begin_suppress_tokens=[*tokenizer.encode(" "), eot],
-        max_initial_timestamp_index=50,
-        alignment_heads=heads,
-    )
-    model.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps({"feature_size": dims["n_mels"]}))
-    write_tokenizer(tokenizer.encoding, folder)
-
-
-def convert_to_ctranslate2(source: Path, target: Path) -> None:
-    from weights import write_ctranslate2
-
-    write_ctranslate2(source, target, "float16")
 
 
 # --- recordings ---------------------------------------------------------------------------------------------------
@@ -276,9 +85,9 @@ def read_recordings(
     return recordings
 
 
-def run_one(system: str, folder: Path, recordings: list[dict[str, str]]) -> dict[str, Any]:
+def run_one(system: str, folder: Path, recordings: list[dict[str, str]], decoding: Decoding) -> dict[str, Any]:
     """Transcribe all recordings once in this process, after the first minute of the first as a warm-up."""
-    transcribe = SYSTEMS[system](folder)
+    transcribe = SYSTEMS[system](folder, decoding)
     loaded = peak_memory()
     transcribe(np.load(recordings[0]["samples"])[: 60 * SAMPLE_RATE])
     texts, seconds, cpu_seconds = [], [], []
@@ -358,6 +167,8 @@ def main() -> None:
     add("--minutes", type=float, default=60, help="of speech at most")
     add("--rounds", type=int, default=3, help="how often each system runs")
     add("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS), metavar="NAME", help=", ".join(SYSTEMS))
+    add("--beams", type=int, default=1, help="of the first temperature; 1 is greedy")
+    add("--words", action="store_true", help="with the times of words")
     add("--threads", type=int, default=available_cores(), help="of everything")
     add("--json", type=Path, help="write all numbers to this file")
     add("--one", nargs=2, help=argparse.SUPPRESS)  # system and folder: what a process of its own runs
@@ -365,7 +176,8 @@ def main() -> None:
     if args.one:
         folder = Path(args.one[1])
         recordings = json.loads((folder / "recordings.json").read_text())
-        (folder / "result.json").write_text(json.dumps(run_one(args.one[0], folder, recordings)))
+        result = run_one(args.one[0], folder, recordings, Decoding(args.beams, args.words))
+        (folder / "result.json").write_text(json.dumps(result))
         return
     set_num_threads(args.threads)
     machine = machine_info()
@@ -381,6 +193,7 @@ def main() -> None:
         for _ in range(args.rounds):
             for system in args.systems:
                 command = [sys.executable, __file__, "--data", str(args.data), "--one", system, str(folder)]
+                command += ["--beams", str(args.beams), *(["--words"] if args.words else [])]
                 finished = subprocess.run(command, capture_output=True, text=True, check=False)
                 if finished.returncode:
                     reason = finished.stderr.strip().rpartition("\n")[2]

@@ -19,11 +19,17 @@ def real_speech(monkeypatch):
     return pytest.importorskip("real_speech")
 
 
+@pytest.fixture
+def layouts(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return pytest.importorskip("layouts")
+
+
 @pytest.mark.parametrize("english", [True, False])
-def test_a_layout_names_what_the_model_knows(real_speech, tmp_path, upstream_en, upstream_multilingual, english):
+def test_a_layout_names_what_the_model_knows(layouts, tmp_path, upstream_en, upstream_multilingual, english):
     """An English-only model whose settings have languages, be it none, is made to detect one by transformers."""
     model = upstream_en if english else upstream_multilingual
-    real_speech.write_hugging_face(vars(model.dims), model.state_dict(), [[1, 0]], tmp_path)
+    layouts.write_hugging_face(vars(model.dims), model.state_dict(), [[1, 0]], tmp_path)
     settings = json.loads((tmp_path / "generation_config.json").read_text())
     assert settings["is_multilingual"] is not english
     assert ("lang_to_id" in settings) is ("task_to_id" in settings) is not english
@@ -44,7 +50,7 @@ UTTERANCES = [
 @pytest.mark.real
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny_en")  # skips where it is not here
-def test_transformers_writes_what_whisper_at_writes(real_speech, tmp_path, monkeypatch):
+def test_transformers_writes_what_whisper_at_writes(real_speech, layouts, tmp_path, monkeypatch):
     """Joined utterances, with timestamps: no more than 3 words in 100 apart."""
     folder = DATA / "librispeech"
     if not (folder / "index.csv").is_file():
@@ -56,9 +62,12 @@ def test_transformers_writes_what_whisper_at_writes(real_speech, tmp_path, monke
         csv.writer(file).writerows([("file", "text"), *((folder / name, texts[name]) for name in names)])
     (recording,) = real_speech.read_recordings(tmp_path / "index.csv", 60, 1, tmp_path)
     systems = ["whisper_at", "transformers"]
-    real_speech.write_layouts("tiny.en", tmp_path, systems)
+    layouts.write_layouts("tiny.en", tmp_path, systems)
     monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))  # as the script sets it
-    written = [real_speech.SYSTEMS[system](tmp_path)(np.load(recording["samples"])) for system in systems]
+    written = [
+        real_speech.SYSTEMS[system](tmp_path, real_speech.Decoding())(np.load(recording["samples"]))
+        for system in systems
+    ]
     counts = real_speech.word_errors([recording["text"]] * 2, written)
     ours, theirs = counts[:, 0] / counts[:, 2]
     assert ours < 0.15
