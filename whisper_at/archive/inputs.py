@@ -19,6 +19,7 @@ from typing import IO, Any
 from ..data.clips import AUDIO_SUFFIXES
 from .items import Item, is_url
 from .tar import read_members
+from .xz import open_xz
 
 MEDIA_SUFFIXES = AUDIO_SUFFIXES | frozenset(
     ".ac3 .aifc .amr .ape .asf .avi .caf .dts .flv .m4b .m4v .mka .mp2 .mpeg .mpg .mts .mxf .rm .snd .spx .tta .ts "
@@ -182,9 +183,12 @@ def open_unpacked(path: str) -> IO[bytes]:
     """Open a tar file, local or at a URL, as the stream that it is when unpacked."""
     import fsspec
 
+    lower = path.lower()
+    if lower.endswith((".xz", ".txz")):
+        return open_xz(open_binary(path))
     compression = "infer"
-    for endings, kind in (((".tgz",), "gzip"), ((".tbz2",), "bz2"), ((".txz",), "xz")):
-        if path.lower().endswith(endings):
+    for ending, kind in ((".tgz", "gzip"), (".tbz2", "bz2")):
+        if lower.endswith(ending):
             compression = kind
     file: IO[bytes] = fsspec.open(path if is_url(path) else f"file://{path}", "rb", compression=compression).open()
     return file
