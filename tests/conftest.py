@@ -80,6 +80,12 @@ def copy_of_random_model(n_vocab: int, seed: int = 0) -> WhisperAT:
     return copy.deepcopy(model, {id(classes): classes})
 
 
+@pytest.fixture(scope="module")
+def nano() -> WhisperAT:
+    """The Whisper inside the package, with its head."""
+    return whisper_at.load_model("nano.en", "cpu")
+
+
 @pytest.fixture
 def model_en():
     return copy_of_random_model(51864)

@@ -22,11 +22,6 @@ from whisper_at.windows import Window, quiet_cuts, sound_end
 OPTIONS = {"language": "en", "fp16": False, "temperature": 0.0, "sample_len": 12}
 
 
-@pytest.fixture(scope="module")
-def nano():
-    return whisper_at.load_model("nano.en", device="cpu")
-
-
 def with_pauses(seconds: float, pauses: list[tuple[float, float]]) -> np.ndarray:
     audio = noise(seconds, seed=4)
     for start, end in pauses:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
+from archive_data import OPTIONS, content, read
 from conftest import noise
 
 import whisper_at
@@ -23,13 +24,7 @@ from whisper_at.archive.schema import events_schema, files_schema
 from whisper_at.archive.store import Store
 from whisper_at.limits import DecodeLimits
 
-OPTIONS = {"language": "en", "sample_len": 8, "temperature": 0.0}
 N = 7
-
-
-@pytest.fixture(scope="module")
-def nano():
-    return whisper_at.load_model("nano.en", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -49,19 +44,6 @@ def recordings(tmp_path_factory):
 def make(recordings, output, nano, settings=None, **options):
     options = {"model": nano, "shard_size": 3, **OPTIONS, **options}
     return transcribe_archive([recordings], output, settings=settings, **options)
-
-
-def read(output, table="files"):
-    return pq.read_table(output / table)
-
-
-def content(output):
-    """Every byte of the tables, by the name of the part."""
-    return {
-        str(path.relative_to(output)): path.read_bytes()
-        for table in ("files", "events")
-        for path in sorted((output / table).iterdir())
-    }
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,8 @@ import uuid
 
 import fsspec
 import pytest
-import soundfile
-from conftest import noise
-from test_archive import OPTIONS
+from archive_data import OPTIONS, write_recordings
 
-import whisper_at
 from whisper_at.archive import ArchiveSettings, Query, find, run_sql, transcribe_archive
 from whisper_at.archive.storage import absolute, open_storage
 from whisper_at.cli.find import main as find_main
@@ -19,17 +16,8 @@ N = 4
 
 
 @pytest.fixture(scope="module")
-def nano():
-    return whisper_at.load_model("nano.en", "cpu")
-
-
-@pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("recordings")
-    for i in range(N):
-        soundfile.write(folder / f"{i}.wav", noise(1.0 + i / 4, seed=i) * 3, 16000)
-    (folder / "1.wav").write_bytes(b"no recording")
-    return folder
+    return write_recordings(tmp_path_factory.mktemp("recordings"), N, broken=1)
 
 
 @pytest.fixture(scope="module")

@@ -9,19 +9,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from archive_data import OPTIONS
 from conftest import noise
-from test_archive import OPTIONS
 
-import whisper_at
 from whisper_at.archive import ArchiveSettings, captions, transcribe_archive
 from whisper_at.archive.captions import check_formats
 
 TEXT = "txt,srt,vtt,tsv,labels,lrc"
-
-
-@pytest.fixture(scope="module")
-def nano():
-    return whisper_at.load_model("nano.en", "cpu")
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,8 @@ import warnings
 
 import pyarrow.parquet as pq
 import pytest
-import soundfile
-from conftest import ROOT, noise
-from test_archive import OPTIONS, content
+from archive_data import OPTIONS, content, write_recordings
+from conftest import ROOT
 
 from whisper_at.archive import processes, transcribe_archive
 
@@ -29,11 +28,7 @@ transcribe_archive([sys.argv[1]], sys.argv[2], model="nano.en", settings=None, s
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("recordings")
-    for i in range(N):
-        soundfile.write(folder / f"{i}.wav", noise(1.0 + i / 4, seed=i) * 3, 16000)
-    (folder / "3.wav").write_bytes(b"no recording")
-    return folder
+    return write_recordings(tmp_path_factory.mktemp("recordings"), N, broken=3)
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,8 @@ import time
 
 import psutil
 import pytest
-import soundfile
-from conftest import ROOT, noise
-from test_archive import OPTIONS, content
+from archive_data import OPTIONS, content, write_recordings
+from conftest import ROOT
 
 from whisper_at.archive import transcribe_archive
 
@@ -37,10 +36,7 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("recordings")
-    for i in range(N):
-        soundfile.write(folder / f"{i}.wav", noise(1.0 + i / 4, seed=i) * 3, 16000)
-    return folder
+    return write_recordings(tmp_path_factory.mktemp("recordings"), N)
 
 
 def kill_an_actor(output, killed):

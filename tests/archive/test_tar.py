@@ -250,7 +250,7 @@ def test_a_damaged_tar_file_is_read_or_refused(changes):
 
 def test_what_lies_before_the_damage_is_done_and_the_damage_has_a_row(tmp_path):
     pytest.importorskip("pyarrow")
-    from test_archive import OPTIONS, read
+    from archive_data import OPTIONS, read
 
     from whisper_at.archive import transcribe_archive
 

@@ -14,11 +14,6 @@ import whisper_at
 from whisper_at import checkpoints
 
 
-@pytest.fixture(scope="module")
-def nano():
-    return whisper_at.load_model("nano.en", device="cpu")
-
-
 def test_the_unmodified_whisper_opens_it(nano):
     path = checkpoints.find_whisper("nano.en")
     assert path.stat().st_size < 25e6
