@@ -153,7 +153,8 @@ def test_text_and_what_is_withheld_are_all_there_was(model_en, hear, words, batc
 
 
 def segment(start: float, end: float, text: str, **more) -> dict:
-    return {"start": start, "end": end, "text": text, "tokens": TOKENIZER.encode(text), "avg_logprob": -0.3, **more}
+    of_decoder = {"tokens": TOKENIZER.encode(text), "avg_logprob": -0.3, "compression_ratio": 1.1}
+    return {"start": start, "end": end, "text": text, **of_decoder, **more}
 
 
 def gate(**options) -> SpeechGate:
@@ -302,18 +303,19 @@ def voiced(speech: float, voice: float) -> SpeechProbabilities:
 
 
 @pytest.mark.parametrize(
-    ("speech", "left", "logprob", "is_kept"),
+    ("speech", "left", "logprob", "ratio", "is_kept"),
     [
-        (0.5, 0.3, -0.9, False),
-        (0.5, 0.3, -0.7, True),  # the decoder is sure
-        (0.5, 0.45, -0.9, True),  # nothing else explains it
-        (0.99, 0.9, -3.0, True),  # nor do the decoder's doubts alone count
-        (0.3, 0.3, -0.1, False),  # nor its being sure where no speech is heard
+        (0.5, 0.3, -0.9, 1.0, False),
+        (0.5, 0.3, -0.1, 9.0, False),  # it repeats itself
+        (0.5, 0.3, -0.7, 1.0, True),  # the decoder is sure
+        (0.5, 0.45, -0.9, 9.0, True),  # nothing else explains it
+        (0.99, 0.9, -3.0, 9.0, True),  # nor do the decoder's doubts alone count
+        (0.3, 0.3, -0.1, 1.0, False),  # nor its being sure where no speech is heard
     ],
 )
-def test_a_doubtful_text_is_withheld_where_a_voice_without_words_explains_it(speech, left, logprob, is_kept):
+def test_a_doubtful_text_is_withheld_where_a_voice_without_words_explains_it(speech, left, logprob, ratio, is_kept):
     found = gate(threshold=0.4)
-    text = segment(0, 2, " Aha.", avg_logprob=logprob)
+    text = segment(0, 2, " Aha.", avg_logprob=logprob, compression_ratio=ratio)
     assert found.keep([text], voiced(speech, left), TOKENIZER) == ([text] if is_kept else [])
     reason = "voice without words" if speech > 0.4 else "segment without speech"
     expected = [{"start": 0, "end": 2, "text": " Aha.", "reason": reason, "score": left}]

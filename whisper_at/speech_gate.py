@@ -36,6 +36,8 @@ MIN_WITHHELD_WORDS = 1.0
 """Seconds of words that are worth to be cut out of a segment."""
 DOUBTFUL_LOGPROB = -0.8
 """Mean log-probability of a text's tokens below which it may be that of a voice without words."""
+REPETITIVE_RATIO = 2.4
+"""Compression ratio above which it may be, too: openai-whisper's ``compression_ratio_threshold``."""
 MISSED_THRESHOLD = 0.6
 """Probability from which speech without text counts as missed: most of a voice is far above it."""
 MISSED_MARGIN = 0.8
@@ -113,7 +115,7 @@ class SpeechGate:
             if has_text(segment):
                 around = segment["start"] - SEGMENT_MARGIN, segment["end"] + SEGMENT_MARGIN
                 score, reason = speech.highest(*around), "segment without speech"
-                if score >= self.threshold and segment["avg_logprob"] < DOUBTFUL_LOGPROB:
+                if score >= self.threshold and _is_doubtful(segment):
                     score, reason = speech.less_voices().highest(*around), "voice without words"
                 if score < self.threshold:
                     self._withhold(segment["start"], segment["end"], segment["text"], reason, score)
@@ -168,6 +170,11 @@ def print_withheld(part: dict[str, Any]) -> None:
 def withheld_text(part: Mapping[str, Any]) -> str:
     """Return what stands in the place of a text that was withheld."""
     return f"({part['reason']})" if part["text"] is None else f"({part['reason']}: {part['text'].strip()})"
+
+
+def _is_doubtful(segment: Mapping[str, Any]) -> bool:
+    """Return whether the decoder doubts a text: no temperature made it probable, or it repeats itself."""
+    return segment["avg_logprob"] < DOUBTFUL_LOGPROB or segment["compression_ratio"] > REPETITIVE_RATIO
 
 
 def begins_next_window(missed: Window, window: Window) -> bool:
