@@ -12,10 +12,11 @@ from conftest import noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisper_at import speech_gate
+from whisper_at import speech_tagger
 from whisper_at.model import WhisperAT
 from whisper_at.segments import Split
-from whisper_at.speech_gate import SpeechGate, SpeechProbabilities, SpeechTagger, begins_next_window, mark_recovered
+from whisper_at.speech_gate import SpeechGate, begins_next_window, mark_recovered
+from whisper_at.speech_tagger import SpeechProbabilities, SpeechTagger
 from whisper_at.tagging.classes import ClassSet
 from whisper_at.tagging.heads import Head
 from whisper_at.tagging.labels import audioset_classes
@@ -152,7 +153,8 @@ def test_text_and_what_is_withheld_are_all_there_was(model_en, hear, words, batc
 
 
 def segment(start: float, end: float, text: str, **more) -> dict:
-    return {"start": start, "end": end, "text": text, "tokens": TOKENIZER.encode(text), **more}
+    of_decoder = {"tokens": TOKENIZER.encode(text), "avg_logprob": -0.3, "compression_ratio": 1.1}
+    return {"start": start, "end": end, "text": text, **of_decoder, **more}
 
 
 def gate(**options) -> SpeechGate:
@@ -292,4 +294,54 @@ def test_rows_around_steps(model_en):
     found = SpeechTagger(model_en)(Window(40), states)
     assert (found.first, len(found.values)) == (1, 70)
     np.testing.assert_allclose(found.values[38:43], 1 / (1 + np.exp(-np.array([0, 1, 1, 1, 0]))))
-    assert speech_gate.ROW_STEPS == 3
+    assert speech_tagger.ROW_STEPS == 3
+
+
+def voiced(speech: float, voice: float) -> SpeechProbabilities:
+    """Two seconds of these probabilities of speech, before and after voices without words explain a part."""
+    return SpeechProbabilities(0, np.full(5, speech), np.full(5, voice))
+
+
+@pytest.mark.parametrize(
+    ("speech", "left", "logprob", "ratio", "is_kept"),
+    [
+        (0.5, 0.3, -0.9, 1.0, False),
+        (0.5, 0.3, -0.1, 9.0, False),  # it repeats itself
+        (0.5, 0.3, -0.7, 1.0, True),  # the decoder is sure
+        (0.5, 0.45, -0.9, 9.0, True),  # nothing else explains it
+        (0.99, 0.9, -3.0, 9.0, True),  # nor do the decoder's doubts alone count
+        (0.3, 0.3, -0.1, 1.0, False),  # nor its being sure where no speech is heard
+    ],
+)
+def test_a_doubtful_text_is_withheld_where_a_voice_without_words_explains_it(speech, left, logprob, ratio, is_kept):
+    found = gate(threshold=0.4)
+    text = segment(0, 2, " Aha.", avg_logprob=logprob, compression_ratio=ratio)
+    assert found.keep([text], voiced(speech, left), TOKENIZER) == ([text] if is_kept else [])
+    reason = "voice without words" if speech > 0.4 else "segment without speech"
+    expected = [{"start": 0, "end": 2, "text": " Aha.", "reason": reason, "score": left}]
+    assert found.withheld == ([] if is_kept else expected)
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_a_window_of_a_voice_without_words_is_decoded_and_its_doubtful_text_withheld(model_en, decoded, batch_size):
+    """Tiny random weights doubt every token."""
+    options = OPTIONS | {"batch_size": batch_size, "logprob_threshold": None}
+    expected = [segment["text"] for segment in model_en.transcribe(noise(20), **options)["segments"]]
+    decoded.clear()
+    head = model_en.head = ConstantHead("Dog")
+    head.logits[head.classes.index("Speech")] = 0.5
+    result = model_en.transcribe(noise(20), speech_gate=True, **options)
+    assert (len(decoded) > 0, result["text"], result["segments"]) == (True, "", [])
+    assert [part["text"] for part in result["withheld"]] == expected
+    assert {part["reason"] for part in result["withheld"]} == {"voice without words"}
+
+
+def test_what_voices_without_words_leave_of_speech(model_en):
+    head = model_en.head = ConstantHead()
+    head.logits[head.classes.indices(["Speech", "Cough", "Music"])] = torch.tensor([0.5, 1.0, 8.0])
+    found = SpeechTagger(model_en)(Window(0), torch.zeros(2, 75, 64))
+    np.testing.assert_allclose(found.values, 1 / (1 + np.exp(-0.5)))
+    np.testing.assert_allclose(found.less_voices().values, 1 / (1 + np.exp(-0.5 + 0.5 * (1 + 3))))
+    model_en.head = ConstantHead("Speech", classes=ClassSet(("Speech", "Music")))  # which knows no such voice
+    found = SpeechTagger(model_en)(Window(0), torch.zeros(2, 75, 64))
+    assert found.less_voices() is found

@@ -28,6 +28,7 @@ FLOORS = (
     *("checkpoints", "tagging", "engine", "timing", "tokenizer", "triton_ops", "normalizers", "decoding", "prompt"),
     *(
         "segments",
+        "speech_tagger",
         "speech_gate",
         "fallback",
         "options",

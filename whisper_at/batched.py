@@ -32,7 +32,8 @@ from .fallback import decode_with_fallback, decoder_inputs, detect_spoken_langua
 from .mel import LogMel
 from .options import SEQUENTIAL_OPTIONS, TranscribeOptions
 from .segments import Split, clear_if_empty, has_text, print_segment, split_segments, text_of
-from .speech_gate import SpeechGate, SpeechProbabilities, mark_recovered, print_withheld
+from .speech_gate import SpeechGate, mark_recovered, print_withheld
+from .speech_tagger import SpeechProbabilities
 from .tagging.tagger import Tagger, encode_windows, resolve_resolutions
 from .windows import Window, clip_frames, quiet_cuts, sound_end
 

@@ -1,7 +1,7 @@
-"""Where the tags hear speech or singing: text that is withheld where they hear none, and speech that the text lacks.
+"""Text that is withheld where the tags hear neither speech nor singing, and speech that the text lacks.
 
-A window is encoded before it is decoded, so its tags are known by then. Every step of 0.4 s gets the probability that
-somebody speaks or sings, from the row of 1.2 s around it. How loud it is plays no part, nor do the decoder's doubts.
+A window is encoded before it is decoded, so its tags are known by then (`whisper_at.speech_tagger`). How loud it is
+plays no part; the decoder's doubts count where a voice without words would explain what is heard.
 """
 
 from __future__ import annotations
@@ -10,31 +10,22 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import SequenceMatcher
-from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from whisper.audio import FRAMES_PER_SECOND
 from whisper.tokenizer import Tokenizer
 from whisper.utils import format_timestamp, make_safe
 
 from .segments import Split, has_text
-from .tagging.classes import ClassSet
-from .tagging.heads import Head
-from .tagging.labels import audioset_labels, classes_under
-from .tagging.timeline import STEP_SECONDS, first_step, steps_to_seconds
+from .speech_tagger import SpeechProbabilities, SpeechTagger
+from .tagging.timeline import STEP_SECONDS, first_step
 from .windows import Window
 
 if TYPE_CHECKING:
     from .model import WhisperAT
 
-SPEECH, SINGING = "Speech", "Singing"
-VOCAL_MIDS = ("/m/09x0r", "/m/015lz1", "/m/07p6fty", "/m/02rtxlg", "/m/0y4f8", "/m/07qfr4h")
-"""Nodes of AudioSet's ontology with words in them: speech, singing, shouting, whispering, vocal music, hubbub."""
-ROW_STEPS = 3
-"""Steps of 0.4 s that a probability is read from: heads tell more from 1.2 s than from one step."""
 GATE_THRESHOLD = 0.4
 """Probability below which nobody speaks, if `speech_gate` is True."""
 SEGMENT_MARGIN = 0.4
@@ -43,6 +34,10 @@ WORD_MARGIN = 1.2
 """Seconds by which the times of a word may be wrong: beside invented words, those of real ones often are."""
 MIN_WITHHELD_WORDS = 1.0
 """Seconds of words that are worth to be cut out of a segment."""
+DOUBTFUL_LOGPROB = -0.8
+"""Mean log-probability of a text's tokens below which it may be that of a voice without words."""
+REPETITIVE_RATIO = 2.4
+"""Compression ratio above which it may be, too: openai-whisper's ``compression_ratio_threshold``."""
 MISSED_THRESHOLD = 0.6
 """Probability from which speech without text counts as missed: most of a voice is far above it."""
 MISSED_MARGIN = 0.8
@@ -55,105 +50,6 @@ MIN_ADVANCE = 1000
 """Frames by which a window that begins with missed speech lies behind the one that missed it."""
 MAX_MISSED = 2
 """Stretches of missed speech that are decoded again in a window, the longest first."""
-
-
-@cache
-def _vocal_names() -> frozenset[str]:
-    labels = audioset_labels()
-    return frozenset(labels[index].name.lower() for index in classes_under(VOCAL_MIDS))
-
-
-def vocal_classes(classes: ClassSet) -> list[int]:
-    """Return the indices of a head's known classes of speech and singing; none if it knows neither of these two.
-
-    Examples
-    --------
-    >>> vocal_classes(ClassSet(("Dog", "Singing", "Choir"))), vocal_classes(ClassSet(("Dog", "Choir")))
-    ([1, 2], [])
-    """
-    known = range(len(classes)) if classes.known is None else classes.known
-    vocal = {index: classes.names[index].lower() for index in known if classes.names[index].lower() in _vocal_names()}
-    return sorted(vocal) if {SPEECH.lower(), SINGING.lower()} & set(vocal.values()) else []
-
-
-class SpeechProbabilities(NamedTuple):
-    """The probability of speech or singing in the steps of 0.4 s of a window that hold audio.
-
-    ``first`` is the absolute index of the first step, ``values`` are float64 ``(steps,)``.
-    """
-
-    first: int
-    values: np.ndarray
-
-    def highest(self, start: float = 0.0, end: float = math.inf) -> float:
-        """Return the highest probability of the steps that these seconds touch, at least of the nearest one."""
-        if not len(self.values):
-            return 0.0
-        last_step = len(self.values) - 1
-        lo = min(max(math.floor(start / STEP_SECONDS + 1e-6) - self.first, 0), last_step)
-        hi = last_step if math.isinf(end) else min(math.ceil(end / STEP_SECONDS - 1e-6) - self.first - 1, last_step)
-        return float(self.values[lo : max(hi, lo) + 1].max())
-
-    def spans(
-        self, threshold: float, covered: Iterable[tuple[float, float]], pause: float
-    ) -> list[tuple[float, float]]:
-        """Return start and end, in seconds, of speech of at least this probability that is not covered.
-
-        Steps that touch a covered span are left out; speech with no more than `pause` seconds in between is one.
-        """
-        edges = np.array([steps_to_seconds(self.first + i) for i in range(len(self.values) + 1)])
-        missed = self.values >= threshold
-        for start, end in covered:
-            missed &= (edges[1:] <= start) | (edges[:-1] >= end)
-        spans: list[tuple[float, float]] = []
-        for start, end in zip(edges[:-1][missed].tolist(), edges[1:][missed].tolist()):
-            if spans and start - spans[-1][1] <= pause + 1e-6 and not _touches(covered, spans[-1][1], start):
-                spans[-1] = spans[-1][0], end
-            else:
-                spans.append((start, end))
-        return spans
-
-
-def _touches(covered: Iterable[tuple[float, float]], start: float, end: float) -> bool:
-    return any(a < end and b > start for a, b in covered)
-
-
-class SpeechTagger:
-    """Reads the probability of speech from the states of a window, by the first head of a model that knows speech.
-
-    Raises
-    ------
-    ValueError
-        If no head does.
-    """
-
-    def __init__(self, model: WhisperAT) -> None:
-        if not model.heads:
-            raise ValueError(f"speech_gate and missed_speech read the tags: {model.head_missing}")
-        for head in model.heads.values():
-            classes = head.classes if isinstance(head, Head) else None
-            if classes is not None and (vocal := vocal_classes(classes)):
-                self.head, self.classes, self.vocal = head, classes, vocal
-                return
-        raise ValueError(
-            f"speech_gate and missed_speech read the tags {SPEECH} and {SINGING}, and no head of this model knows one "
-            "of them: load one of AudioSet's classes with load_model(..., head=...)"
-        )
-
-    @torch.no_grad()
-    def __call__(self, window: Window, states: Tensor) -> SpeechProbabilities:
-        """Return the probabilities in a window, from its pooled states ``(layers, steps, dim)``."""
-        states = states[: self.head.n_layer]  # what other heads read may follow
-        states = states[:, ~states[0, :, 0].isnan()]
-        n_steps = states.shape[1]
-        if not n_steps:
-            return SpeechProbabilities(first_step(window), np.zeros(0))
-        rows = states.unfold(1, min(ROW_STEPS, n_steps), 1).permute(1, 0, 3, 2)
-        logits = self.head(rows).double().cpu().numpy()
-        log_odds = self.classes.log_odds(logits)[:, self.vocal].max(axis=1)
-        nearest = np.clip(np.arange(n_steps) - ROW_STEPS // 2, 0, len(log_odds) - 1)
-        with np.errstate(over="ignore"):
-            return SpeechProbabilities(first_step(window), 1 / (1 + np.exp(-log_odds[nearest])))
 
 
 class SpeechGate:
@@ -174,7 +70,7 @@ class SpeechGate:
     ----------
     withheld : list of dict
         ``{"start", "end", "text", "reason", "score"}``: seconds; the text, None where none was decoded; why; the
-        highest probability of speech there.
+        highest probability of speech there, less what voices without words explain if they are the reason.
     """
 
     def __init__(
@@ -203,7 +99,7 @@ class SpeechGate:
     def withhold_window(self, window: Window, speech: SpeechProbabilities) -> None:
         """Note that a window is not decoded."""
         start, end = window.seek / FRAMES_PER_SECOND, window.end / FRAMES_PER_SECOND
-        self._withhold(start, end, None, "window", speech.highest())
+        self._withhold(start, end, None, "window without speech", speech.highest())
 
     def keep(
         self, segments: Sequence[dict[str, Any]], speech: SpeechProbabilities, tokenizer: Tokenizer
@@ -216,17 +112,21 @@ class SpeechGate:
             if segment["start"] == segment["end"]:  # which is cleared in any case
                 kept.append(segment)
                 continue
-            score = speech.highest(segment["start"] - SEGMENT_MARGIN, segment["end"] + SEGMENT_MARGIN)
-            if score < self.threshold and has_text(segment):
-                self._withhold(segment["start"], segment["end"], segment["text"], "segment", score)
-                continue
+            if has_text(segment):
+                around = segment["start"] - SEGMENT_MARGIN, segment["end"] + SEGMENT_MARGIN
+                score, reason = speech.highest(*around), "segment without speech"
+                if score >= self.threshold and _is_doubtful(segment):
+                    score, reason = speech.less_voices().highest(*around), "voice without words"
+                if score < self.threshold:
+                    self._withhold(segment["start"], segment["end"], segment["text"], reason, score)
+                    continue
             parts = split_by_speech(segment, speech, self.threshold, tokenizer)
             for is_kept, part in parts:
                 if is_kept:
                     kept.append(part)
                 else:
                     score = speech.highest(part["start"] - WORD_MARGIN, part["end"] + WORD_MARGIN)
-                    self._withhold(part["start"], part["end"], part["text"], "words", score)
+                    self._withhold(part["start"], part["end"], part["text"], "words without speech", score)
         return kept
 
     def missed_speech(self, window: Window, split: Split, speech: SpeechProbabilities) -> list[Window]:
@@ -254,8 +154,8 @@ class SpeechGate:
             return {}
         return {"withheld": sorted(self.withheld, key=lambda part: (part["start"], part["end"]))}
 
-    def _withhold(self, start: float, end: float, text: str | None, what: str, score: float) -> None:
-        part = {"start": start, "end": end, "text": text, "reason": f"{what} without speech", "score": round(score, 4)}
+    def _withhold(self, start: float, end: float, text: str | None, reason: str, score: float) -> None:
+        part = {"start": start, "end": end, "text": text, "reason": reason, "score": round(score, 4)}
         self.withheld.append(part)
         if self.verbose:
             print_withheld(part)
@@ -270,6 +170,11 @@ def print_withheld(part: dict[str, Any]) -> None:
 def withheld_text(part: Mapping[str, Any]) -> str:
     """Return what stands in the place of a text that was withheld."""
     return f"({part['reason']})" if part["text"] is None else f"({part['reason']}: {part['text'].strip()})"
+
+
+def _is_doubtful(segment: Mapping[str, Any]) -> bool:
+    """Return whether the decoder doubts a text: no temperature made it probable, or it repeats itself."""
+    return segment["avg_logprob"] < DOUBTFUL_LOGPROB or segment["compression_ratio"] > REPETITIVE_RATIO
 
 
 def begins_next_window(missed: Window, window: Window) -> bool:

@@ -93,8 +93,9 @@ def transcribe(
         those of the container, as a player shows them.
     speech_gate : bool or float
         Withhold text where the tags hear neither speech nor singing: a window without any is not decoded, and segments
-        and timed words apart from all are left out of the text. A number is the probability below which nothing is
-        heard; True takes `whisper_at.speech_gate.GATE_THRESHOLD`.
+        and timed words apart from all are left out of the text; so is a segment that the decoder doubts where an animal
+        or another voice without words explains what is heard. A number is the probability below which nothing is heard;
+        True takes `whisper_at.speech_gate.GATE_THRESHOLD`.
     missed_speech : bool
         Decode speech again that the tags hear and the text lacks, in windows of its own.
     on_progress : callable, optional

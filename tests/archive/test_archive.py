@@ -76,6 +76,19 @@ def test_rows_are_what_transcribe_many_returns(recordings, unbroken, nano):
             assert events == [(e["start"], e["end"], e["name"]) for e in whisper_at.find_events(wanted, language="en")]
 
 
+def test_events_are_placed_by_short_rows_if_asked_for(recordings, nano, tmp_path):
+    make(recordings / "0.wav", tmp_path, nano, event_rows=True)
+    (row,) = read(tmp_path).to_pylist()
+    result = nano.transcribe(row["path"], batch_size=8, at_time_res=2.0, event_rows=True, **OPTIONS)
+
+    def events(found):
+        return [(event["start"], event["end"], event["name"]) for event in found]
+
+    assert events(row["events"]) == events(whisper_at.find_events(result, language="en"))
+    del result["event_rows"]
+    assert events(row["events"]) != events(whisper_at.find_events(result, language="en"))
+
+
 def read_ids(path):
     return pq.read_table(path, columns=["id"])["id"].to_pylist()
 

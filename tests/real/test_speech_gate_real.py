@@ -17,6 +17,8 @@ pytestmark = pytest.mark.real
 OPTIONS = {"language": "en", "fp16": False, "temperature": 0, "at_time_res": None}
 CLIPS = ["3-163459-A-0", "2-109231-A-9", "3-124958-A-28", "3-136451-A-45", "1-115545-C-48"]
 """A dog, a crow, snoring, a train, fireworks."""
+VOICES = ["2-119161-B-8", "1-72229-A-6"]
+"""A sheep and a hen, which the head takes for speech as well."""
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +34,16 @@ def test_nothing_is_written_over_sounds(model, clip):
     result = model.transcribe(load(f"esc50/{clip}.ogg"), speech_gate=True, **OPTIONS)
     assert (result["text"], result["segments"]) == ("", [])
     assert [part["reason"] for part in result["withheld"]] == ["window without speech"]
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+@pytest.mark.parametrize("clip", VOICES)
+def test_nothing_is_written_over_voices_without_words(model, clip, batch_size):
+    options = OPTIONS | {"batch_size": batch_size}
+    assert model.transcribe(load(f"esc50/{clip}.ogg"), **options)["text"]
+    result = model.transcribe(load(f"esc50/{clip}.ogg"), speech_gate=True, **options)
+    assert (result["text"], result["segments"]) == ("", [])
+    assert {part["reason"] for part in result["withheld"]} == {"voice without words"}
 
 
 @pytest.mark.parametrize(("batch_size", "words"), [(None, True), (4, False)])

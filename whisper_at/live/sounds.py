@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..speech_gate import vocal_classes
+from ..speech_tagger import vocal_classes
 from ..tagging.classes import ClassSet
 from ..tagging.labels import display_names, is_audioset
 from ..tagging.listeners import class_set
