@@ -138,6 +138,21 @@ def test_a_short_recording_does_not_wait_for_the_end_of_a_long_one(model_en, mon
     assert finished == ["short", "long"]
 
 
+def test_sessions_that_always_have_sound_do_not_keep_recordings_waiting(model_en):
+    app, passes, is_answered = create_app(model_en, "random", sample_len=4, **DETERMINISTIC), [], threading.Event()
+
+    def make_pass():
+        passes.append(1)
+        if not is_answered.is_set() and len(passes) < 1_000_000:
+            app.state.engine._urgent.append(make_pass)
+
+    with TestClient(app) as client:
+        app.state.engine._urgent.append(make_pass)
+        assert ask(client, wav(noise(3))).status_code == 200
+        is_answered.set()
+    assert 1 < len(passes) < 1_000_000
+
+
 def test_limits(model_en, monkeypatch):
     """One recording is open, two may wait, one of each client."""
     monkeypatch.setattr(engine, "MIN_OPEN", 1)

@@ -190,7 +190,7 @@ class Engine:
 
     def _work(self) -> None:
         while True:
-            while self._urgent:
+            for _ in range(len(self._urgent)):  # those that come meanwhile have their turn after the next batch
                 self._urgent.popleft()()
             self._drop_cancelled()
             with self._lock:
