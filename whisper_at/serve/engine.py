@@ -18,6 +18,7 @@ import torch
 from starlette.exceptions import HTTPException
 
 from ..audio import SAMPLE_RATE, stream_audio
+from ..engine.heap import trim_heap
 from .fair_queue import FairQueue
 from .kept_results import KeptResults
 from .limits import Limits
@@ -28,8 +29,15 @@ logger = logging.getLogger("uvicorn.error")
 T = TypeVar("T")
 
 RETRY_SECONDS = 15
+TRIM_SECONDS = 10.0
+"""After so long, memory that work has freed is given back, which would grow to several hundred megabytes."""
 MIN_OPEN = 4
 """Recordings that may be open even where each goes by itself: a short one need not wait for the end of a long one."""
+MAX_GATHER_SECONDS = 0.25
+GATHER_SHARE = 0.25
+"""A batch that is not full waits for recordings which are being opened, so much of the last one's time at most."""
+RETURN_SHARE = 0.05
+"""And so much of it for clients whose recording was in the last one: they may have another."""
 
 
 class Engine:
@@ -43,20 +51,25 @@ class Engine:
     limits : Limits
         How many recordings may wait.
     batch_size : int
-        Windows that are transcribed at once; so many recordings are open at most, or `MIN_OPEN`.
+        Windows that are transcribed at once. Twice as many recordings are open at most, or `MIN_OPEN`, so that the next
+        batch is read while one is transcribed.
     metrics : Metrics
         Where it counts what it does.
     """
 
     def __init__(self, limits: Limits, batch_size: int, metrics: Metrics) -> None:
         self.limits, self.batch_size, self.metrics = limits, batch_size, metrics
-        self.max_open = max(batch_size, MIN_OPEN)
+        self.max_open = max(2 * batch_size, MIN_OPEN)
         self.kept = KeptResults(limits.kept, limits.kept_hours, limits.keep_minutes)
         self.waiting: FairQueue[Recording] = FairQueue()
         self.opening: FairQueue[Recording] = FairQueue()
         self.open: FairQueue[Recording] = FairQueue()
         self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._running = False
+        self._batch_seconds = MAX_GATHER_SECONDS / GATHER_SHARE  # of the last batch
+        self._may_return = False  # clients whose recording was finished by it
+        self._trimmed_at = time.perf_counter()
         self._urgent: deque[Callable[[], None]] = deque()
         self._worker = ThreadPoolExecutor(1, "whisper_at")
         self._readers = ThreadPoolExecutor(2, "whisper_at-reader")
@@ -113,6 +126,7 @@ class Engine:
 
         with self._lock:
             self._urgent.append(run)
+            self._changed.notify_all()
         self._wake()
         return await asyncio.wrap_future(future)
 
@@ -132,7 +146,7 @@ class Engine:
         n_windows = sum(one.steps.n_windows for one in self.open if one.steps) + len(self.opening)
         for recording in self.waiting:
             is_first = self.opening.count(recording.client) + self.open.count(recording.client) == 0
-            if is_first or n_windows < 2 * self.max_open:
+            if is_first or n_windows < self.max_open:
                 return recording
         return None
 
@@ -142,7 +156,9 @@ class Engine:
                 self.waiting.remove(recording.client, recording)
                 self.waiting.served(recording.client)
                 self.opening.add(recording.client, recording)
+                recording.opening_since = time.perf_counter()
                 self._readers.submit(self._open, recording)
+                self._changed.notify_all()
 
     def _open(self, recording: Recording) -> None:
         try:
@@ -158,6 +174,7 @@ class Engine:
                 with self._lock:
                     self.opening.remove(recording.client, recording)
                     self.open.add(recording.client, recording)
+                    self._changed.notify_all()
         except Exception as error:
             self._close(recording, error)
         self._open_more()
@@ -193,7 +210,11 @@ class Engine:
             for _ in range(len(self._urgent)):  # those that come meanwhile have their turn after the next batch
                 self._urgent.popleft()()
             self._drop_cancelled()
+            if time.perf_counter() - self._trimmed_at > TRIM_SECONDS:
+                trim_heap()
+                self._trimmed_at = time.perf_counter()
             with self._lock:
+                self._gather()
                 batch = self._next_batch()
                 if not batch and self._urgent:
                     continue
@@ -211,7 +232,9 @@ class Engine:
                     self._close(recording, error)
             if out_of_memory:
                 self._use_less_memory(batch)
-            self.metrics.work_seconds.inc(time.perf_counter() - begun)
+            self._batch_seconds = time.perf_counter() - begun
+            self._may_return = any(recording.closed for recording in batch)
+            self.metrics.work_seconds.inc(self._batch_seconds)
             self.metrics.batch_windows.observe(len(batch))
             self._open_more()
 
@@ -220,6 +243,26 @@ class Engine:
             gone = [recording for recording in self.open if recording.cancelled]
         for recording in gone:
             self._close(recording)
+
+    def _gather(self) -> None:
+        """Wait a moment for others where the next batch has room: decoding two takes little more than one."""
+        patience = min(MAX_GATHER_SECONDS, GATHER_SHARE * self._batch_seconds)
+        if self._may_return:
+            self._wait_while(lambda: not self.opening, RETURN_SHARE * self._batch_seconds)
+        self._wait_while(lambda: self._is_one_coming(patience), patience)
+
+    def _wait_while(self, is_expected: Callable[[], bool], seconds: float) -> None:
+        """Wait while something is expected and the next batch has room, so many seconds at most."""
+        self._changed.wait_for(lambda: not (self._has_room() and is_expected()), seconds)
+
+    def _has_room(self) -> bool:
+        n_windows = sum(one.steps.n_windows for one in self.open if isinstance(one.steps, BatchedSteps))
+        return 0 < n_windows < self.batch_size and not self._urgent
+
+    def _is_one_coming(self, seconds: float) -> bool:
+        """Whether a recording is being opened for less than so long: a longer one will take longer still."""
+        latest = time.perf_counter() - seconds
+        return any(one.opening_since > latest and not one.tag_only for one in self.opening)
 
     def _next_batch(self) -> list[Recording]:
         """Return whose next windows are to be transcribed together; a recording may be there several times."""
@@ -268,6 +311,7 @@ class Engine:
             self.opening.remove(recording.client, recording)
             self.open.remove(recording.client, recording)
             recording.closed = True
+            self._changed.notify_all()
         is_kept = recording.keep_as is not None and not recording.cancelled
         result = message.result if isinstance(message, Finished) and is_kept else None
         recording.close(keep_file=result is not None)
