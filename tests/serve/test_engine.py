@@ -138,25 +138,6 @@ def test_a_short_recording_does_not_wait_for_the_end_of_a_long_one(model_en, mon
     assert finished == ["short", "long"]
 
 
-def test_a_batch_waits_for_recordings_that_are_being_opened(nano, batches, monkeypatch):
-    monkeypatch.setattr(engine, "MAX_GATHER_SECONDS", 60.0)
-    app, real = create_app(nano, "nano.en", batch_size=4, **DETERMINISTIC), Recording.open
-    app.state.engine._batch_seconds = 240.0  # of which so long is a quarter
-    may_open = {name: threading.Event() for name in "abc"}
-    monkeypatch.setattr(Recording, "open", lambda self, samples: may_open[self.name].wait(60) and real(self, samples))
-    batches.go.set()
-    with TestClient(app) as client, ThreadPoolExecutor(3) as pool:
-        files = [{"file": (name, wav(noise(3, seed)))} for seed, name in enumerate("abc")]
-        answers = [pool.submit(client.post, serving.TRANSCRIPTIONS, files=file) for file in files]
-        wait_for(lambda: len(app.state.engine.opening) == 3)
-        may_open["a"].set()
-        wait_for(lambda: len(app.state.engine.open) == 1)
-        may_open["b"].set()
-        may_open["c"].set()
-        assert [answer.result().status_code for answer in answers] == [200] * 3
-    assert batches == [3]
-
-
 def test_the_next_batch_is_opened_while_one_is_transcribed(nano, batches):
     app = create_app(nano, "nano.en", batch_size=4, **DETERMINISTIC)
     with TestClient(app) as client, ThreadPoolExecutor(8) as pool:

@@ -58,7 +58,8 @@ MAX_FRAMES = 2400
 """A pass that is longer, and is cut nowhere else, is cut all the same …"""
 KEPT_FRAMES = 500
 """… and so much of it is left."""
-MAX_BLOCK_FRAMES = 500
+MAX_BLOCK_FRAMES = 240
+"""Who lags behind has so much heard in a pass: of five seconds, a decoder that ends too early loses twice as much."""
 
 
 class StreamState(NamedTuple):
@@ -188,7 +189,7 @@ class Stream:
         samples : ndarray, shape (samples,), or bytes
             One channel at 16 kHz: float32 between -1 and 1, or int16; bytes are of int16, little-endian.
         catch_up : bool
-            Make one pass over all of it (or all of 5 s) instead of one at each interval: for whoever lags behind.
+            Make one pass over all of it (or all of 2.4 s) instead of one at each interval: for whoever lags behind.
 
         Raises
         ------

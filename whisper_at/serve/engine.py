@@ -33,11 +33,6 @@ TRIM_SECONDS = 10.0
 """After so long, memory that work has freed is given back, which would grow to several hundred megabytes."""
 MIN_OPEN = 4
 """Recordings that may be open even where each goes by itself: a short one need not wait for the end of a long one."""
-MAX_GATHER_SECONDS = 0.25
-GATHER_SHARE = 0.25
-"""A batch that is not full waits for recordings which are being opened, so much of the last one's time at most."""
-RETURN_SHARE = 0.05
-"""And so much of it for clients whose recording was in the last one: they may have another."""
 
 
 class Engine:
@@ -65,10 +60,7 @@ class Engine:
         self.opening: FairQueue[Recording] = FairQueue()
         self.open: FairQueue[Recording] = FairQueue()
         self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
         self._running = False
-        self._batch_seconds = MAX_GATHER_SECONDS / GATHER_SHARE  # of the last batch
-        self._may_return = False  # clients whose recording was finished by it
         self._trimmed_at = time.perf_counter()
         self._urgent: deque[Callable[[], None]] = deque()
         self._worker = ThreadPoolExecutor(1, "whisper_at")
@@ -126,7 +118,6 @@ class Engine:
 
         with self._lock:
             self._urgent.append(run)
-            self._changed.notify_all()
         self._wake()
         return await asyncio.wrap_future(future)
 
@@ -156,9 +147,7 @@ class Engine:
                 self.waiting.remove(recording.client, recording)
                 self.waiting.served(recording.client)
                 self.opening.add(recording.client, recording)
-                recording.opening_since = time.perf_counter()
                 self._readers.submit(self._open, recording)
-                self._changed.notify_all()
 
     def _open(self, recording: Recording) -> None:
         try:
@@ -174,7 +163,6 @@ class Engine:
                 with self._lock:
                     self.opening.remove(recording.client, recording)
                     self.open.add(recording.client, recording)
-                    self._changed.notify_all()
         except Exception as error:
             self._close(recording, error)
         self._open_more()
@@ -214,7 +202,6 @@ class Engine:
                 trim_heap()
                 self._trimmed_at = time.perf_counter()
             with self._lock:
-                self._gather()
                 batch = self._next_batch()
                 if not batch and self._urgent:
                     continue
@@ -232,9 +219,7 @@ class Engine:
                     self._close(recording, error)
             if out_of_memory:
                 self._use_less_memory(batch)
-            self._batch_seconds = time.perf_counter() - begun
-            self._may_return = any(recording.closed for recording in batch)
-            self.metrics.work_seconds.inc(self._batch_seconds)
+            self.metrics.work_seconds.inc(time.perf_counter() - begun)
             self.metrics.batch_windows.observe(len(batch))
             self._open_more()
 
@@ -243,26 +228,6 @@ class Engine:
             gone = [recording for recording in self.open if recording.cancelled]
         for recording in gone:
             self._close(recording)
-
-    def _gather(self) -> None:
-        """Wait a moment for others where the next batch has room: decoding two takes little more than one."""
-        patience = min(MAX_GATHER_SECONDS, GATHER_SHARE * self._batch_seconds)
-        if self._may_return:
-            self._wait_while(lambda: not self.opening, RETURN_SHARE * self._batch_seconds)
-        self._wait_while(lambda: self._is_one_coming(patience), patience)
-
-    def _wait_while(self, is_expected: Callable[[], bool], seconds: float) -> None:
-        """Wait while something is expected and the next batch has room, so many seconds at most."""
-        self._changed.wait_for(lambda: not (self._has_room() and is_expected()), seconds)
-
-    def _has_room(self) -> bool:
-        n_windows = sum(one.steps.n_windows for one in self.open if isinstance(one.steps, BatchedSteps))
-        return 0 < n_windows < self.batch_size and not self._urgent
-
-    def _is_one_coming(self, seconds: float) -> bool:
-        """Whether a recording is being opened for less than so long: a longer one will take longer still."""
-        latest = time.perf_counter() - seconds
-        return any(one.opening_since > latest and not one.tag_only for one in self.opening)
 
     def _next_batch(self) -> list[Recording]:
         """Return whose next windows are to be transcribed together; a recording may be there several times."""
@@ -311,7 +276,6 @@ class Engine:
             self.opening.remove(recording.client, recording)
             self.open.remove(recording.client, recording)
             recording.closed = True
-            self._changed.notify_all()
         is_kept = recording.keep_as is not None and not recording.cancelled
         result = message.result if isinstance(message, Finished) and is_kept else None
         recording.close(keep_file=result is not None)

@@ -20,8 +20,8 @@ PARTIAL = "item.input_audio_transcription.partial"
 APPEND = "input_audio_buffer.append"
 DEFAULT_SILENCE = 0.5
 """Seconds without words after which an item is complete, where turns are detected."""
-MAX_LISTEN_SECONDS = 5.0
-"""So much of the sound that has come is given to a stream at a time, so that others have their turn."""
+MAX_LISTEN_SECONDS = 2.4
+"""So much of the sound that has come is given to a stream at a time, which is a pass, so that others have their turn."""
 
 Event = dict[str, Any]
 
@@ -96,7 +96,7 @@ class RealtimeSession:
         return self._with_errors(self._handle(event), event_id)
 
     def listen(self) -> Iterator[Event]:
-        """Give the stream what waits, 5 s at most, and yield what it tells."""
+        """Give the stream what waits, 2.4 s at most, and yield what it tells."""
         return self._with_errors(self._listen(), None)
 
     def end(self) -> Iterator[Event]:

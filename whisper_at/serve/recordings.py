@@ -58,8 +58,6 @@ class Recording:
         Whether `Progress` is among the messages.
     keep_as : str, optional
         The id under which its result, and its file, are kept.
-    opening_since : float
-        When it was given to those that open recordings, by `time.perf_counter`.
     """
 
     client: str
@@ -73,7 +71,6 @@ class Recording:
     cancelled: bool = False
     closed: bool = False
     seconds: float = 0.0
-    opening_since: float = 0.0
     steps: BatchedSteps | InOrderSteps | None = None
     folder: tempfile.TemporaryDirectory[str] = field(
         default_factory=lambda: tempfile.TemporaryDirectory(prefix="whisper-at-", ignore_cleanup_errors=True)
