@@ -21,7 +21,7 @@ APPEND = "input_audio_buffer.append"
 DEFAULT_SILENCE = 0.5
 """Seconds without words after which an item is complete, where turns are detected."""
 MAX_LISTEN_SECONDS = 2.4
-"""So much of the sound that has come is given to a stream at a time, which is a pass, so that others have their turn."""
+"""So much of the sound that has come is given to a stream at a time, for one pass, so that others have their turn."""
 
 Event = dict[str, Any]
 
