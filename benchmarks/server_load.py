@@ -125,8 +125,10 @@ def under_load(server: Server, files: list[Path], n_clients: int, seconds: float
     expected = {path: server.ask(path)[1] for path in files}
     statuses: Counter[str] = Counter()
     by_client: Counter[int] = Counter()
-    lock, memory = threading.Lock(), [server.megabytes]
-    end = time.perf_counter() + seconds
+    lock, before = threading.Lock(), server.megabytes
+    begun = time.perf_counter()
+    end = begun + seconds
+    most_by_part = [0.0] * 8
 
     def client(number: int) -> None:
         choose = random.Random(number)
@@ -151,18 +153,17 @@ def under_load(server: Server, files: list[Path], n_clients: int, seconds: float
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        memory.append(server.megabytes)
-        time.sleep(min(2.0, seconds / 10))
-    quarter = max(1, len(memory) // 4)
+        part = min(7, int(8 * (time.perf_counter() - begun) / seconds))
+        most_by_part[part] = max(most_by_part[part], server.megabytes)
+        time.sleep(min(2.0, seconds / 20))
     return {
         "clients": n_clients,
         "seconds": seconds,
         "answers": dict(statuses),
         "answers_per_client": [min(by_client.values(), default=0), max(by_client.values(), default=0)],
         "megabytes": {
-            "before": round(memory[0]),
-            "most in the first quarter": round(max(memory[:quarter])),
-            "most in the last quarter": round(max(memory[-quarter:])),
+            "before": round(before),
+            "most in each eighth of the time": [round(most) for most in most_by_part],
         },
         "recordings_left": server.figures()['whisper_at_recordings{state="open"}'],
     }

@@ -112,6 +112,18 @@ def test_a_sound_after_silence_is_heard_at_once():
     assert any(isinstance(message, (Final, Partial)) for message in said)
 
 
+def test_a_sound_that_begins_is_followed_for_a_while(monkeypatch):
+    """One pass over its first moment, and the next one five seconds later, told events that late."""
+    ends, encode = [], WhisperAT.encode
+    monkeypatch.setattr(WhisperAT, "encode", lambda *args, **kw: ends.append(args[2][0].end) or encode(*args, **kw))
+    stream = Stream(nano(), task="tag", at_time_res=0.4)
+    stream.feed(silence(20.0))
+    stream.feed((0.1 * np.random.default_rng(0).standard_normal(12 * SAMPLE_RATE)).astype(np.float32))
+    passes = [end / 100 - 20 for end in ends if end > 2000]
+    assert len([end for end in passes if end <= 2.8]) >= 6
+    assert len(passes) <= 11  # then again every five seconds
+
+
 @pytest.mark.parametrize("position", [86_000.0, 1e6])
 def test_times_are_exact_after_hours(position):
     later = listen(speech(), interval=1.0, at_time_res=2, position=position)
@@ -166,7 +178,7 @@ def test_who_lags_behind_makes_fewer_passes(monkeypatch):
     monkeypatch.setattr(WhisperAT, "encode", lambda *args, **kw: passes.append(1) or encode(*args, **kw))
     stream = Stream(nano(), interval=0.6)
     stream.feed(speech()[: 6 * SAMPLE_RATE], catch_up=True)
-    assert len(passes) == 2  # over 4.8 s and over the rest
+    assert len(passes) == 3  # over 2.4 s, as much again, and the rest
     assert stream.position == 6.0
 
 

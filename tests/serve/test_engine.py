@@ -138,13 +138,50 @@ def test_a_short_recording_does_not_wait_for_the_end_of_a_long_one(model_en, mon
     assert finished == ["short", "long"]
 
 
+def test_the_next_batch_is_opened_while_one_is_transcribed(nano, batches):
+    app = create_app(nano, "nano.en", batch_size=4, **DETERMINISTIC)
+    with TestClient(app) as client, ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(ask, client, wav(noise(3, seed))) for seed in range(8)]
+        wait_for(lambda: len(app.state.engine.open) == 8)
+        batches.go.set()
+        assert [answer.result().status_code for answer in answers] == [200] * 8
+    assert max(batches) == 4
+    assert sum(batches) == 8
+
+
+def test_freed_memory_is_given_back(model_en, monkeypatch):
+    trimmed = []
+    monkeypatch.setattr(engine, "trim_heap", lambda: trimmed.append(1))
+    with TestClient(create_app(model_en, "random", sample_len=4)) as client:
+        assert ask(client, wav(noise(3))).status_code == 200
+        assert not trimmed
+        monkeypatch.setattr(engine, "TRIM_SECONDS", 0.0)
+        assert ask(client, wav(noise(3))).status_code == 200
+    assert trimmed
+
+
+def test_sessions_that_always_have_sound_do_not_keep_recordings_waiting(model_en):
+    app, passes, is_answered = create_app(model_en, "random", sample_len=4, **DETERMINISTIC), [], threading.Event()
+
+    def make_pass():
+        passes.append(1)
+        if not is_answered.is_set() and len(passes) < 1_000_000:
+            app.state.engine._urgent.append(make_pass)
+
+    with TestClient(app) as client:
+        app.state.engine._urgent.append(make_pass)
+        assert ask(client, wav(noise(3))).status_code == 200
+        is_answered.set()
+    assert 1 < len(passes) < 1_000_000
+
+
 def test_limits(model_en, monkeypatch):
     """One recording is open, two may wait, one of each client."""
-    monkeypatch.setattr(engine, "MIN_OPEN", 1)
     go, real = threading.Event(), Recording.open
     monkeypatch.setattr(Recording, "open", lambda self, samples: (go.wait(60), real(self, samples)))
     keys = ["a", "b", "c"]
     app = create_app(model_en, "random", Limits(waiting=2, waiting_per_client=1), api_keys=keys, sample_len=4)
+    app.state.engine.max_open = 1
     sound = wav(noise(3))
     with TestClient(app) as client, ThreadPoolExecutor(4) as pool:
         answers = []

@@ -28,8 +28,11 @@ class Script:
 
     def __init__(self, *messages, position=0.0, last=(), **options):
         self.messages, self.position, self.last, self.options = list(messages), position, last, options
+        self.fed = []
 
-    def feed(self, samples):
+    def feed(self, samples, *, catch_up):
+        assert catch_up
+        self.fed.append(len(samples) / 16000)
         self.position += len(samples) / 16000
         return self.messages.pop(0) if self.messages else []
 
@@ -56,7 +59,10 @@ def sound(seconds, rate=24000):
 
 
 def append(session, seconds=1.0):
-    return list(session.handle({"type": "input_audio_buffer.append", "audio": sound(seconds)}))
+    answers = [*session.handle({"type": "input_audio_buffer.append", "audio": sound(seconds)}), *session.listen()]
+    while session.unheard:
+        answers += session.listen()
+    return answers
 
 
 def test_deltas_of_an_item_make_up_its_transcript():
@@ -147,6 +153,26 @@ def test_the_older_form_of_settings():
     assert (session.opened[0].options["language"], session.opened[0].options["prompt"]) == ("de", "Hallo")
 
 
+def test_sound_that_piled_up_is_listened_to_in_parts():
+    session = session_of(last=[told("final", " End.", 11.0, 11.5)])
+    for seconds in (0.5, 6.0, 5.5):
+        assert list(session.handle({"type": "input_audio_buffer.append", "audio": sound(seconds)})) == []
+    assert session.unheard == 12.0
+    assert session.opened == []
+    list(session.listen())
+    assert session.unheard == pytest.approx(9.6)
+    completed = list(session.handle({"type": "input_audio_buffer.commit"}))[-1]  # of all that came before it
+    assert session.opened[0].fed == pytest.approx([2.4] * 5, abs=0.01)
+    assert (completed["transcript"], completed["usage"]["seconds"]) == ("End.", pytest.approx(12, abs=0.01))
+
+
+def test_a_stream_that_cannot_be_opened_for_sound_is_an_error():
+    session = session_of()
+    session.settings["language"] = "xx"
+    (error,) = append(session)
+    assert (error["type"], error["error"]["message"]) == ("error", "there is no language 'xx'")
+
+
 def test_cleared_sound_is_forgotten():
     session = session_of(last=[told("final", " Old.", 0.1, 0.2)])
     append(session)
@@ -183,4 +209,4 @@ def test_telephones_samples():
     assert [round(float(mu._table[code]) * scale) for code in (0x00, 0x80, 0xFF, 0x7F)] == [-32124, 32124, 0, 0]
     assert [round(float(a._table[code]) * scale) for code in (0x2A, 0xAA, 0xD5, 0x55)] == [-32256, 32256, 8, -8]
     tone = base64.b64encode(bytes(range(256)) * 10).decode()
-    assert len(mu.read(tone)) == pytest.approx(5120, abs=70)
+    assert len(mu.read(mu.decode(tone))) == pytest.approx(5120, abs=70)

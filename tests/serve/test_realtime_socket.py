@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import json
+import threading
 
 import numpy as np
 import openai
@@ -11,8 +13,10 @@ import serving
 from conftest import ROOT
 from fastapi.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
+from websockets.sync.client import connect
 
 import whisper_at
+from whisper_at.model import WhisperAT
 from whisper_at.serve import Limits, create_app
 
 COMPLETED = "conversation.item.input_audio_transcription.completed"
@@ -91,3 +95,72 @@ def test_a_session_survives_what_is_wrong(nano):
         update = {"type": "session.update", "session": {"input_audio_transcription": {"language": "en"}}}
         socket.send_json(update)
         assert socket.receive_json()["type"] == "session.updated"
+
+
+def update(**listening):
+    wanted = {"transcription": {"language": "en"}, "turn_detection": None, **listening}
+    return {"type": "session.update", "session": {"audio": {"input": wanted}}}
+
+
+def appended(sound, size):
+    """Events that append all of a sound, in pieces of so many bytes."""
+    pieces = [sound[start : start + size] for start in range(0, len(sound), size)]
+    return [{"type": "input_audio_buffer.append", "audio": base64.b64encode(piece).decode()} for piece in pieces]
+
+
+def events_until_completed(socket):
+    events = []
+    while not events or events[-1]["type"] != COMPLETED:
+        events.append(json.loads(socket.recv(timeout=60)))
+    return events
+
+
+@pytest.mark.parametrize("megabytes", [1000, 0.1])
+def test_who_sends_faster_than_it_is_said_is_told_everything(nano, monkeypatch, megabytes):
+    """Also where it may not be far ahead: then it is not read for a while."""
+    passes, encode = [], WhisperAT.encode
+    monkeypatch.setattr(WhisperAT, "encode", lambda *args, **kw: passes.append(1) or encode(*args, **kw))
+    audio = whisper_at.load_audio(str(ROOT / "sample" / "street.ogg"))[: 30 * 16000]
+    with (
+        serving.in_thread(create_app(nano, "nano.en", Limits(megabytes=megabytes))) as address,
+        connect(f"ws{address.removeprefix('http')}{PATH}") as socket,
+    ):
+        socket.send(json.dumps(update()))
+        for event in appended(pcm(audio), 4800):  # a tenth of a second
+            socket.send(json.dumps(event))
+        socket.send(json.dumps({"type": "input_audio_buffer.commit"}))
+        events = events_until_completed(socket)
+    assert not [event for event in events if event["type"] == "error"]
+    words = [word for event in events if event["type"].endswith(".delta") for word in event["words"]]
+    assert "".join(word["word"] for word in words).strip() == events[-1]["transcript"]
+    assert "open the door" in events[-1]["transcript"].lower()
+    assert words[-1]["end"] > 24
+    assert events[-1]["usage"]["seconds"] == pytest.approx(30, abs=0.01)
+    assert len(passes) < 20  # one every 0.8 s would be 37
+
+
+def test_a_connection_lives_while_its_session_waits(nano):
+    """Whoever does not read does not answer pings either, and clients give up after twenty seconds."""
+    app, may_go_on = create_app(nano, "nano.en"), threading.Event()
+    sound = np.zeros(180 * 16000, "<i2").tobytes()  # more than sockets hold
+    with (
+        serving.in_thread(app) as address,
+        connect(f"ws{address.removeprefix('http')}{PATH}", ping_interval=None, close_timeout=1) as socket,
+    ):
+        socket.send(json.dumps(update(format={"type": "audio/pcm", "rate": 16000})))
+        try:
+            while json.loads(socket.recv())["type"] != "session.updated":
+                pass
+            app.state.engine._worker.submit(may_go_on.wait, 60)  # a batch that takes long
+            sent = threading.Event()
+
+            def push():
+                for event in appended(sound, 32000):
+                    socket.send(json.dumps(event))
+                sent.set()
+
+            threading.Thread(target=push, daemon=True).start()
+            assert sent.wait(30)
+            assert socket.ping().wait(30)
+        finally:
+            may_go_on.set()

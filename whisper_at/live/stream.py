@@ -45,7 +45,9 @@ MIN_FRAMES = 600
 REST_FRAMES = 500
 """Where no voice is heard, there is a pass every five seconds …"""
 WAKE = 0.4
-"""… unless a block is so much louder than what was heard last, in powers of ten (4 dB)."""
+"""… unless a block is so much louder than what was heard last, in powers of ten (4 dB) …"""
+AWAKE_FRAMES = 240
+"""… or was so long ago at most: what has just begun is not known by its first moment."""
 CONTEXT_FRAMES = 100
 """Sound before the end of a pass without a voice that the next one hears again."""
 VOICE_FRAMES = 200
@@ -58,7 +60,8 @@ MAX_FRAMES = 2400
 """A pass that is longer, and is cut nowhere else, is cut all the same …"""
 KEPT_FRAMES = 500
 """… and so much of it is left."""
-MAX_BLOCK_FRAMES = 500
+MAX_BLOCK_FRAMES = 240
+"""Who lags behind has so much heard in a pass: of five seconds, a decoder that ends too early loses twice as much."""
 
 
 class StreamState(NamedTuple):
@@ -173,6 +176,7 @@ class Stream:
         self._start = self.first_frame  # of the next pass
         self._heard_until = self.first_frame
         self._is_resting, self._background = False, 0.0
+        self._awake_until = self.first_frame
         self._is_finished = False
 
     @property
@@ -188,7 +192,7 @@ class Stream:
         samples : ndarray, shape (samples,), or bytes
             One channel at 16 kHz: float32 between -1 and 1, or int16; bytes are of int16, little-endian.
         catch_up : bool
-            Make one pass over all of it (or all of 5 s) instead of one at each interval: for whoever lags behind.
+            Make one pass over all of it (or all of 2.4 s) instead of one at each interval: for whoever lags behind.
 
         Raises
         ------
@@ -233,7 +237,9 @@ class Stream:
         self._mel.append(block)
         end = even(self._mel.end)
         is_early = self._is_resting and end - self._heard_until < REST_FRAMES
-        can_wait = is_early and self._mel.loudness(before, end) <= self._background + WAKE
+        if is_early and self._mel.loudness(before, end) > self._background + WAKE:
+            self._awake_until = end + AWAKE_FRAMES
+        can_wait = is_early and end > self._awake_until
         return [] if can_wait or end <= self._start else self._listen(end)
 
     def _listen(self, end: int) -> list[Message]:
@@ -250,7 +256,8 @@ class Stream:
         if self._is_resting:
             self._background = self._mel.loudness(max(self._start, self._heard_until - CONTEXT_FRAMES), end)
             self._text.cut_all()
-            self._start = max(self._start, even(end - CONTEXT_FRAMES))
+            if end >= self._awake_until:
+                self._start = max(self._start, even(end - CONTEXT_FRAMES))
         elif (place := self._text.cut(self._start, end)) is not None:
             self._start = max(self._start, even(self._mel.quietest(*place)))
         if end - self._start > MAX_FRAMES:

@@ -104,7 +104,7 @@ def create_app(
     add_result_routes(app, engine)
     _add_other_routes(app, engine, models, counts)
     add_page_routes(app)
-    add_realtime_route(app, engine, models, cors, limits.live)
+    add_realtime_route(app, engine, models, cors, limits)
     return app
 
 

@@ -18,6 +18,7 @@ import torch
 from starlette.exceptions import HTTPException
 
 from ..audio import SAMPLE_RATE, stream_audio
+from ..engine.heap import trim_heap
 from .fair_queue import FairQueue
 from .kept_results import KeptResults
 from .limits import Limits
@@ -28,6 +29,8 @@ logger = logging.getLogger("uvicorn.error")
 T = TypeVar("T")
 
 RETRY_SECONDS = 15
+TRIM_SECONDS = 10.0
+"""After so long, memory that work has freed is given back, which would grow to several hundred megabytes."""
 MIN_OPEN = 4
 """Recordings that may be open even where each goes by itself: a short one need not wait for the end of a long one."""
 
@@ -43,20 +46,22 @@ class Engine:
     limits : Limits
         How many recordings may wait.
     batch_size : int
-        Windows that are transcribed at once; so many recordings are open at most, or `MIN_OPEN`.
+        Windows that are transcribed at once. Twice as many recordings are open at most, or `MIN_OPEN`, so that the next
+        batch is read while one is transcribed.
     metrics : Metrics
         Where it counts what it does.
     """
 
     def __init__(self, limits: Limits, batch_size: int, metrics: Metrics) -> None:
         self.limits, self.batch_size, self.metrics = limits, batch_size, metrics
-        self.max_open = max(batch_size, MIN_OPEN)
+        self.max_open = max(2 * batch_size, MIN_OPEN)
         self.kept = KeptResults(limits.kept, limits.kept_hours, limits.keep_minutes)
         self.waiting: FairQueue[Recording] = FairQueue()
         self.opening: FairQueue[Recording] = FairQueue()
         self.open: FairQueue[Recording] = FairQueue()
         self._lock = threading.RLock()
         self._running = False
+        self._trimmed_at = time.perf_counter()
         self._urgent: deque[Callable[[], None]] = deque()
         self._worker = ThreadPoolExecutor(1, "whisper_at")
         self._readers = ThreadPoolExecutor(2, "whisper_at-reader")
@@ -132,7 +137,7 @@ class Engine:
         n_windows = sum(one.steps.n_windows for one in self.open if one.steps) + len(self.opening)
         for recording in self.waiting:
             is_first = self.opening.count(recording.client) + self.open.count(recording.client) == 0
-            if is_first or n_windows < 2 * self.max_open:
+            if is_first or n_windows < self.max_open:
                 return recording
         return None
 
@@ -190,9 +195,12 @@ class Engine:
 
     def _work(self) -> None:
         while True:
-            while self._urgent:
+            for _ in range(len(self._urgent)):  # those that come meanwhile have their turn after the next batch
                 self._urgent.popleft()()
             self._drop_cancelled()
+            if time.perf_counter() - self._trimmed_at > TRIM_SECONDS:
+                trim_heap()
+                self._trimmed_at = time.perf_counter()
             with self._lock:
                 batch = self._next_batch()
                 if not batch and self._urgent:

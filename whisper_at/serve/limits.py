@@ -21,7 +21,7 @@ class Limits:
     Attributes
     ----------
     megabytes : float
-        Largest request.
+        Largest request, and how far a realtime session's client may be ahead of it.
     minutes : float
         Longest recording, however few bytes it has.
     waiting : int

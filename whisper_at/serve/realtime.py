@@ -17,8 +17,11 @@ from .realtime_audio import AudioFormat
 TRANSCRIPTION = "conversation.item.input_audio_transcription"
 PARTIAL = "item.input_audio_transcription.partial"
 """What a session has in ``include`` to be told the words that may still change."""
+APPEND = "input_audio_buffer.append"
 DEFAULT_SILENCE = 0.5
 """Seconds without words after which an item is complete, where turns are detected."""
+MAX_LISTEN_SECONDS = 2.4
+"""So much of the sound that has come is given to a stream at a time, for one pass, so that others have their turn."""
 
 Event = dict[str, Any]
 
@@ -37,8 +40,8 @@ class LiveStream(Protocol):
     def position(self) -> float:
         """Seconds that were fed."""
 
-    def feed(self, samples: np.ndarray) -> Iterable[StreamMessage]:
-        """Take sound."""
+    def feed(self, samples: np.ndarray, *, catch_up: bool) -> Iterable[StreamMessage]:
+        """Take sound; with `catch_up`, make one pass over all of it."""
 
     def finish(self) -> Iterable[StreamMessage]:
         """Tell what is left."""
@@ -50,6 +53,9 @@ class SessionError(Exception):
 
 class RealtimeSession:
     """A session of one client.
+
+    Sound that was appended waits until `listen` gives it to the stream: whoever lags behind lets some of it come
+    together, and one pass is made over that.
 
     Parameters
     ----------
@@ -67,6 +73,7 @@ class RealtimeSession:
         self.format = AudioFormat()
         self.stream: LiveStream | None = None
         self.heard = 0.0  # seconds of all streams so far
+        self._unheard = bytearray()
         self._numbers = itertools.count()
         self._id = f"sess_{uuid.uuid4().hex[:20]}"
         self._new_item(None)
@@ -75,18 +82,22 @@ class RealtimeSession:
         """Return the first event."""
         return self._event("session.created", session=self.describe())
 
+    @property
+    def unheard(self) -> float:
+        """Seconds of sound that were appended and wait for `listen`."""
+        return len(self._unheard) / self.format.bytes_per_second
+
     def handle(self, event: Any) -> Iterator[Event]:
-        """Yield the answers to an event of the client."""
+        """Yield the answers to an event of the client, and first what is told of the sound that came before it.
+
+        To append sound takes no model, and is answered by `listen`.
+        """
         event_id = event.get("event_id") if isinstance(event, dict) else None
-        try:
-            kind = event["type"] if isinstance(event, dict) and isinstance(event.get("type"), str) else ""
-            handler = self._handlers().get(kind)
-            if handler is None:
-                raise SessionError(f"there is no event {kind!r} here; there are {', '.join(self._handlers())}")
-            yield from handler(event)
-        except (SessionError, ValueError) as error:
-            told = {"type": "invalid_request_error", "message": str(error), "code": None, "param": None}
-            yield self._event("error", error=told | {"event_id": event_id})
+        return self._with_errors(self._handle(event), event_id)
+
+    def listen(self) -> Iterator[Event]:
+        """Give the stream what waits, 2.4 s at most, and yield what it tells."""
+        return self._with_errors(self._listen(), None)
 
     def end(self) -> Iterator[Event]:
         """Yield what is left when the client has no more sound."""
@@ -104,13 +115,30 @@ class RealtimeSession:
         described = {"object": "realtime.transcription_session", "id": self._id, "type": "transcription"}
         return {**described, "audio": {"input": listening}, "include": self.include, **tags}
 
+    def _with_errors(self, events: Iterator[Event], event_id: Any) -> Iterator[Event]:
+        """Yield events, and what the client did wrong as one."""
+        try:
+            yield from events
+        except (SessionError, ValueError) as error:
+            told = {"type": "invalid_request_error", "message": str(error), "code": None, "param": None}
+            yield self._event("error", error=told | {"event_id": event_id})
+
     # --- events of the client ---
+
+    def _handle(self, event: Any) -> Iterator[Event]:
+        kind = event["type"] if isinstance(event, dict) and isinstance(event.get("type"), str) else ""
+        handler = self._handlers().get(kind)
+        if handler is None:
+            raise SessionError(f"there is no event {kind!r} here; there are {', '.join(self._handlers())}")
+        while kind != APPEND and self._unheard:
+            yield from self._listen()
+        yield from handler(event)
 
     def _handlers(self) -> dict[str, Callable[[Event], Iterator[Event]]]:
         return {
             "session.update": self._update,
             "transcription_session.update": self._update,
-            "input_audio_buffer.append": self._append,
+            APPEND: self._append,
             "input_audio_buffer.commit": self._commit,
             "input_audio_buffer.clear": self._clear,
         }
@@ -147,14 +175,8 @@ class RealtimeSession:
         yield self._event("session.updated", session=self.describe())
 
     def _append(self, event: Event) -> Iterator[Event]:
-        samples = self.format.read(event.get("audio"))
-        if self.stream is None:
-            self.stream = self._open(self.settings)
-        yield from self._tell(self.stream.feed(samples))
-        self.heard = self.stream.position
-        is_over = self.silence is not None and self.heard - self.last_word >= self.silence
-        if is_over and self.text and not self.partial:
-            yield from self._complete(())
+        self._unheard += self.format.decode(event.get("audio"))
+        return iter(())
 
     def _commit(self, event: Event) -> Iterator[Event]:
         if self.stream is None or self.stream.position <= self.begun:
@@ -168,6 +190,18 @@ class RealtimeSession:
         yield self._event("input_audio_buffer.cleared")
 
     # --- what a stream tells ---
+
+    def _listen(self) -> Iterator[Event]:
+        size = round(MAX_LISTEN_SECONDS * self.format.bytes_per_second)
+        samples = self.format.read(bytes(self._unheard[:size]))
+        del self._unheard[:size]
+        if self.stream is None:
+            self.stream = self._open(self.settings)
+        yield from self._tell(self.stream.feed(samples, catch_up=True))
+        self.heard = self.stream.position
+        is_over = self.silence is not None and self.heard - self.last_word >= self.silence
+        if is_over and self.text and not self.partial:
+            yield from self._complete(())
 
     def _open(self, settings: dict[str, Any]) -> LiveStream:
         return self.open_stream(**settings, position=self.heard)

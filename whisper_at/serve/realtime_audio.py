@@ -41,8 +41,13 @@ class AudioFormat:
         self._table = {"audio/pcmu": _mu_law, "audio/pcma": _a_law}.get(name, _mu_law)(np.arange(256))
         self._resample = Resampler(rate)
 
-    def read(self, audio: object) -> np.ndarray:
-        """Return the next samples, float32 at 16 kHz ``(samples,)``, of base64.
+    @property
+    def bytes_per_second(self) -> int:
+        """Of sound as it is sent, base64 taken off."""
+        return self.rate * (2 if self.name == "audio/pcm" else 1)
+
+    def decode(self, audio: object) -> bytes:
+        """Return the bytes of whole samples that base64 holds.
 
         Raises
         ------
@@ -53,10 +58,14 @@ class AudioFormat:
             content = base64.b64decode(audio, validate=True)  # type: ignore[arg-type]
         except (binascii.Error, TypeError, ValueError):
             raise ValueError("audio: it is no base64") from None
+        if self.name == "audio/pcm" and len(content) % 2:
+            raise ValueError(f"audio: samples are of two bytes each, and these are {len(content)} bytes")
+        return content
+
+    def read(self, content: bytes) -> np.ndarray:
+        """Return the next samples, float32 at 16 kHz ``(samples,)``, of what `decode` returned or a part of it."""
         if self.name != "audio/pcm":
             return self._resample(self._table[np.frombuffer(content, np.uint8)])
-        if len(content) % 2:
-            raise ValueError(f"audio: samples are of two bytes each, and these are {len(content)} bytes")
         return self._resample(np.frombuffer(content, "<i2").astype(np.float32) / 32768.0)
 
 
