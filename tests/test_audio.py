@@ -20,7 +20,7 @@ import soundfile
 import torch
 import whisper.audio as upstream
 
-from whisper_at import audio
+from whisper_at import audio, ffmpeg_decoder
 
 
 def tone(seconds: float = 1.0, rate: int = 16000, channels: int = 1) -> np.ndarray:
@@ -213,6 +213,17 @@ def test_many_errors_do_not_block_and_only_the_last_is_reported(in_tmp, monkeypa
     monkeypatch.setenv("PATH", f"{in_tmp}{os.pathsep}{os.environ['PATH']}")
     with pytest.raises(RuntimeError, match="^Failed to load audio: a.wav: the last word$"):
         audio.load_audio("a.wav")
+
+
+@pytest.mark.parametrize("variable", ["AV_LOG_FORCE_COLOR", "FFREPORT"])
+def test_what_ffmpeg_is_told_by_its_environment_changes_nothing(in_tmp, monkeypatch, variable):
+    soundfile.write("a.wav", tone(), 16000)
+    convert("a.wav", "a.mkv")
+    Path("text.mkv").write_bytes(b"not a sound at all\n" * 20)
+    monkeypatch.setenv(variable, "file=report.log:level=48")
+    assert audio.audio_tracks("a.mkv") == [audio.AudioTrack(1)]
+    with pytest.raises(RuntimeError, match=r"^Failed to load audio: text.mkv: (?!.*\[).*Invalid data"):
+        audio.load_audio("text.mkv")
 
 
 @pytest.mark.parametrize(("suffix", "shortest"), [("wav", 2.3), ("flac", 1.5), ("mp3", 2.2), ("aac", 2.2)])
@@ -474,7 +485,7 @@ def test_a_warning_names_places_but_not_all_of_many(in_tmp):
 
 @pytest.mark.parametrize("channels", [1, 2])
 def test_channels_are_decoded_once_and_end_with_the_stream(in_tmp, monkeypatch, channels):
-    """A second ffmpeg runs once it is quiet, and only while there are channels to compare."""
+    """A second ffmpeg runs once it is quiet, if there are channels to compare."""
     processes = []
     popen = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: processes.append(popen(*a, **k)) or processes[-1])
@@ -483,10 +494,24 @@ def test_channels_are_decoded_once_and_end_with_the_stream(in_tmp, monkeypatch, 
     soundfile.write("long.wav", np.stack([x] * channels, 1), 16000)
     blocks = audio.stream_audio("long.wav", seconds=0.1)
     next(blocks)
-    assert len(processes) == 2
-    assert (processes[1].poll() is None) == (channels == 2)
+    assert len(processes) == channels
+    assert all(process.poll() is None for process in processes)
     blocks.close()
     assert all(process.poll() is not None for process in processes)
+
+
+def test_a_single_channel_is_noticed_where_ffmpeg_does_not_say_so(in_tmp, monkeypatch):
+    """Its messages may change: then the channels are decoded, and the only one is not compared with itself."""
+    soundfile.write("a.wav", 0.01 * speech_like(), 16000)
+    expected = audio.load_audio("a.wav")
+    started = []
+    decode_channels = ffmpeg_decoder._decode_channels
+    monkeypatch.setattr(
+        ffmpeg_decoder, "_decode_channels", lambda *a, **k: started.append(a) or decode_channels(*a, **k)
+    )
+    monkeypatch.setattr(ffmpeg_decoder, "parse_container", lambda messages: ffmpeg_decoder.Container())
+    np.testing.assert_array_equal(audio.load_audio("a.wav"), expected)
+    assert len(started) == 1
 
 
 def test_memory_does_not_grow_with_what_is_cancelled(in_tmp):

@@ -336,6 +336,9 @@ Input #0, mpegts, from 'film.ts':
                       : Stream #0:9: Audio: second line
 Stream mapping:
   Stream #0:2 -> #0:0 (ac3 (native) -> pcm_s16le (native))
+[mpegts @ 0x1] Correcting start time by 1476778
+[graph_0_in_0_2 @ 0x2] tb:1/48000 samplefmt:fltp samplerate:48000 chlayout:1 channels (FC)
+[graph_0_in_0_2 @ 0x3] tb:1/48000 samplefmt:fltp samplerate:48000 chlayout:5.1(side)
 """
 
 
@@ -346,6 +349,15 @@ def test_what_ffmpeg_says_of_a_broadcast():
     assert list(map(str, container.tracks)) == ["1 (German)", "2 (qad,und: Hörfilm)"]
     assert container.heard == container.tracks[1]
     assert container.has_other_streams
+    assert container.is_mono
+    assert container.origin == pytest.approx(36002.876778)
+    later = BROADCAST.replace("start time by", "start time of Input #0 by")
+    assert tracks.parse_container(later) == container
+
+
+@pytest.mark.parametrize("layout", ["stereo", "mono, and more", "11 channels", "5.1(side)", "2 channels (FL+FR)", ""])
+def test_several_channels(layout):
+    assert not tracks.parse_container(BROADCAST.replace("1 channels (FC)", layout)).is_mono
 
 
 def test_what_ffmpeg_says_of_nothing():

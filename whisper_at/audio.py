@@ -8,120 +8,19 @@ streamed, times are those of the container, its tracks can be chosen, and channe
 from __future__ import annotations
 
 import os
-import re
-import shutil
-import stat
-import struct
-import subprocess
-import tempfile
-import warnings
-import weakref
 from collections.abc import Generator, Iterator
-from contextlib import closing, nullcontext, suppress
-from functools import partial
-from itertools import chain
-from typing import IO, Any, NamedTuple
 
-import ffmpeg
 import numpy as np
 import torch
 import whisper.audio as _whisper_audio
 from whisper.audio import *
 from whisper.audio import SAMPLE_RATE
 
-from .downmix import frame_length, restore_cancelled
-from .ffmpeg_process import NO_VIDEO, ffmpeg_binary, load_error, probe, run_ffmpeg
+from .ffmpeg_decoder import decode_file
+from .ffmpeg_process import ffmpeg_binary, probe
 from .limits import DecodeLimits
-from .timestamps import Gaps, read_packets, silence
-from .tracks import MAX_GAP, AudioTrack, Container, choose_track, is_clockless, parse_container, parse_first_timestamp
-
-CHUNK_BYTES = 1 << 20  # read at once: 33 s at 16 kHz
-
-Bytes = bytes | bytearray | memoryview
-Recording = str | os.PathLike[str] | Bytes | IO[bytes]
-"""What is decoded: a path, or the bytes of a file, also from an open one."""
-
-
-class BufferedRecording(os.PathLike[str]):
-    """The bytes of a recording as a temporary file, which is deleted when nothing refers to this object.
-
-    Parameters
-    ----------
-    source : bytes, bytearray, memoryview or binary file
-        The bytes of an audio or video file. An open one is read from its beginning if it can go there.
-    label : str
-        What error messages call it.
-
-    Raises
-    ------
-    TypeError
-        If a file was opened as text.
-    """
-
-    def __init__(self, source: Bytes | IO[bytes], label: str = "the audio given as bytes") -> None:
-        self.label = label
-        number, self._path = tempfile.mkstemp(prefix="whisper-at-")
-        self._delete = weakref.finalize(self, _delete, self._path)
-        with open(number, "wb") as target:
-            if isinstance(source, Bytes):
-                target.write(source)
-                return
-            if getattr(source, "seekable", bool)():
-                source.seek(0)
-            while chunk := source.read(CHUNK_BYTES):
-                if not isinstance(chunk, Bytes):
-                    raise TypeError(f"audio is read from files opened as binary, mode 'rb', not from {source!r}")
-                target.write(chunk)
-
-    def __fspath__(self) -> str:
-        return self._path
-
-    def __repr__(self) -> str:
-        return self.label
-
-
-class _RecordingTrack(os.PathLike[str]):
-    """One of the audio tracks of a file."""
-
-    def __init__(self, source: str | os.PathLike[str], audio_track: int | str) -> None:
-        self.source, self.audio_track = source, audio_track
-        self.label = getattr(source, "label", os.fsdecode(source))
-
-    def __fspath__(self) -> str:
-        return os.fsdecode(self.source)
-
-    def __repr__(self) -> str:
-        return self.label
-
-
-def readable(audio: Any, audio_track: int | str | None = None) -> Any:
-    """Return what can be read several times.
-
-    Bytes, open files and pipes become a `BufferedRecording`; another path stays what it is, unless one of its tracks is
-    chosen, and samples stay samples.
-
-    Raises
-    ------
-    ValueError
-        If a track of samples is chosen.
-    """
-    if isinstance(audio, Bytes) or (hasattr(audio, "read") and not isinstance(audio, os.PathLike)):
-        audio = BufferedRecording(audio)
-    elif isinstance(audio, (str, os.PathLike)) and _is_pipe(audio):
-        with open(audio, "rb") as pipe:
-            audio = BufferedRecording(pipe, os.fsdecode(audio))
-    if audio_track is None:
-        return audio
-    if not isinstance(audio, (str, os.PathLike)):
-        raise ValueError("audio_track is for files: samples have no tracks")
-    return _RecordingTrack(audio, audio_track)
-
-
-def _is_pipe(path: str | os.PathLike[str]) -> bool:
-    try:
-        return stat.S_ISFIFO(os.stat(path).st_mode)
-    except (OSError, ValueError):
-        return False
+from .recordings import BufferedRecording, Bytes, Recording, local_file, readable
+from .tracks import AudioTrack
 
 
 def audio_tracks(file: Recording) -> list[AudioTrack]:
@@ -138,13 +37,8 @@ def audio_tracks(file: Recording) -> list[AudioTrack]:
         Empty if it holds no audio.
     """
     source = readable(file)  # of bytes it is a temporary file, which lives as long as this name
-    path, _ = _local_file(source)
+    path, _ = local_file(source)
     return list(probe(path)[0].tracks)
-
-
-def _delete(path: str) -> None:
-    with suppress(OSError):
-        os.remove(path)
 
 
 def load_audio(file: Recording, sr: int = SAMPLE_RATE, *, audio_track: int | str | None = None) -> np.ndarray:
@@ -269,137 +163,9 @@ def check_finite(samples: torch.Tensor) -> None:
         )
 
 
-def _local_file(source: str | os.PathLike[str]) -> tuple[str, str]:
-    """Return the path of a recording, and what messages call it.
-
-    Raises
-    ------
-    FileNotFoundError, RuntimeError
-        As `load_audio`, if it is no file that holds anything.
-    """
-    path = os.fsdecode(source)
-    if not os.path.exists(path):
-        path = os.path.expanduser(path)
-    name = getattr(source, "label", path)
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"No such audio file: {path}")
-    if os.path.isdir(path):
-        raise load_error(name, "it is a directory")
-    if os.path.isfile(path) and os.path.getsize(path) == 0:
-        raise load_error(name, "the file is empty")
-    return path, name
-
-
 def _decode(source: str | os.PathLike[str], sr: int) -> Generator[bytes, None, None]:
     """Run ffmpeg on a local file, within its limits; yield chunks of little-endian int16 mono at ``sr`` Hz."""
-    path, name = _local_file(source)
+    path, name = local_file(source)
     limits: DecodeLimits | None = getattr(source, "limits", None)
-    chunks = _decode_file(path, name, sr, getattr(source, "audio_track", None), limits)
+    chunks = decode_file(path, name, sr, getattr(source, "audio_track", None), limits)
     yield from chunks if limits is None else limits.check_length(chunks, sr, name)
-
-
-def _decode_file(
-    path: str, name: str, sr: int, audio_track: int | str | None, limits: DecodeLimits | None
-) -> Generator[bytes, None, None]:
-    timeline = _timeline(path, name, audio_track, limits)
-    gaps = Gaps(sr, timeline.length, timeline.delay)
-    for block in silence(round(timeline.delay * sr)):
-        yield block.tobytes()
-
-    # what decides the samples is as in whisper.load_audio
-    frame = frame_length(sr)
-    samples = frame * max(CHUNK_BYTES // (2 * frame), 1)
-    form: dict[str, Any] = {"f": "matroska", **NO_VIDEO} if timeline.has_timestamps else {"f": "s16le"}
-    options = {"map": timeline.stream} if timeline.stream else {}
-    mixed = run_ffmpeg(path, name, 2 * samples, limits, acodec="pcm_s16le", ac=1, ar=sr, **form, **options)
-    with closing(mixed):
-        chunks = _join_packets(mixed, gaps, 2 * samples) if timeline.has_timestamps else mixed
-        blocks = (np.frombuffer(chunk[: len(chunk) // 2 * 2], "<i2") for chunk in chunks)
-        channels = partial(_decode_channels, path, name, samples, limits, ar=sr, **options)
-        for block in gaps.fill(restore_cancelled(blocks, channels, sr, name, gaps.seconds)):
-            yield block.astype("<i2", copy=False).tobytes()
-
-
-def _join_packets(stream: Iterator[bytes], gaps: Gaps, size: int) -> Iterator[bytes]:
-    """Yield the samples of packets in chunks of so many bytes, and tell `gaps` of each before."""
-    buffer = bytearray()
-    for timestamp, packet in read_packets(stream):
-        gaps.add_packet(timestamp, len(packet) // 2)
-        buffer += packet
-        while len(buffer) >= size:
-            yield bytes(buffer[:size])
-            del buffer[:size]
-    if buffer:
-        yield bytes(buffer)
-
-
-def _decode_channels(
-    path: str, name: str, samples: int, limits: DecodeLimits | None, **options: Any
-) -> Generator[np.ndarray, None, None]:
-    """Yield all channels of a file in blocks of so many samples, int16, ``(samples, channels)``."""
-    options |= {"f": "au", "acodec": "pcm_s16be"}  # whose header counts channels
-    output = run_ffmpeg(path, name, CHUNK_BYTES, limits, **options)
-    with closing(output):
-        buffer = bytearray(next(output, b""))
-        if len(buffer) < 24:
-            return
-        _, header, _, _, _, channels = struct.unpack(">6I", buffer[:24])
-        if limits is not None and channels > limits.channels:
-            raise load_error(name, f"its {channels} channels are more than the {limits.channels} that are allowed")
-        del buffer[:header]
-        size = 2 * channels * samples
-        for chunk in chain([b""], output):
-            buffer += chunk
-            while len(buffer) >= size:
-                yield np.frombuffer(bytes(buffer[:size]), ">i2").reshape(-1, channels)
-                del buffer[:size]
-        yield np.frombuffer(bytes(buffer[: len(buffer) // (2 * channels) * 2 * channels]), ">i2").reshape(-1, channels)
-
-
-class _Timeline(NamedTuple):
-    """What to decode of a file, and when it sounds.
-
-    ``stream`` : as ffmpeg's ``-map`` takes it; None for ffmpeg's choice. ``delay`` : seconds of silence before it.
-    ``length`` : seconds after which there can be nothing.
-    """
-
-    stream: str | None = None
-    delay: float = 0.0
-    has_timestamps: bool = False
-    length: float = 0.0
-
-
-def _timeline(path: str, name: str, audio_track: int | str | None, limits: DecodeLimits | None = None) -> _Timeline:
-    """Choose a track of a file, and find out when it begins.
-
-    Files without a clock, which most recordings are, need no look at them, and are decoded as openai-whisper does.
-    """
-    if audio_track is None and _is_clockless_file(path):
-        return _Timeline()
-    container, first_sample = probe(path, limits=limits)
-    stream = None
-    if audio_track is None:
-        if len(container.tracks) > 1 and container.heard:
-            listed = ", ".join(map(str, container.tracks))
-            warnings.warn(
-                f"{name} has {len(container.tracks)} audio tracks: {listed}; track {container.heard.number} is heard, "
-                "audio_track chooses another"
-            )
-    elif container.tracks:
-        try:
-            track = choose_track(container.tracks, audio_track)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-        stream = f"0:{track.stream}"
-        if track != container.heard:
-            _, first_sample = probe(path, stream, limits)
-    delay = 0.0 if first_sample is None else container.delay(first_sample)
-    return _Timeline(stream, delay, container.has_timestamps, container.length)
-
-
-def _is_clockless_file(path: str) -> bool:
-    try:
-        with open(path, "rb") as file:
-            return is_clockless(file.read(12))
-    except OSError:  # ffmpeg will say why
-        return True

@@ -1,4 +1,4 @@
-"""ffmpeg as a process of its own: where it is, what it makes of a file, and what it says of one."""
+"""ffmpeg as a process of its own: where it is, and what it makes of a file."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Generator
 from contextlib import nullcontext
-from typing import IO, Any
+from typing import Any
 
 import ffmpeg
 
+from .ffmpeg_messages import LOGLEVEL, FfmpegMessages
 from .limits import DecodeLimits
 from .tracks import MAX_GAP, Container, parse_container, parse_first_timestamp
 
 NO_VIDEO = {"vn": None, "sn": None, "dn": None}  # nor subtitles and data, for formats of all of them
-MAX_MESSAGES = 1 << 22  # bytes of ffmpeg's messages that are searched for what it says of a file
 
 
 def ffmpeg_binary() -> str:
@@ -36,16 +35,14 @@ def ffmpeg_binary() -> str:
     return imageio_ffmpeg.get_ffmpeg_exe()
 
 
-def ffmpeg_command(
-    path: str, loglevel: str, limits: DecodeLimits | None = None, *, copyts: bool = False, **output: Any
-) -> list[str]:
+def ffmpeg_command(path: str, limits: DecodeLimits | None = None, *, copyts: bool = False, **output: Any) -> list[str]:
     """Return the command that makes something of a file with these options of its output."""
     # "file:" makes ffmpeg take the rest literally, whatever it looks like; the whitelist stops a playlist in the file
     # from opening a network connection
     formats = {} if limits is None else {"format_whitelist": ",".join(limits.formats)}
     stream = ffmpeg.input("file:", threads=0, protocol_whitelist="file,pipe", **formats)
     stream = stream.output("pipe:", **output)
-    options = ["-nostdin", "-hide_banner", "-nostats", "-loglevel", loglevel, "-dts_delta_threshold", str(MAX_GAP)]
+    options = ["-nostdin", "-hide_banner", "-nostats", "-loglevel", LOGLEVEL, "-dts_delta_threshold", str(MAX_GAP)]
     if copyts:
         options.append("-copyts")
     command: list[str] = ffmpeg.compile(stream, cmd=[ffmpeg_binary(), *options])
@@ -53,26 +50,41 @@ def ffmpeg_command(
 
 
 def run_ffmpeg(
-    path: str, name: str, size: int, limits: DecodeLimits | None = None, **output: Any
+    path: str,
+    name: str,
+    size: int,
+    limits: DecodeLimits | None = None,
+    messages: FfmpegMessages | None = None,
+    **output: Any,
 ) -> Generator[bytes, None, None]:
-    """Yield what ffmpeg makes of a file with these options of its output, in chunks of so many bytes."""
-    command = ffmpeg_command(path, "error", limits, **output)
-    # errors go to a file, not a pipe: a damaged input can produce more of them than a pipe holds
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
+    """Yield what ffmpeg makes of a file with these options of its output, in chunks of so many bytes.
+
+    By the first chunk, `messages` tells of the file.
+    """
+    messages = FfmpegMessages() if messages is None else messages
+    status = yield from _run(ffmpeg_command(path, limits, **output), name, size, limits, messages)
+    if status != 0:
+        reason = last_error(messages.errors).removeprefix(f"file:{path}: ")  # which may be a temporary one
+        raise load_error(name, reason or f"ffmpeg ended with status {status}")
+
+
+def _run(
+    command: list[str], name: str, size: int, limits: DecodeLimits | None, messages: FfmpegMessages
+) -> Generator[bytes, None, int]:
+    """Yield the output of a command within limits, in chunks of so many bytes; return its status."""
+    with messages.collect() as stderr:
+        environment = {**os.environ, "AV_LOG_FORCE_NOCOLOR": "1"}  # or messages may be coloured, and are not understood
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environment)
         assert process.stdout is not None
         try:
             with nullcontext() if limits is None else limits.enforce(process):
                 while chunk := process.stdout.read(size):
                     yield chunk
-                status = process.wait()
+                return process.wait()
         except TimeoutError as error:
             raise load_error(name, str(error)) from None
         finally:
             stop(process)
-        if status != 0:
-            reason = last_error(errors).removeprefix(f"file:{path}: ")  # which may be a temporary one
-            raise load_error(name, reason or f"ffmpeg ended with status {status}")
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -91,31 +103,18 @@ def probe(path: str, stream: str | None = None, limits: DecodeLimits | None = No
     say why is left to decoding.
     """
     chosen = {} if stream is None else {"map": stream}
-    with tempfile.TemporaryFile() as messages:
-        output = {"f": "framecrc", "acodec": "pcm_s16le", "frames:a": 1, **NO_VIDEO, **chosen}
-        command = ffmpeg_command(path, "info", limits, copyts=True, **output)
-        try:
-            with (
-                subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages) as process,
-                nullcontext() if limits is None else limits.enforce(process),
-            ):
-                printed = process.communicate()[0]
-        except TimeoutError as error:
-            raise load_error(path, str(error)) from None
-        messages.seek(0)
-        container = parse_container(messages.read(MAX_MESSAGES).decode(errors="replace"))
-    return container, parse_first_timestamp(printed.decode(errors="replace"))
+    output = {"f": "framecrc", "acodec": "pcm_s16le", "frames:a": 1, **NO_VIDEO, **chosen}
+    messages = FfmpegMessages()
+    printed = b"".join(_run(ffmpeg_command(path, limits, copyts=True, **output), path, 1 << 16, limits, messages))
+    return parse_container(messages.description), parse_first_timestamp(printed.decode(errors="replace"))
 
 
-def last_error(errors: IO[bytes]) -> str:
-    """Return the last line that ffmpeg wrote to a file, without the address of the part that wrote it."""
-    errors.seek(0, os.SEEK_END)
-    errors.seek(max(0, errors.tell() - 4096))
-    text = errors.read().decode(errors="replace")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+def last_error(errors: str) -> str:
+    """Return the last line of ffmpeg's errors, without the address of the part that wrote it."""
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
     last = re.sub(r"^(\[[^\]]*\]\s*)+", "", lines[-1]) if lines else ""
     # of a picture, a silent film or plain text ("ANSI art" to ffmpeg), the last line alone says little
-    return f"it holds no audio ({last})" if "does not contain any stream" in text else last
+    return f"it holds no audio ({last})" if "does not contain any stream" in errors else last
 
 
 def load_error(name: str, reason: str) -> RuntimeError:

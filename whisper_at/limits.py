@@ -18,8 +18,8 @@ MEDIA_FORMATS = tuple(
     "w64 wav wv".split()
 )
 """Formats of ffmpeg's that hold their sound themselves. Playlists (hls, concat, dash …) would name other files."""
-MAX_MESSAGES = 1 << 26
-"""Bytes that ffmpeg may write to files, which are its messages: a damaged recording can make it write without end."""
+MAX_WRITTEN = 1 << 26
+"""Bytes that ffmpeg may write to files: what is decoded and its messages go to pipes, a report (FFREPORT) does not."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _limit_resources(pid: int, limits: DecodeLimits) -> None:
     with suppress(OSError, ValueError):  # it has ended already, or a lower limit is in force
         prlimit(pid, resource.RLIMIT_AS, (limits.memory, limits.memory))
         prlimit(pid, resource.RLIMIT_CPU, (seconds, seconds + 1))
-        prlimit(pid, resource.RLIMIT_FSIZE, (MAX_MESSAGES, MAX_MESSAGES))
+        prlimit(pid, resource.RLIMIT_FSIZE, (MAX_WRITTEN, MAX_WRITTEN))
         prlimit(pid, resource.RLIMIT_CORE, (0, 0))
 
 

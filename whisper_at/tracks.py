@@ -77,6 +77,10 @@ class Container:
         The one that is decoded.
     has_other_streams : bool
         Whether there is more than one audio track: other ones, video, subtitles; cover pictures do not count.
+    origin : float
+        Seconds at which ffmpeg's own times of what it decodes begin: the start, of a broadcast that of its track.
+    is_mono : bool
+        Whether what is decoded begins with a single channel; False, too, where ffmpeg does not say.
     """
 
     format: str = ""
@@ -85,6 +89,8 @@ class Container:
     tracks: tuple[AudioTrack, ...] = ()
     heard: AudioTrack | None = None
     has_other_streams: bool = False
+    origin: float = 0.0
+    is_mono: bool = False
 
     def delay(self, first_sample: float) -> float:
         """Return the seconds of silence before the sound.
@@ -117,7 +123,7 @@ def is_clockless(head: bytes) -> bool:
 
 
 def parse_container(messages: str) -> Container:
-    """Return what ffmpeg writes of its input, and of the stream that it decodes, at ``-loglevel info``.
+    """Return what ffmpeg writes of its input, and of the stream that it decodes, at ``-loglevel verbose``.
 
     Examples
     --------
@@ -128,9 +134,10 @@ def parse_container(messages: str) -> Container:
     ...     Metadata:
     ...       title           : Director
     ... Stream mapping:
-    ...   Stream #0:1 -> #0:0 (aac (native) -> pcm_s16le (native))''')
-    >>> container.start, container.duration, str(container.heard)
-    (0.5, 90.5, '1 (German: Director)')
+    ...   Stream #0:1 -> #0:0 (aac (native) -> pcm_s16le (native))
+    ... [graph_0_in_0_1 @ 0x1] tb:1/48000 samplefmt:fltp samplerate:48000 chlayout:stereo''')
+    >>> container.start, container.duration, str(container.heard), container.is_mono
+    (0.5, 90.5, '1 (German: Director)', False)
     """
     given = re.search(r"^Input #0, (\S+), from ", messages, re.M)
     duration = re.search(r"^  Duration: (?:(\d+):(\d\d):(\d\d\.\d+)|N/A)(?:, start: (-?[\d.]+))?", messages, re.M)
@@ -143,6 +150,8 @@ def parse_container(messages: str) -> Container:
     tracks = [replace(track, number=i + 1) for i, track in enumerate(t for t in streams.values() if t)]
     mapped = re.search(r"^  Stream #0:(\d+) -> #0:0", mapping, re.M)
     heard = [track for track in tracks if mapped and track.stream == int(mapped[1])]
+    correction = re.search(r"^(?:\[.* @ .*\] )?Correcting start time (?:of Input #0 )?by (-?\d+)", messages, re.M)
+    layout = re.search(r"^\[.* @ .*\] tb:\S+ samplefmt:\S+ samplerate:\d+ chlayout:(.*)$", mapping, re.M)
     return Container(
         format=given[1] if given else "",
         start=float(start or 0),
@@ -150,6 +159,8 @@ def parse_container(messages: str) -> Container:
         tracks=tuple(tracks),
         heard=heard[0] if heard else None,
         has_other_streams=len(streams) > 1,
+        origin=float(start or 0) + (int(correction[1]) / 1e6 if correction else 0.0),
+        is_mono=layout is not None and bool(re.match(r"mono$|1 channels", layout[1])),
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import IO, Any
@@ -13,6 +12,7 @@ from typing import IO, Any
 import numpy as np
 from whisper.audio import SAMPLE_RATE
 
+from ..ffmpeg_messages import FfmpegMessages
 from ..ffmpeg_process import ffmpeg_binary, last_error, load_error, stop
 
 PIECE_SECONDS = 0.1
@@ -97,9 +97,10 @@ def decoded_stream(source: str | IO[bytes], label: str) -> Iterator[np.ndarray]:
         "1",
         "pipe:1",
     ]
-    with tempfile.TemporaryFile() as errors:
+    messages = FfmpegMessages()
+    with messages.collect() as stderr:
         stdin = subprocess.DEVNULL if isinstance(source, str) else source
-        process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=errors, bufsize=0)
+        process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr, bufsize=0)
         assert process.stdout is not None
         left = b""
         try:
@@ -110,8 +111,8 @@ def decoded_stream(source: str | IO[bytes], label: str) -> Iterator[np.ndarray]:
             status = process.wait()
         finally:
             stop(process)
-        if status != 0:
-            raise load_error(label, last_error(errors) or f"ffmpeg ended with status {status}")
+    if status != 0:
+        raise load_error(label, last_error(messages.errors) or f"ffmpeg ended with status {status}")
 
 
 def sound_of(audio: str | None, device: int | str | None) -> Iterator[np.ndarray]:
