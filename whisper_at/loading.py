@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from whisper.model import ModelDimensions
 
 from . import checkpoints
-from .engine.file_pages import FilePages
+from .engine.file_pages import FilePages, release_library
 from .engine.half_parameters import keep_in_half
 from .engine.speculative import DraftModel
 from .engine.weights import stored_as
@@ -143,6 +143,8 @@ def load_model(
     if on_cpu and model.compute_type in (None, "float32"):
         keep_in_half(model.decoder)
     pages.release()
+    if on_cpu:
+        release_library("libtorch")  # most of what importing PyTorch has read of it is not needed again
     return model
 
 

@@ -77,7 +77,9 @@ class Decoder:
             self.cross_kv_dtype = torch.float16 if simd.HAS_FP16_LOADS else torch.float32
             compute_dtype = torch.bfloat16 if compute_type == "bfloat16" or has_bfloat16() else dtype
             self.cross_kv_compute_dtype = compute_dtype
-        self.cross_kv_weights = [(w.cross_key.to(compute_dtype), w.cross_value.to(compute_dtype)) for w in self.layers]
+        self.cross_kv_weights = [(w.cross_key, w.cross_value) for w in self.layers]
+        if compute_dtype != torch.float32:  # from half precision to that, they are converted when they are used
+            self.cross_kv_weights = [(k.to(compute_dtype), v.to(compute_dtype)) for k, v in self.cross_kv_weights]
         if compiled:  # the kernels have weights of their own; PyTorch converts these
             int8 = compute_type == "int8"
             pages = self.weights_version.pages
@@ -143,6 +145,7 @@ class Decoder:
         parts = [slice(i, i + 1) for i in range(count)] if self.device.type == "cpu" else [slice(None)]
         for part in parts:
             for (to_key, to_value), key, value in zip(self.cross_kv_weights, keys[:, part], values[:, part]):
+                to_key, to_value = to_key.to(features_cast.dtype), to_value.to(features_cast.dtype)
                 new_key = onednn.linear_transposed(to_key.weight, features_cast[part])
                 new_value = onednn.linear_transposed(to_value.weight, features_cast[part])
                 new_value.add_(cast(Tensor, to_value.bias)[:, None])
