@@ -145,5 +145,5 @@ def test_the_code_of_a_library_is_given_back_and_read_again():
     binding.parse_assembly("define i32 @one() { ret i32 1 }").verify()
     before = in_memory()
     release_library("libllvmlite")
-    assert in_memory() < before / 4
+    assert in_memory() < before / 2  # what was written to while it was linked stays
     binding.parse_assembly("define i32 @two() { ret i32 2 }").verify()
