@@ -117,6 +117,7 @@ def load_model(
         model = WhisperAT(ModelDimensions(**dims), compute_type=compute_type)
     halves = _half_precision_names(model, on_cpu)
     pages, n_bytes = FilePages(state.values()), 0
+    mapped = [tensor for tensor in state.values() if tensor.data_ptr() in pages.addresses]  # until pages are released
     for key in list(state):  # one after the other, so that there are never two whole models
         state[key] = stored_as(state[key], half=key in halves)
         n_bytes += state[key].nbytes
@@ -143,6 +144,7 @@ def load_model(
     if on_cpu and model.compute_type in (None, "float32"):
         keep_in_half(model.decoder)
     pages.release()
+    del mapped
     if on_cpu:
         release_library("libtorch")  # most of what importing PyTorch has read of it is not needed again
     return model
