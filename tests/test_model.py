@@ -202,7 +202,7 @@ def test_a_gpu_in_half_precision_keeps_every_matrix_so(half_checkpoint):
     """Without a GPU: which they would be, and that upstream's modules compute with them."""
     model = whisper_at.load_model(str(half_checkpoint), "cpu")
     model.compute_type = "float16"
-    names = _half_precision_names(model)
+    names = _half_precision_names(model, on_cpu=False)
     both = {name for name, p in model.named_parameters() if p.ndim == 2 and "positional_embedding" not in name}
     assert names == both
     assert any(name.startswith("encoder") for name in names)

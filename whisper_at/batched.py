@@ -28,7 +28,14 @@ from .audio import Bytes, Recording, readable
 from .decoding import resolve_language
 from .engine.alignment import add_word_timestamps, alignment_model
 from .engine.kv_cache import EncodedAudio
-from .fallback import decode_with_fallback, decoder_inputs, detect_spoken_language, select_windows, use_half
+from .fallback import (
+    decode_with_fallback,
+    decoder_inputs,
+    detect_spoken_language,
+    prepare_decoder,
+    select_windows,
+    use_half,
+)
 from .mel import LogMel
 from .options import SEQUENTIAL_OPTIONS, TranscribeOptions
 from .segments import Split, clear_if_empty, has_text, print_segment, split_segments, text_of
@@ -117,9 +124,9 @@ def batch_decoder(model: WhisperAT, options: TranscribeOptions) -> BatchDecoder:
         decode_options["prompt"] = options.initial_prompt
     if options.word_timestamps and task == "translate":
         warnings.warn("Word-level timestamps on translations may not be reliable.")
-    return BatchDecoder(
-        model, replace(options, decode_options=decode_options), torch.float16 if half else torch.float32
-    )
+    dtype = torch.float16 if half else torch.float32
+    prepare_decoder(model, dtype)
+    return BatchDecoder(model, replace(options, decode_options=decode_options), dtype)
 
 
 class OpenRecording:

@@ -57,6 +57,12 @@ def decoder_inputs(model: WhisperAT, features: Tensor) -> EncodedAudio | Tensor:
     return model.precompute_cross_kv(features) if model.is_unmodified else features
 
 
+def prepare_decoder(model: WhisperAT, dtype: torch.dtype) -> None:
+    """Load kernels for `decoder_inputs`, or have them compiled, before there is audio that takes memory as well."""
+    if model.is_unmodified:
+        model.fast_decoder(dtype).kernels_are_ready()
+
+
 def decode_with_fallback(
     model: WhisperAT,
     encoded: EncodedAudio | Tensor,

@@ -13,6 +13,8 @@ from torch.overrides import TorchFunctionMode
 from whisper.model import ModelDimensions
 
 from . import checkpoints
+from .engine.file_pages import FilePages, release_library
+from .engine.half_parameters import keep_in_half
 from .engine.speculative import DraftModel
 from .engine.weights import stored_as
 from .model import WhisperAT
@@ -23,6 +25,8 @@ from .tagging.load_head import load_head_or_classifier
 
 N_MELS = 80
 """Mel bands of every Whisper that a head is published for."""
+RELEASE_BYTES = 32 << 20
+"""Bytes of weights after which the memory of what was read of their file is given back."""
 
 
 def load_model(
@@ -111,10 +115,17 @@ def load_model(
     checkpoints.check_size(dims, state, path)
     with _NoInitialValues():
         model = WhisperAT(ModelDimensions(**dims), compute_type=compute_type)
-    halves = _half_precision_names(model) if on_cpu or compute_type == "float16" else set()
+    halves = _half_precision_names(model, on_cpu)
+    pages, n_bytes = FilePages(state.values()), 0
+    mapped = [tensor for tensor in state.values() if tensor.data_ptr() in pages.addresses]  # until pages are released
     for key in list(state):  # one after the other, so that there are never two whole models
         state[key] = stored_as(state[key], half=key in halves)
+        n_bytes += state[key].nbytes
+        if n_bytes > RELEASE_BYTES:
+            n_bytes = 0
+            pages.release()
     model.load_state_dict(state, assign=True)
+    del state
     if (dump := checkpoints.alignment_heads(name, path, dims, download_root)) is not None:
         model.set_alignment_heads(dump)
     if draft_path is not None:
@@ -129,7 +140,14 @@ def load_model(
                 warnings.warn(f"no tags of AudioSet's classes: {model.head_missing}", stacklevel=2)
         if source is not None:
             _add_head(model, load_head_or_classifier(source, model, download_root, trained_on), source)
-    return model.to(device)
+    model.to(device)
+    if on_cpu and model.compute_type in (None, "float32"):
+        keep_in_half(model.decoder)
+    pages.release()
+    del mapped
+    if on_cpu:
+        release_library("libtorch")  # most of what importing PyTorch has read of it is not needed again
+    return model
 
 
 def _automatic_head(model: WhisperAT, name: str, low: bool, download_root: str | None) -> str | None:
@@ -192,7 +210,7 @@ def _head_of_encoder(model: WhisperAT, low: bool, download_root: str | None) -> 
             continue  # what cannot be it is not read
         theirs = theirs or checkpoints.published_encoder_sha256(name, download_root)
         if theirs is not None:
-            own = own or checkpoints.encoder_sha256(model.state_dict())
+            own = own or checkpoints.encoder_sha256(model.encoder.state_dict(prefix="encoder."))
             if own == theirs:
                 return checkpoints.head_name(name, low)
     return None
@@ -206,21 +224,22 @@ def _open_draft(path: Path, source: str | None, model: WhisperAT, model_name: st
         draft.check_compatible(model.dims)
     except ValueError as error:
         raise ValueError(f"{source} cannot draft for {model_name}: {error}") from None
-    if checkpoints.encoder_sha256(state) != checkpoints.encoder_sha256(model.state_dict()):
+    if checkpoints.encoder_sha256(state) != checkpoints.encoder_sha256(model.encoder.state_dict(prefix="encoder.")):
         message = f"{source} has another encoder than {model_name}: its drafts will rarely be right, and cost time"
         warnings.warn(message, stacklevel=3)
     return draft
 
 
-def _half_precision_names(model: WhisperAT) -> set[str]:
+def _half_precision_names(model: WhisperAT, on_cpu: bool) -> set[str]:
     """Return the names of the matrices that may stay in half precision.
 
-    A reduced model computes with copies of its own, and a GPU in half precision anyway.
+    A reduced model computes with copies of its own, as the decoder of any does on a CPU, and a GPU in half precision.
     """
-    if model.compute_type not in ("float16", "bfloat16", "int8"):
-        return set()
     matrices = nn.Linear, nn.Embedding
-    return {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, matrices)}
+    names = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, matrices)}
+    if model.compute_type == "float16" or (on_cpu and model.compute_type in ("bfloat16", "int8")):
+        return names
+    return {name for name in names if on_cpu and name.startswith("decoder.")}
 
 
 class _NoInitialValues(TorchFunctionMode):

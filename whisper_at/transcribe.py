@@ -22,7 +22,7 @@ from whisper.utils import get_end
 from .audio import Recording, readable
 from .batched import transcribe_in_batches
 from .decoding import resolve_language
-from .fallback import detect_spoken_language, use_half
+from .fallback import detect_spoken_language, prepare_decoder, use_half
 from .mel import LogMel
 from .options import TranscribeOptions, warns_of_unused
 from .prompt import Prompt
@@ -190,6 +190,7 @@ def transcribe_in_order(
     decode_options = {**options.decode_options, "fp16": half, "task": task}
     dtype = torch.float16 if half else torch.float32
 
+    prepare_decoder(model, dtype)
     # 30 s of silence behind the recording: language detection hears it, windows are cut before it
     mel = LogMel(source, model.dims.n_mels)
     content_frames = mel.content_frames

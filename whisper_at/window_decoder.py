@@ -42,6 +42,10 @@ class EncodedWindow:
         """A batch of one, shared by all temperatures; what is not decoded does not need it."""
         return decoder_inputs(self.model, self.features[None])
 
+    def forget_decoder_inputs(self) -> None:
+        """Free their memory; they are computed again if they are asked for."""
+        vars(self).pop("decoder_inputs", None)
+
 
 class WindowEncoder:
     """Encodes a window the first time it is asked for; keeps the latest one only."""
@@ -56,6 +60,8 @@ class WindowEncoder:
     def __call__(self, window: Window) -> EncodedWindow:
         """Encode a window, or return it if it is the latest."""
         if self.latest is None or self.latest[0] != window:
+            if self.latest is not None:
+                self.latest[1].forget_decoder_inputs()  # or there would be those of two windows
             mel = pad_or_trim(self.mel.window(window.seek, window.end), N_FRAMES)
             mel = mel.to(self.model.device).to(self.dtype)
             features, states = encode_windows(self.model, mel[None], [window], [self.tagger], self.unfused_attention)

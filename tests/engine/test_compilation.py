@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -318,6 +319,36 @@ def test_names_tell_all_that_code_depends_on(tmp_path, monkeypatch):
     kernel_cache._hash_files.cache_clear()
     monkeypatch.setattr(kernel_cache, "SHARED_SOURCES", ("simd.py",))
     assert kernel_name(tmp_path / "a" / "kernel_module.py") != names["a"]
+
+
+def test_what_numba_can_compile_is_not_loaded_for_what_is_compiled(filled_cache):
+    """It is 20 MB of Python; what is compiled later has it all the same."""
+    program = (
+        "import sys, numba, numpy as np, small_kernels\n"
+        "from whisper_at.engine.compilation import is_ready\n"
+        "numbers = np.arange(4.0)\n"
+        "assert is_ready(small_kernels.double, numbers)\n"
+        "small_kernels.double(numbers)\n"
+        "assert numbers.tolist() == [0, 2, 4, 6]\n"
+        "assert 'numba.np.linalg' not in sys.modules\n"
+        "assert numba.njit(lambda x: np.sort(x)[-1])(numbers) == 6\n"
+    )
+    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    env = {**os.environ, "WHISPER_AT_CACHE": str(filled_cache), "PYTHONPATH": path}
+    subprocess.run([sys.executable, "-c", program], env=env, check=True)
+
+
+@pytest.mark.parametrize(("called", "expected"), [("NRT_MemInfo_call_dtor", []), ("no_such_function", ["refresh"])])
+def test_all_of_numba_is_loaded_where_a_function_is_missing(called, expected):
+    """LLVM ends the process that calls what it does not find."""
+    done = []
+    kernel_cache._provide([called], SimpleNamespace(refresh=lambda: done.append("refresh")))
+    assert done == expected
+
+
+def test_files_of_another_format_are_not_read(filled_cache, monkeypatch):
+    monkeypatch.setattr(kernel_cache, "FORMAT", kernel_cache.FORMAT + 1)
+    assert not is_ready(small_kernels.double, numbers())
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,14 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from llvmlite import binding
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import whisper_at
 from whisper_at.checkpoints.files import read_tensors
 from whisper_at.engine import file_pages
-from whisper_at.engine.file_pages import FilePages, FileRows
+from whisper_at.engine.file_pages import FilePages, FileRows, release_library
 from whisper_at.engine.kv_cache import DecoderState
 from whisper_at.engine.weights import WeightsVersion
 
@@ -134,3 +135,15 @@ def test_a_model_in_int8_leaves_its_weights_in_the_file(upstream_en, tmp_path, s
     changed = prefill(mapped)
     assert not torch.equal(changed, logits)
     assert torch.equal(prefill(copy.deepcopy(mapped)), changed)
+
+
+def test_the_code_of_a_library_is_given_back_and_read_again():
+    def in_memory():
+        mappings = [m for m in file_pages._private_mappings() if "libllvmlite" in m[3]]
+        return sum(int((file_pages._page_kinds(low, high) != 0).sum()) for low, high, _, _ in mappings)
+
+    binding.parse_assembly("define i32 @one() { ret i32 1 }").verify()
+    before = in_memory()
+    release_library("libllvmlite")
+    assert in_memory() < before / 2  # what was written to while it was linked stays
+    binding.parse_assembly("define i32 @two() { ret i32 2 }").verify()

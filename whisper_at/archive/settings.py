@@ -13,6 +13,7 @@ from torch import nn
 
 from ..checkpoints.files import to_jsonable
 from ..checkpoints.hashing import tensors_sha256
+from ..engine.half_parameters import stored_parameters
 from ..limits import DecodeLimits
 from ..options import SEQUENTIAL_OPTIONS, TranscribeOptions
 from ..tagging.listeners import class_set
@@ -100,10 +101,11 @@ def describe(settings: ArchiveSettings, model: WhisperAT, name: str) -> dict[str
     identity = json.dumps(
         [options, {head: found["sha256"] for head, found in heads.items()}], sort_keys=True, ensure_ascii=True
     )
+    encoder, decoder = model.encoder.state_dict(prefix="encoder."), stored_parameters(model.decoder)
     return {
         "schema_version": SCHEMA_VERSION,
         "model": name if not os.path.exists(name) else os.path.basename(name),
-        "model_sha256": tensors_sha256(model.state_dict()),
+        "model_sha256": tensors_sha256({**encoder, **{f"decoder.{name}": weights for name, weights in decoder}}),
         "options": options,
         "options_sha256": hashlib.sha256(identity.encode()).hexdigest(),
         "heads": heads,

@@ -24,6 +24,7 @@ from numba.core.registry import cpu_target
 
 from .compile_kernels import BUSY, PROGRAM, compile_kernel, describe
 from .cpu_kernels import use_threads
+from .file_pages import release_library
 from .forks import kernels_can_run
 from .kernel_cache import Signature, cache_folder, writable_folder
 
@@ -32,6 +33,8 @@ Request: TypeAlias = tuple[str, str, bytes]
 MAX_ATTEMPTS = 3
 """Processes that may end without having written a kernel before it is given up."""
 SECONDS_BETWEEN_ATTEMPTS = 1.0
+COMPILER_LIBRARY = "libllvmlite"
+"""LLVM: 70 MB of it are read to load kernels, and hardly anything after that."""
 
 
 def is_ready(kernel: Any, *arguments: Any) -> bool:
@@ -99,6 +102,7 @@ class _Compiler:
                 use_threads()  # reading compiled code starts Numba's threads
             if kernel._cache.preload(signature, kernel.targetctx):
                 kernel.compile(signature)
+                release_library(COMPILER_LIBRARY)
                 self.pending.pop((kernel._cache.name, signature), None)
                 return True
             if self.failure is None:

@@ -20,6 +20,7 @@ from whisper.model import ResidualAttentionBlock, Whisper
 from . import compilation, cpu_kernels, onednn, simd
 from .cuda_graphs import MAX_CACHED, StaticStep
 from .file_pages import FileRows
+from .half_parameters import make_float32, stored_weight
 from .kv_cache import EncodedAudio
 from .simd import TILE_WIDTH, has_bfloat16
 from .weights import Affine, Int8Affine, LayerWeights, WeightsVersion, as_numpy, pack_for_kernels
@@ -29,7 +30,7 @@ SelfAttention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 MAX_CONVERTED_BYTES = 1 << 30
-"""Of float32 weights that are kept until the kernels are compiled; more are converted for each token."""
+"""Of a reduced decoder's weights in float32 that are kept until kernels are compiled; more are converted each time."""
 
 
 class Decoder:
@@ -59,12 +60,14 @@ class Decoder:
         self.device = decoder.positional_embedding.device
         self.n_head = model.dims.n_text_head
         self.last_norm = Affine.of(decoder.ln)
-        self.embedding = decoder.token_embedding.weight.detach()
-        self.token_rows: Tensor | FileRows = self.embedding  # of which those of tokens are taken
         self.positions = decoder.positional_embedding.detach()
-        self.weights_version = WeightsVersion(decoder)
         fits_tiles = self.dims.n_text_state % 64 == 0 and self.dims.n_text_state // self.n_head % 4 == 0
         compiled = self.device.type == "cpu" and dtype == torch.float32 and fits_tiles
+        if not compiled:
+            make_float32(decoder)
+        self.weights_version = WeightsVersion(decoder)
+        self.embedding = stored_weight(decoder.token_embedding).detach()
+        self.token_rows: Tensor | FileRows = self.embedding  # of which those of tokens are taken
         blocks = cast(list[ResidualAttentionBlock], decoder.blocks)
         self.layers = [LayerWeights.of(block, fuse=not compiled) for block in blocks]
         self.projection: Affine | Int8Affine = Affine(self.embedding, None)
@@ -74,7 +77,9 @@ class Decoder:
             self.cross_kv_dtype = torch.float16 if simd.HAS_FP16_LOADS else torch.float32
             compute_dtype = torch.bfloat16 if compute_type == "bfloat16" or has_bfloat16() else dtype
             self.cross_kv_compute_dtype = compute_dtype
-        self.cross_kv_weights = [(w.cross_key.to(compute_dtype), w.cross_value.to(compute_dtype)) for w in self.layers]
+        self.cross_kv_weights = [(w.cross_key, w.cross_value) for w in self.layers]
+        if compute_dtype != torch.float32:  # from half precision to that, they are converted when they are used
+            self.cross_kv_weights = [(k.to(compute_dtype), v.to(compute_dtype)) for k, v in self.cross_kv_weights]
         if compiled:  # the kernels have weights of their own; PyTorch converts these
             int8 = compute_type == "int8"
             pages = self.weights_version.pages
@@ -140,6 +145,7 @@ class Decoder:
         parts = [slice(i, i + 1) for i in range(count)] if self.device.type == "cpu" else [slice(None)]
         for part in parts:
             for (to_key, to_value), key, value in zip(self.cross_kv_weights, keys[:, part], values[:, part]):
+                to_key, to_value = to_key.to(features_cast.dtype), to_value.to(features_cast.dtype)
                 new_key = onednn.linear_transposed(to_key.weight, features_cast[part])
                 new_value = onednn.linear_transposed(to_value.weight, features_cast[part])
                 new_value.add_(cast(Tensor, to_value.bias)[:, None])
@@ -156,16 +162,19 @@ class Decoder:
 
     def _keep_converted(self) -> None:
         """Keep weights as PyTorch multiplies them, until kernels take over, instead of converting them every time."""
-        size = 4 * (self.embedding.numel() + 14 * len(self.layers) * self.dims.n_text_state**2)
-        if self.packed is not None and self._converted is None and size <= MAX_CONVERTED_BYTES:
+        if self.packed is not None and self._converted is None and self._may_convert(self.embedding.numel()):
             self._converted = [layer.to(self.dtype) for layer in self.layers], self.projection.to(self.dtype)
 
     def keep_layers_converted(self) -> None:
         """Keep layers as PyTorch multiplies them beside kernels, too, for who aligns words all the time."""
-        size = 4 * 14 * len(self.layers) * self.dims.n_text_state**2
-        self._keeps_layers = size <= MAX_CONVERTED_BYTES
+        self._keeps_layers = self._may_convert()
         if self._keeps_layers and self.packed is not None and self._converted is None:
             self._converted = [layer.to(self.dtype) for layer in self.layers], self.projection
+
+    def _may_convert(self, more: int = 0) -> bool:
+        """Return whether float32 weights of all layers, and some more, may be kept, as modules keep them."""
+        size = 4 * (14 * len(self.layers) * self.dims.n_text_state**2 + more)
+        return self.compute_type is None or size <= MAX_CONVERTED_BYTES
 
     def forward(
         self, x: Tensor, audio: EncodedAudio, attend: SelfAttention, cross_scores: list[Tensor] | None = None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from whisper.audio import N_FRAMES, pad_or_trim
 from whisper.model import AudioEncoder, MultiHeadAttention
 
@@ -52,14 +53,27 @@ def encode(
         return _encode_by_module(encoder, pad_or_trim(mel, N_FRAMES) if partial else mel, on_block)
     unfused = unfused_attention and can_attend_unfused(encoder, mel.dtype)
     attend = attention_by_head if unfused else F.scaled_dot_product_attention
-    x = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel)))).transpose(1, 2)
+    x = _gelu(encoder.conv2(_gelu(encoder.conv1(mel)))).transpose(1, 2)
     x = add_positions(encoder, x, partial).to(x.dtype)
     for block in encoder.blocks:
         x = x + _self_attention(block.attn, block.attn_ln(x), attend)
-        x = x + block.mlp(block.mlp_ln(x))
+        x = x + _mlp(block.mlp, block.mlp_ln(x))
         if on_block is not None:
             on_block(x)
     return encoder.ln_post(x)
+
+
+def _gelu(x: Tensor, approximate: str = "none") -> Tensor:
+    """Compute GELU, in place where no gradient is asked for: its input is the largest of all tensors."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return F.gelu(x, approximate=approximate)
+    return cast(Tensor, torch.ops.aten.gelu_(x, approximate=approximate))
+
+
+def _mlp(layers: nn.Sequential, x: Tensor) -> Tensor:
+    for layer in layers:
+        x = _gelu(x, layer.approximate) if isinstance(layer, nn.GELU) else layer(x)
+    return x
 
 
 def _self_attention(attn: MultiHeadAttention, x: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:

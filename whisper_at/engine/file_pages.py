@@ -94,6 +94,21 @@ class FileRows:
         return torch.frombuffer(data, dtype=self._dtype).view(*indices.shape, -1)
 
 
+def release_library(name: str) -> None:
+    """Give back the memory of the code of a library that is loaded; whoever runs it reads it from its file again.
+
+    Parameters
+    ----------
+    name : str
+        What the name of its file begins with.
+    """
+    if not _tells_pages():
+        return
+    for low, high, _offset, path in list(_private_mappings()):
+        if os.path.basename(path).startswith(name) and _is_unchanged(low, high):
+            _libc().madvise(ctypes.c_void_p(low), ctypes.c_size_t(high - low), MADV_DONTNEED)
+
+
 def _may_be_mapped(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.nbytes >= MIN_BYTES and tensor.is_contiguous()
 

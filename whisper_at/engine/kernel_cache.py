@@ -21,17 +21,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import llvmlite
+import llvmlite.binding
 import numba
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
 Signature: TypeAlias = tuple[Any, ...]
 """Numba's types of the arguments of a call."""
 SHARED_SOURCES = ("simd.py", "cpu_kernels.py")
 """Modules of this folder that kernels of all modules take parts from."""
+FORMAT = 2
+"""Of the files; those in another are not read."""
 
 
 def cache_folder() -> Path:
@@ -80,7 +83,7 @@ class KernelCache(_Cache):
 
     def file_name(self, signature: Signature) -> str:
         """Return the name of the file of one list of types of arguments."""
-        digest = hashlib.sha256(f"{self._source} {signature}".encode()).hexdigest()
+        digest = hashlib.sha256(f"{FORMAT} {self._source} {signature}".encode()).hexdigest()
         return f"{self.name}-{digest[:16]}.kernel"
 
     def find(self, signature: Signature, target_context: Any) -> Path | None:
@@ -101,10 +104,10 @@ class KernelCache(_Cache):
         path = self.find(signature, target_context)
         if path is None:
             return False
-        target_context.refresh()  # or what compiled code calls of Numba's may be missing, which ends the process
         try:
-            parts = pickle.loads(path.read_bytes())
+            called, parts = pickle.loads(path.read_bytes())
             with global_compiler_lock:
+                _provide(called, target_context)
                 self._loaded[signature] = CompileResult._rebuild(target_context, *parts)
         except Exception:
             with suppress(OSError):
@@ -125,7 +128,7 @@ class KernelCache(_Cache):
             handle, temporary = tempfile.mkstemp(dir=folder, suffix=".part")
             try:
                 with os.fdopen(handle, "wb") as file:
-                    file.write(dumps(data._reduce()))
+                    file.write(dumps((_called_functions(data), data._reduce())))
                 os.chmod(temporary, 0o644)  # for the other users of an image
                 os.replace(temporary, folder / self.file_name(sig))
             except BaseException:
@@ -140,6 +143,22 @@ class KernelCache(_Cache):
 
     def flush(self) -> None:
         """Do nothing: whoever wants it empty removes the folder."""
+
+
+def _called_functions(compiled: CompileResult) -> list[str]:
+    """Return the names of what compiled code calls and does not contain."""
+    module = llvmlite.binding.parse_assembly(getattr(compiled, "library").get_llvm_str())  # noqa: B009 - as above
+    return [f.name for f in module.functions if f.is_declaration and not f.name.startswith("llvm.")]
+
+
+def _provide(called: Sequence[str], target_context: Any) -> None:
+    """Have Numba tell LLVM where the functions are that compiled code calls: one that is missing ends the process.
+
+    Most are of Numba's runtime. All else that Numba can compile, which takes 20 MB, is made known only where it has to.
+    """
+    rtsys.initialize(target_context)
+    if any(not llvmlite.binding.address_of_symbol(name) for name in called):
+        target_context.refresh()
 
 
 def versions() -> str:

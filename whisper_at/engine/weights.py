@@ -24,6 +24,7 @@ from whisper.model import (
 from . import onednn, simd
 from .cpu_kernels import DecoderWeights, LinearWeights
 from .file_pages import FilePages
+from .half_parameters import stored_parameters, stored_weight
 
 WHISPER_MODULES = {AudioEncoder, TextDecoder, ResidualAttentionBlock, MultiHeadAttention, Linear, LayerNorm, Conv1d}
 UNMODIFIED = WHISPER_MODULES | {onednn.Linear, nn.ModuleList, nn.Sequential, nn.GELU, nn.Embedding}
@@ -91,8 +92,9 @@ class WeightsVersion:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.pages = FilePages(p.detach() for p in module.parameters())
-        in_memory = [p.detach() for p in module.parameters() if p.data_ptr() not in self.pages.addresses]
+        weights = [p.detach() for _, p in stored_parameters(module)]
+        self.pages = FilePages(weights)
+        in_memory = [weight for weight in weights if weight.data_ptr() not in self.pages.addresses]
         flat = [weights.flatten() for weights in in_memory]
         self.versions = self._versions(module)
         self.samples = [weights[:: len(weights) // N_SAMPLES + 1] for weights in flat]
@@ -105,7 +107,7 @@ class WeightsVersion:
 
     @staticmethod
     def _versions(module: nn.Module) -> list[tuple[int, int]]:
-        return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in module.parameters()]
+        return [(p.data_ptr(), 0 if p.is_inference() else p._version) for _, p in stored_parameters(module)]
 
 
 class Affine(NamedTuple):
@@ -117,7 +119,7 @@ class Affine(NamedTuple):
     @classmethod
     def of(cls, module: nn.Module) -> Affine:
         """Take a module's, detached."""
-        weight, bias = cast(Tensor, module.weight), cast("Tensor | None", module.bias)
+        weight, bias = stored_weight(module), cast("Tensor | None", module.bias)
         return cls(weight.detach(), None if bias is None else bias.detach())
 
     def to(self, dtype: torch.dtype) -> Affine:
@@ -181,7 +183,7 @@ class LayerWeights:
     def of(cls, block: ResidualAttentionBlock, *, fuse: bool) -> LayerWeights:
         """Take a layer's; ``fuse`` copies queries, keys and values to one matrix."""
         attn, cross = block.attn, cast(MultiHeadAttention, block.cross_attn)
-        key = Affine(attn.key.weight.detach(), torch.zeros_like(attn.query.bias))
+        key = Affine(stored_weight(attn.key).detach(), torch.zeros_like(attn.query.bias))
         qkv: tuple[Affine, ...] = (Affine.of(attn.query), key, Affine.of(attn.value))
         if fuse:
             weights, biases = [part.weight for part in qkv], [cast(Tensor, part.bias) for part in qkv]
@@ -236,6 +238,17 @@ class LayerWeights:
         return sum(t.nbytes for part in (*self.qkv, *self.matrices.values()) for t in part if t is not None)
 
 
+def _joined(matrices: Sequence[Tensor]) -> Tensor | None:
+    """Return matrices ``(…, width)`` that follow one another in memory as one, or None if they do not."""
+    end, first = matrices[0].data_ptr(), matrices[0]
+    for matrix in matrices:
+        same = (matrix.dtype, matrix.untyped_storage().data_ptr()) == (first.dtype, first.untyped_storage().data_ptr())
+        if not same or matrix.data_ptr() != end or not matrix.is_contiguous():
+            return None
+        end += matrix.nbytes
+    return first.as_strided((sum(map(len, matrices)), first.shape[1]), (first.shape[1], 1))
+
+
 def pack_for_kernels(
     layers: Sequence[LayerWeights], last_norm: Affine, embedding: Tensor, pages: FilePages, *, int8: bool
 ) -> DecoderWeights:
@@ -249,8 +262,8 @@ def pack_for_kernels(
         rows, width = sum(len(matrix) for matrix in matrices), matrices[0].shape[1]
         half = not int8 and simd.HAS_FP16_LOADS and all(map(is_exact_in_half, matrices))
         dtype, scale = torch.int8 if int8 else torch.float16 if half else torch.float32, torch.ones(rows)
-        if len(matrices) == 1 and matrices[0].dtype == dtype:
-            return as_numpy(matrices[0].contiguous()), scale.numpy()
+        if matrices[0].dtype == dtype and (together := _joined(matrices)) is not None:
+            return as_numpy(together), scale.numpy()
         out, row = torch.empty(rows, width, dtype=dtype), 0
         for chunk in (chunk for matrix in matrices for chunk in matrix.split(CHUNK_ROWS)):
             place = slice(row, row := row + len(chunk))

@@ -85,7 +85,7 @@ def describe_features(
         not 0 < frames <= N_FRAMES or frames % POSITION_FRAMES or abs(frames / FRAMES_PER_SECOND - seconds) > 1e-6
     ):
         raise ValueError(f"seconds must be a multiple of 0.02 up to 30, not {seconds:g}")
-    dims, sha256 = model.dims, encoder_sha256(model.state_dict())
+    dims, sha256 = model.dims, encoder_sha256(model.encoder.state_dict(prefix="encoder."))
     layers, dim = dims.n_audio_layer, dims.n_audio_state
     return FeatureMetadata(name, sha256, protocol, seconds, layers, dim, dtype, num_views(protocol))
 

@@ -39,7 +39,7 @@ def load_head(
         if trained_on is None:
             message = f"head {source} is right for {model_name} only if that has the encoder of {published}, which is "
             warnings.warn(f"{message}not here to compare with: load_model({published!r}) fetches it", stacklevel=4)
-    if trained_on and trained_on != checkpoints.encoder_sha256(model.state_dict()):
+    if trained_on and trained_on != checkpoints.encoder_sha256(model.encoder.state_dict(prefix="encoder.")):
         message = f"head {source} was trained on another encoder than that of {model_name}: its tags may be wrong"
         warnings.warn(message, stacklevel=4)  # of load_model or attach
     return head
