@@ -27,11 +27,6 @@ DETERMINISTIC = {"compression_ratio_threshold": None, "logprob_threshold": None}
 """No window is decoded again at a higher temperature, where texts are drawn."""
 
 
-@pytest.fixture(scope="module")
-def nano():
-    return whisper_at.load_model("nano.en", "cpu")
-
-
 def wav(samples) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, samples, 16000, format="WAV")

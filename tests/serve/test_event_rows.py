@@ -19,11 +19,6 @@ ONE_TEMPERATURE = {"compression_ratio_threshold": None, "logprob_threshold": Non
 
 
 @pytest.fixture(scope="module")
-def nano():
-    return whisper_at.load_model("nano.en", "cpu")
-
-
-@pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     """Twelve seconds of rain, of a voice, and of birds."""
     path = tmp_path_factory.mktemp("clip") / "clip.wav"

@@ -33,11 +33,6 @@ HEARD_MS = 120_000
 
 
 @pytest.fixture(scope="module")
-def nano():
-    return whisper_at.load_model("nano.en", "cpu")
-
-
-@pytest.fixture(scope="module")
 def app(nano):
     return create_app(nano, "nano.en")
 

@@ -23,11 +23,6 @@ COMPLETED = "conversation.item.input_audio_transcription.completed"
 PATH = "/v1/realtime?intent=transcription"
 
 
-@pytest.fixture(scope="module")
-def nano():
-    return whisper_at.load_model("nano.en", "cpu")
-
-
 def pcm(samples, rate=24000):
     """Samples at 16 kHz as int16 at another rate, by linear interpolation."""
     times = np.arange(int(len(samples) * rate / 16000)) / rate

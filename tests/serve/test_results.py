@@ -10,7 +10,6 @@ import pytest
 from conftest import ROOT
 from fastapi.testclient import TestClient
 
-import whisper_at
 from whisper_at import cli, find_events
 from whisper_at.formats import FORMATS
 from whisper_at.formats.registry import WHISPER_FORMATS, extension
@@ -21,11 +20,6 @@ from whisper_at.serve.recordings import Recording
 SAMPLE = ROOT / "sample" / "street.ogg"
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
 ASKED = {"language": "en", "temperature": "0", "at_time_res": "2", "timestamp_granularities[]": "word"}
-
-
-@pytest.fixture(scope="module")
-def nano():
-    return whisper_at.load_model("nano.en", "cpu")
 
 
 @pytest.fixture(scope="module")

@@ -104,7 +104,7 @@ def release_library(name: str) -> None:
     """
     if not _tells_pages():
         return
-    for low, high, _offset, path in list(_private_mappings()):
+    for low, high, _offset, path in list(_private_mappings(read_only=True)):  # no thread writes there meanwhile
         if os.path.basename(path).startswith(name) and _is_unchanged(low, high):
             _libc().madvise(ctypes.c_void_p(low), ctypes.c_size_t(high - low), MADV_DONTNEED)
 
@@ -113,12 +113,13 @@ def _may_be_mapped(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.nbytes >= MIN_BYTES and tensor.is_contiguous()
 
 
-def _private_mappings() -> Iterator[tuple[int, int, int, str]]:
+def _private_mappings(*, read_only: bool = False) -> Iterator[tuple[int, int, int, str]]:
     """Yield first and last address of what is mapped privately from files, where it is in its file, and the file."""
     with open("/proc/self/maps") as file:
         for line in file:
             addresses, access, offset, _device, inode, *path = line.rstrip("\n").split(None, 5)
-            if access.endswith("p") and inode != "0" and path:
+            is_wanted = access.endswith("p") and not (read_only and "w" in access)
+            if is_wanted and inode != "0" and path:
                 low, high = addresses.split("-")
                 yield int(low, 16), int(high, 16), int(offset, 16), path[0]
 
