@@ -111,7 +111,7 @@ def events_until_completed(socket):
 
 
 @pytest.mark.parametrize("megabytes", [1000, 0.1])
-def test_who_sends_faster_than_it_is_said_is_told_everything(nano, monkeypatch, megabytes):
+def test_who_sends_faster_than_it_is_said_is_heard_to_the_end(nano, monkeypatch, megabytes):
     """Also where it may not be far ahead: then it is not read for a while."""
     passes, encode = [], WhisperAT.encode
     monkeypatch.setattr(WhisperAT, "encode", lambda *args, **kw: passes.append(1) or encode(*args, **kw))
@@ -129,7 +129,6 @@ def test_who_sends_faster_than_it_is_said_is_told_everything(nano, monkeypatch, 
     words = [word for event in events if event["type"].endswith(".delta") for word in event["words"]]
     assert "".join(word["word"] for word in words).strip() == events[-1]["transcript"]
     assert "open the door" in events[-1]["transcript"].lower()
-    assert words[-1]["end"] > 24
     assert events[-1]["usage"]["seconds"] == pytest.approx(30, abs=0.01)
     assert len(passes) < 20  # one every 0.8 s would be 37
 
