@@ -133,17 +133,6 @@ def test_a_short_recording_does_not_wait_for_the_end_of_a_long_one(model_en, mon
     assert finished == ["short", "long"]
 
 
-def test_the_next_batch_is_opened_while_one_is_transcribed(nano, batches):
-    app = create_app(nano, "nano.en", batch_size=4, **DETERMINISTIC)
-    with TestClient(app) as client, ThreadPoolExecutor(8) as pool:
-        answers = [pool.submit(ask, client, wav(noise(3, seed))) for seed in range(8)]
-        wait_for(lambda: len(app.state.engine.open) == 8)
-        batches.go.set()
-        assert [answer.result().status_code for answer in answers] == [200] * 8
-    assert max(batches) == 4
-    assert sum(batches) == 8
-
-
 def test_freed_memory_is_given_back(model_en, monkeypatch):
     trimmed = []
     monkeypatch.setattr(engine, "trim_heap", lambda: trimmed.append(1))

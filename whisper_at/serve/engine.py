@@ -46,15 +46,14 @@ class Engine:
     limits : Limits
         How many recordings may wait.
     batch_size : int
-        Windows that are transcribed at once. Twice as many recordings are open at most, or `MIN_OPEN`, so that the next
-        batch is read while one is transcribed.
+        Windows that are transcribed at once; so many recordings are open at most, or `MIN_OPEN`.
     metrics : Metrics
         Where it counts what it does.
     """
 
     def __init__(self, limits: Limits, batch_size: int, metrics: Metrics) -> None:
         self.limits, self.batch_size, self.metrics = limits, batch_size, metrics
-        self.max_open = max(2 * batch_size, MIN_OPEN)
+        self.max_open = max(batch_size, MIN_OPEN)
         self.kept = KeptResults(limits.kept, limits.kept_hours, limits.keep_minutes)
         self.waiting: FairQueue[Recording] = FairQueue()
         self.opening: FairQueue[Recording] = FairQueue()
@@ -137,7 +136,7 @@ class Engine:
         n_windows = sum(one.steps.n_windows for one in self.open if one.steps) + len(self.opening)
         for recording in self.waiting:
             is_first = self.opening.count(recording.client) + self.open.count(recording.client) == 0
-            if is_first or n_windows < self.max_open:
+            if is_first or n_windows < 2 * self.max_open:
                 return recording
         return None
 
